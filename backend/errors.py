@@ -1,0 +1,200 @@
+"""The exception tree, and the one table from exception to HTTP status.
+
+InspectionError
+├── InvalidInput                 a field is missing or out of range
+│   ├── InvalidId                a role, ROI or model id that cannot name a folder
+│   ├── InvalidScores            scores for a calibration that are empty or not finite
+│   └── ShapeOutsideImage        a shape that covers no pixel of the image
+├── BadRequest                   the request cannot be understood
+│   ├── ReservedRecipe           the recipe id ``last``
+│   ├── BadImage                 bytes that are no image, or half of one
+│   ├── BadShape                 shape JSON that is broken or of unknown kind
+│   ├── MemoryNotFound           the ROI was never fitted
+│   └── CalibrationMissing       the ROI was never calibrated
+├── NotFound                     no such stored thing
+├── TooLarge                     body, image or pixel count over the limit
+├── Conflict                     the call contradicts what the ROI was fitted with
+│   ├── MmPerPxMismatch
+│   ├── AspectRatioMismatch
+│   └── ExtractorMismatch
+├── Unavailable                  the service cannot do it now
+│   ├── WeightsUnavailable
+│   ├── QueueFull
+│   └── ShuttingDown
+└── ArtefactCorrupt              a stored file does not match its digest
+
+Each error carries one sentence that a line engineer can act on. It never holds a path or a stack trace: it is shown to
+whoever called.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any, ClassVar
+
+
+class InspectionError(Exception):
+    """Base of every error that a caller may see.
+
+    Args:
+        sentence: What went wrong and what to do about it, for a line engineer.
+        details: Machine-readable facts, JSON types only.
+    """
+
+    code: ClassVar[str] = "internal_error"
+
+    def __init__(self, sentence: str, *, details: Mapping[str, Any] | None = None) -> None:
+        super().__init__(sentence)
+        self.sentence = sentence
+        self.details: dict[str, Any] = dict(details or {})
+
+
+class InvalidInput(InspectionError):
+    """A field is missing or out of range; names the field and the allowed range."""
+
+    code = "invalid_input"
+
+
+class InvalidId(InvalidInput):
+    """An id that cannot name a folder."""
+
+    code = "invalid_id"
+
+
+class InvalidScores(InvalidInput):
+    """Scores for a calibration that are empty or not finite."""
+
+    code = "invalid_scores"
+
+
+class ShapeOutsideImage(InvalidInput):
+    """A shape that covers no pixel of the image, or none of the area that was learned."""
+
+    code = "shape_outside_image"
+
+
+class BadRequest(InspectionError):
+    """The request cannot be understood."""
+
+    code = "bad_request"
+
+
+class ReservedRecipe(BadRequest):
+    """A recipe id that is malformed or reserved."""
+
+    code = "reserved_recipe_id"
+
+
+class BadImage(BadRequest):
+    """Bytes that are no image, or half of one."""
+
+    code = "undecodable_image"
+
+
+class BadShape(BadRequest):
+    """Shape JSON that is broken or of unknown kind."""
+
+    code = "bad_shape"
+
+
+class MemoryNotFound(BadRequest):
+    """The ROI was never fitted. The published client looks for these words in the sentence."""
+
+    code = "memory_not_found"
+
+
+class CalibrationMissing(BadRequest):
+    """The ROI was never calibrated. The published client looks for these words in the sentence."""
+
+    code = "calibration_missing"
+
+
+class NotFound(InspectionError):
+    """No such stored thing."""
+
+    code = "not_found"
+
+
+class TooLarge(InspectionError):
+    """Body, image or pixel count over the limit."""
+
+    code = "too_large"
+
+
+class Conflict(InspectionError):
+    """The call contradicts what the ROI was fitted with."""
+
+    code = "conflict"
+
+
+class MmPerPxMismatch(Conflict):
+    """mm_per_px differs by more than 1 % from that of the first fit."""
+
+    code = "mm_per_px_mismatch"
+
+
+class AspectRatioMismatch(Conflict):
+    """The image has another aspect ratio than the images that were learned."""
+
+    code = "aspect_ratio_mismatch"
+
+
+class ExtractorMismatch(Conflict):
+    """The memory was made by another extractor, whose distances mean something else."""
+
+    code = "extractor_mismatch"
+
+
+class Unavailable(InspectionError):
+    """The service cannot do it now; the same call may work later."""
+
+    code = "unavailable"
+    retry_after_s: ClassVar[int | None] = None
+
+
+class WeightsUnavailable(Unavailable):
+    """The network's weights cannot be had."""
+
+    code = "weights_unavailable"
+
+
+class QueueFull(Unavailable):
+    """More inspections wait than the queue holds."""
+
+    code = "queue_full"
+    retry_after_s = 1
+
+
+class ShuttingDown(Unavailable):
+    """The service is stopping and takes no new work."""
+
+    code = "shutting_down"
+    retry_after_s = 5
+
+
+class ArtefactCorrupt(InspectionError):
+    """A stored file does not match its digest, or cannot be read."""
+
+    code = "artefact_corrupt"
+
+
+STATUS_BY_ERROR: dict[type[InspectionError], HTTPStatus] = {
+    InspectionError: HTTPStatus.INTERNAL_SERVER_ERROR,
+    InvalidInput: HTTPStatus.UNPROCESSABLE_ENTITY,
+    BadRequest: HTTPStatus.BAD_REQUEST,
+    NotFound: HTTPStatus.NOT_FOUND,
+    TooLarge: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+    Conflict: HTTPStatus.CONFLICT,
+    Unavailable: HTTPStatus.SERVICE_UNAVAILABLE,
+    ArtefactCorrupt: HTTPStatus.INTERNAL_SERVER_ERROR,
+}
+"""One row per branch of the tree; a leaf has the status of its nearest ancestor here."""
+
+
+def status_of(error: type[InspectionError]) -> HTTPStatus:
+    """Return the HTTP status of an error class: its own row in the table, or its nearest ancestor's."""
+    for ancestor in error.__mro__:
+        if ancestor in STATUS_BY_ERROR:
+            return STATUS_BY_ERROR[ancestor]
+    raise KeyError(error)

@@ -1,0 +1,47 @@
+"""What an extractor is, and which one the settings choose."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from backend.placement import Placement
+
+
+class FeatureExtractor(Protocol):
+    """Turns an image into one embedding per patch of a grid.
+
+    Attributes:
+        name: What people see, for example ``dinov2-vit-s/14``.
+        extractor_id: Names everything that changes the numbers; a memory is only read with the extractor that made it.
+        device: ``cpu``, ``cuda:0``, ….
+        whitens: True when the embeddings are raw responses that a ROI's own whitening brings to unit rows
+            (``backend.whitening``); False when the rows are unit rows already.
+        batch_size: How many images ``extract_batch`` likes to get at once.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def extractor_id(self) -> str: ...
+    @property
+    def device(self) -> str: ...
+    @property
+    def whitens(self) -> bool: ...
+    @property
+    def batch_size(self) -> int: ...
+
+    def placement(self, image_hw: tuple[int, int]) -> Placement:
+        """Return how an image of this size is brought to the patch grid."""
+        ...
+
+    def extract(self, image_bgr: NDArray[np.uint8]) -> tuple[NDArray[np.float32], tuple[int, int]]:
+        """Return the embeddings [Ht*Wt, D] float32, row-major, and the grid (Ht, Wt) of a [H, W, 3] BGR image."""
+        ...
+
+    def extract_batch(self, images_bgr: Sequence[NDArray[np.uint8]]) -> list[NDArray[np.float32]]:
+        """Return the embeddings of several images of one size; each equals what ``extract`` returns, to rounding."""
+        ...
