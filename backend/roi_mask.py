@@ -1,0 +1,159 @@
+"""The area of a ROI that counts: Rect, Circle or Annulus in image pixels, and its mask."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from backend.errors import BadShape, InvalidInput, ShapeOutsideImage
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rect:
+    """An upright rectangle; (x, y) is its top-left corner, px."""
+
+    x: float
+    y: float
+    w: float
+    h: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Circle:
+    """A disc around (cx, cy), px."""
+
+    cx: float
+    cy: float
+    r: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Annulus:
+    """A ring around (cx, cy) between ``r_inner`` and ``r``, px."""
+
+    cx: float
+    cy: float
+    r: float
+    r_inner: float
+
+
+Shape = Rect | Circle | Annulus
+
+_EXAMPLE = '{"kind":"circle","cx":192,"cy":192,"r":180}'
+
+
+def parse_shape(text: str | None) -> Shape | None:
+    """Return the shape that a JSON text describes, or None for the whole image.
+
+    Args:
+        text: ``{"kind":"rect","x":..,"y":..,"w":..,"h":..}``, the same with ``cx``, ``cy`` for the centre,
+            ``{"kind":"circle","cx":..,"cy":..,"r":..}`` or ``{"kind":"annulus","cx":..,"cy":..,"r":..,"r_inner":..}``;
+            None, an empty text or ``null`` means the whole image.
+
+    Raises:
+        BadShape: If the text is no JSON object, of unknown kind, or a number is missing or not finite.
+        InvalidInput: If a size is not positive or the ring is inside out.
+    """
+    if text is None or not text.strip():
+        return None
+    try:
+        fields = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise BadShape(f"The field shape is not valid JSON. Send for example {_EXAMPLE}.") from error
+    if fields is None:
+        return None
+    return shape_from_fields(fields)
+
+
+def shape_from_fields(fields: object) -> Shape:
+    """Return the shape that a decoded JSON object describes; see ``parse_shape``."""
+    if not isinstance(fields, Mapping):
+        raise BadShape(f"The field shape must be a JSON object, for example {_EXAMPLE}.")
+    kind = fields.get("kind")
+    if kind == "rect":
+        w, h = _positive(fields, "w"), _positive(fields, "h")
+        if "cx" in fields or "cy" in fields:
+            return Rect(x=_number(fields, "cx") - w / 2, y=_number(fields, "cy") - h / 2, w=w, h=h)
+        return Rect(x=_number(fields, "x"), y=_number(fields, "y"), w=w, h=h)
+    if kind == "circle":
+        return Circle(cx=_number(fields, "cx"), cy=_number(fields, "cy"), r=_positive(fields, "r"))
+    if kind == "annulus":
+        r, r_inner = _positive(fields, "r"), _number(fields, "r_inner")
+        if not 0 <= r_inner < r:
+            raise InvalidInput(
+                f"shape.r_inner is {r_inner:g}; it must be at least 0 and smaller than r = {r:g}.",
+                details={"field": "shape.r_inner", "ge": 0, "lt": r},
+            )
+        return Annulus(cx=_number(fields, "cx"), cy=_number(fields, "cy"), r=r, r_inner=r_inner)
+    raise BadShape(f"shape.kind must be rect, circle or annulus, got {str(kind)[:40]!r}.")
+
+
+def shape_fields(shape: Shape) -> dict[str, Any]:
+    """Return the JSON object of a shape; ``shape_from_fields`` reads it back."""
+    return {"kind": type(shape).__name__.lower(), **asdict(shape)}
+
+
+def scale_shape(shape: Shape, from_hw: tuple[int, int], to_hw: tuple[int, int]) -> Shape:
+    """Return a shape given in pixels of one image size in pixels of another of the same aspect ratio."""
+    if from_hw == to_hw:
+        return shape
+    sy, sx = to_hw[0] / from_hw[0], to_hw[1] / from_hw[1]
+    if isinstance(shape, Rect):
+        return Rect(x=shape.x * sx, y=shape.y * sy, w=shape.w * sx, h=shape.h * sy)
+    if isinstance(shape, Annulus):
+        return Annulus(cx=shape.cx * sx, cy=shape.cy * sy, r=shape.r * sx, r_inner=shape.r_inner * sx)
+    return Circle(cx=shape.cx * sx, cy=shape.cy * sy, r=shape.r * sx)
+
+
+def shape_mask(shape: Shape | None, image_hw: tuple[int, int]) -> NDArray[np.bool_]:
+    """Return the pixels whose centre lies in a shape. Pixel (x, y) has its centre at (x, y): annulus cx=2 is column 2.
+
+    A rectangle covers the pixels x ≤ column < x + w, as a crop of w columns would.
+
+    Args:
+        shape: The shape, or None for the whole image.
+        image_hw: Height and width of the image, px.
+
+    Returns:
+        [H, W] bool with at least one True.
+
+    Raises:
+        ShapeOutsideImage: If no pixel of the image lies in the shape.
+    """
+    height, width = image_hw
+    if shape is None:
+        return np.ones(image_hw, dtype=np.bool_)
+    ys, xs = np.arange(height, dtype=np.float64)[:, None], np.arange(width, dtype=np.float64)[None, :]
+    if isinstance(shape, Rect):
+        inside = (xs >= shape.x) & (xs < shape.x + shape.w) & (ys >= shape.y) & (ys < shape.y + shape.h)
+    else:
+        squared_distance = (xs - shape.cx) ** 2 + (ys - shape.cy) ** 2
+        inside = squared_distance <= shape.r**2
+        if isinstance(shape, Annulus):
+            inside &= squared_distance >= shape.r_inner**2
+    if not inside.any():
+        raise ShapeOutsideImage(
+            f"The shape covers no pixel of the {width}×{height} px image. Give it in pixels of the uploaded image.",
+            details={"field": "shape", "shape": shape_fields(shape), "image_width": width, "image_height": height},
+        )
+    return inside
+
+
+def _number(fields: Mapping[str, Any], name: str) -> float:
+    value = fields.get(name)
+    if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > 1e6 or not math.isfinite(value):
+        raise BadShape(f"shape.{name} must be a number of pixels, for example {_EXAMPLE}.")
+    return float(value)
+
+
+def _positive(fields: Mapping[str, Any], name: str) -> float:
+    value = _number(fields, name)
+    if value <= 0:
+        raise InvalidInput(f"shape.{name} is {value:g}; it must be greater than 0.", details={"field": f"shape.{name}"})
+    return value

@@ -1,0 +1,74 @@
+"""Millimetres and pixels, seeding, timers, digests: leaves that know nothing of ours."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+
+def mm2_to_px(area_mm2: float, mm_per_px: float) -> int:
+    """Return the smallest whole number of pixels that covers an area.
+
+    Args:
+        area_mm2: Area on the part, mm²; ≥ 0.
+        mm_per_px: Millimetres per pixel; > 0.
+    """
+    return math.ceil(area_mm2 / mm_per_px**2 - 1e-9)  # 1 mm² at 0.1 mm/px is 100 px, not 101
+
+
+def px_to_mm2(area_px: int, mm_per_px: float) -> float:
+    """Return the area on the part, mm², of a number of pixels."""
+    return area_px * mm_per_px**2
+
+
+def generator(seed: int) -> np.random.Generator:
+    """Return the one kind of random generator used here. Its stream is stable across numpy versions for integers."""
+    return np.random.Generator(np.random.PCG64(seed))
+
+
+def sha256_hex(*parts: bytes | memoryview) -> str:
+    """Return the SHA-256 of the parts, each preceded by its length so that no two lists of parts agree by accident."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "little"))
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def canonical_json(value: Mapping[str, Any]) -> bytes:
+    """Return the one byte form of a JSON object: sorted keys, no spaces, UTF-8, no NaN."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return text.encode()
+
+
+class Stopwatch:
+    """Adds up the milliseconds spent under each name."""
+
+    def __init__(self) -> None:
+        self._started = time.perf_counter()
+        self._laps: dict[str, float] = {}
+
+    @contextmanager
+    def lap(self, name: str) -> Iterator[None]:
+        """Count the time of the ``with`` block under ``name``."""
+        before = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._laps[name] = self._laps.get(name, 0.0) + (time.perf_counter() - before) * 1e3
+
+    def add(self, name: str, elapsed_ms: float) -> None:
+        """Count milliseconds that somebody else measured."""
+        self._laps[name] = self._laps.get(name, 0.0) + elapsed_ms
+
+    def timings_ms(self) -> dict[str, float]:
+        """Return milliseconds by name, with ``total`` since the watch was made."""
+        total = (time.perf_counter() - self._started) * 1e3
+        return {name: round(ms, 3) for name, ms in [*self._laps.items(), ("total", total)]}
