@@ -1,0 +1,258 @@
+"""Thresholds, and what they are worth.
+
+A threshold is an order statistic of scores of good parts that the memory has not seen. If those scores and tomorrow's
+are exchangeable, the false-alarm rate of the j-th smallest of n is Beta(n - j + 1, j) distributed, whatever the scores'
+own distribution (David & Nagaraja 2003, *Order Statistics*, §2.3; the same argument as in conformal prediction, Vovk et
+al. 2005). So what n good parts can prove is known before the first part is inspected, and it is said in every answer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import beta
+
+from backend.errors import InvalidInput, InvalidScores
+
+ScoreMode = Literal["percentile", "top_mean", "max"]
+SCORE_MODES: tuple[str, ...] = get_args(ScoreMode)
+Method = Literal["ok_percentile", "between_ok_and_ng", "fewest_errors"]
+
+OK_PERCENTILE = 99.0
+NG_PERCENTILE = 5.0
+MARGIN_RANGE = (0.5, 3.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bounds:
+    """What a threshold promises about good parts that nobody has seen.
+
+    Attributes:
+        expected_false_alarm_rate: Mean share of good parts above the threshold.
+        false_alarm_rate_upper_95: The share that is not exceeded with 95 % confidence.
+    """
+
+    expected_false_alarm_rate: float
+    false_alarm_rate_upper_95: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Threshold:
+    """A threshold and how it came about; see ``set_threshold``."""
+
+    threshold: float
+    p99_ok: float
+    p5_ng: float | None
+    method: Method
+    n_ok: int
+    n_ng: int
+    ng_caught: int
+    margin: float
+    ok_mean: float
+    ng_mean: float
+    bounds: Bounds
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """A ROI's threshold with the settings that its scores were measured with.
+
+    Attributes:
+        threshold: Scores above it are ``ng``; on the scale of the distances, [0, 2].
+        p99_ok: 99th percentile (an order statistic) of the OK scores.
+        p5_ng: 5th percentile of the NG scores, None without any.
+        ok_percentile: The percentile of the OK scores that was asked for.
+        score_mode: The statistic of the map that is the image score.
+        score_percentile: Percentile of the map, for ``percentile`` and ``top_mean``.
+        area_mm2_thr: Regions below it are dropped, mm².
+        mm_per_px: Millimetres per pixel.
+        n_ok: Independent OK scores (parts).
+        n_ng: NG scores.
+        ng_caught: NG scores above the threshold.
+        margin: Factor on p99(OK).
+        method: How the threshold was set.
+        ok_scores_from: ``stored`` leave-one-image-out scores, or ``request``.
+        bounds: What the threshold promises.
+        ok_mean: Mean of the OK scores.
+        ng_mean: Mean of the NG scores, 0.0 without any.
+        memory_checksum: The memory whose scores these are.
+        warnings: What the engineer should know.
+    """
+
+    threshold: float
+    p99_ok: float
+    p5_ng: float | None
+    ok_percentile: float
+    score_mode: ScoreMode
+    score_percentile: float
+    area_mm2_thr: float
+    mm_per_px: float
+    n_ok: int
+    n_ng: int
+    ng_caught: int
+    margin: float
+    method: Method
+    ok_scores_from: Literal["stored", "request"]
+    bounds: Bounds
+    ok_mean: float
+    ng_mean: float
+    memory_checksum: str
+    warnings: tuple[str, ...] = ()
+
+    def to_fields(self) -> dict[str, Any]:
+        """Return the calibration as a flat JSON object; ``from_fields`` reads it back."""
+        fields = asdict(self)
+        fields.update(fields.pop("bounds"))
+        fields["warnings"] = list(self.warnings)
+        return fields
+
+    @classmethod
+    def from_fields(cls, fields: Mapping[str, Any]) -> Calibration:
+        """Return the calibration of a JSON object that ``to_fields`` made.
+
+        Raises:
+            KeyError, TypeError, ValueError: If a field is missing or of another type.
+        """
+        values = dict(fields)
+        values["bounds"] = Bounds(**{name: float(values.pop(name)) for name in Bounds.__dataclass_fields__})
+        values["warnings"] = tuple(values["warnings"])
+        calibration = cls(**values)
+        if calibration.score_mode not in SCORE_MODES or not math.isfinite(float(calibration.threshold)):
+            raise ValueError("not a calibration")
+        return calibration
+
+
+def calibrate(ok_scores: Sequence[float], ng_scores: Sequence[float] | None = None, percentile: float = 99) -> float:
+    """Return the threshold that ``set_threshold`` sets."""
+    return set_threshold(ok_scores, ng_scores, percentile=percentile).threshold
+
+
+def set_threshold(
+    ok_scores: Sequence[float],
+    ng_scores: Sequence[float] | None = None,
+    *,
+    percentile: float = OK_PERCENTILE,
+    margin: float = 1.0,
+) -> Threshold:
+    """Return the threshold that a ROI's good and few bad scores call for.
+
+    Without NG: the percentile of the OK scores, times ``margin``. With NG that lie above it: half-way between it and
+    p5(NG). With NG that do not: the threshold, among the midpoints of neighbouring scores, that makes the fewest false
+    alarms and misses; of several, the one that catches most NG, and a warning.
+
+    A percentile of n scores is the order statistic ``ceil(percentile/100 · (n - 1))`` (numpy's ``higher``), and p5 of
+    the NG its mirror image. Interpolation between the two largest scores, numpy's default, would put the threshold
+    below the largest of 50 and forfeit the guarantee 1 - 0.05^(1/n) that the largest has.
+
+    Args:
+        ok_scores: Scores of good images that the memory has not seen, one per independent part; ≥ 1.
+        ng_scores: Scores of bad images, if any.
+        percentile: Of the OK scores, in (0, 100].
+        margin: Factor on the percentile, in ``MARGIN_RANGE``.
+
+    Raises:
+        InvalidScores: If a list that is given is empty or a score is negative or not finite.
+        InvalidInput: If ``percentile`` or ``margin`` is out of range.
+    """
+    ok = np.sort(_checked_scores(ok_scores, "ok_scores"))
+    ng = np.sort(_checked_scores(ng_scores, "ng_scores")) if ng_scores is not None and len(ng_scores) else None
+    if not 0 < percentile <= 100:
+        raise InvalidInput(
+            f"The percentile is {percentile:g}; it must be above 0 and at most 100.", details={"field": "ok_percentile"}
+        )
+    if not MARGIN_RANGE[0] <= margin <= MARGIN_RANGE[1]:
+        raise InvalidInput(
+            f"margin is {margin:g}; it must be in {MARGIN_RANGE[0]:g} … {MARGIN_RANGE[1]:g}.",
+            details={"field": "margin"},
+        )
+    return _set_threshold(ok, ng, percentile, margin)
+
+
+def _set_threshold(
+    ok: NDArray[np.float64], ng: NDArray[np.float64] | None, percentile: float, margin: float
+) -> Threshold:
+    n = len(ok)
+    p_ok = float(np.percentile(ok, percentile, method="higher"))
+    p5_ng = None if ng is None else float(np.percentile(ng, NG_PERCENTILE, method="lower"))
+    warnings: list[str] = []
+    method: Method = "ok_percentile"
+    threshold, rank_was_chosen = margin * p_ok, margin < 1
+    if ng is not None and p5_ng is not None:
+        if p5_ng > p_ok:
+            method, threshold, rank_was_chosen = "between_ok_and_ng", (p_ok + p5_ng) / 2, False
+        else:
+            method, threshold, rank_was_chosen = "fewest_errors", _fewest_errors(ok, ng), True
+        hidden = int((ng <= ok[-1]).sum())
+        if hidden:
+            warnings.append(
+                f"{hidden} of {len(ng)} NG scores lie below the largest OK score: this ROI does not tell these defects "
+                "from good parts. Look at them: another score_mode, a larger input_size or a tighter shape may help."
+            )
+    if n < math.ceil(1 / (1 - min(percentile, 99.999) / 100)) - 1e-9:
+        warnings.append(
+            f"{n} good parts are too few to tell the {percentile:g}th percentile from the largest score; "
+            "the threshold rests on the largest one."
+        )
+    ng_caught = 0 if ng is None else int((ng > threshold).sum())
+    if ng is not None and ng_caught < len(ng):
+        warnings.append(f"{len(ng) - ng_caught} of {len(ng)} NG images stay below the threshold and pass as good.")
+    return Threshold(
+        threshold=threshold,
+        p99_ok=float(np.percentile(ok, OK_PERCENTILE, method="higher")),
+        p5_ng=p5_ng,
+        method=method,
+        n_ok=n,
+        n_ng=0 if ng is None else len(ng),
+        ng_caught=ng_caught,
+        margin=margin,
+        ok_mean=float(ok.mean()),
+        ng_mean=0.0 if ng is None else float(ng.mean()),
+        bounds=false_alarm_bounds(n, int((ok <= threshold).sum()), rank_was_chosen=rank_was_chosen),
+        warnings=tuple(warnings),
+    )
+
+
+def false_alarm_bounds(n: int, n_at_or_below: int, *, rank_was_chosen: bool = False) -> Bounds:
+    """Return what a threshold promises that ``n_at_or_below`` of n exchangeable OK scores do not exceed.
+
+    For a threshold that is the largest of n: 1/(n + 1), and 1 - 0.05^(1/n).
+
+    Args:
+        n: Independent OK scores.
+        n_at_or_below: How many of them lie at or below the threshold.
+        rank_was_chosen: True when the scores themselves decided which order statistic the threshold is. Then the bound
+            must hold for every one of them at once, and pays for that (Bonferroni).
+    """
+    if n_at_or_below == 0:
+        return Bounds(expected_false_alarm_rate=1.0, false_alarm_rate_upper_95=1.0)
+    alpha = 0.05 / n if rank_was_chosen else 0.05
+    return Bounds(
+        expected_false_alarm_rate=(n - n_at_or_below + 1) / (n + 1),
+        false_alarm_rate_upper_95=float(beta.ppf(1 - alpha, n - n_at_or_below + 1, n_at_or_below)),
+    )
+
+
+def _fewest_errors(ok: NDArray[np.float64], ng: NDArray[np.float64]) -> float:
+    scores = np.unique(np.concatenate([ok, ng]))
+    # Above every score, between neighbours, and below every score; a midpoint keeps the farthest from both.
+    candidates = np.concatenate([[scores[0] / 2], (scores[:-1] + scores[1:]) / 2, [scores[-1]]])
+    false_alarms = len(ok) - np.searchsorted(ok, candidates, side="right")
+    misses = np.searchsorted(ng, candidates, side="right")
+    return float(candidates[np.lexsort((misses, false_alarms + misses))[0]])
+
+
+def _checked_scores(scores: Sequence[float], field: str) -> NDArray[np.float64]:
+    values = np.asarray(scores, dtype=np.float64)
+    if values.ndim != 1 or len(values) == 0:
+        raise InvalidScores(
+            f"{field} is empty. Send at least one score, or leave the field out.", details={"field": field}
+        )
+    if not np.isfinite(values).all() or (values < 0).any():
+        raise InvalidScores(f"{field} holds a value that is negative or not a number.", details={"field": field})
+    return values

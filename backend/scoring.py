@@ -1,0 +1,69 @@
+"""The scores of a memory's own images, each measured without the part that it shows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from backend.calib import ScoreMode, set_threshold
+from backend.infer import anomaly_map, image_scores
+from backend.patchcore import MemoryBank
+from backend.roi_mask import scale_shape, shape_from_fields, shape_mask
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreRule:
+    """How a map becomes an image score."""
+
+    mode: ScoreMode
+    percentile: float
+    blur_sigma: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeaveOneOutScores:
+    """What the good images of a memory score when their own part is left out.
+
+    Attributes:
+        by_image: Score by image digest; an image that no other part left a vector for is missing.
+        by_part: The largest score of each part: parts are independent draws, two images of one part are not.
+    """
+
+    by_image: dict[str, float]
+    by_part: tuple[float, ...]
+
+    def summary(self) -> dict[str, float | int] | None:
+        """Return n, p50, p95, p99 and max over the images, or None without any."""
+        if not self.by_image:
+            return None
+        scores = np.fromiter(self.by_image.values(), np.float64)
+        p50, p95, p99 = (float(value) for value in np.percentile(scores, (50, 95, 99)))
+        return {"n": len(scores), "p50": p50, "p95": p95, "p99": p99, "max": float(scores.max())}
+
+    def suggested_threshold(self) -> float | None:
+        """Return the threshold that these scores alone call for, or None for fewer than two parts."""
+        return set_threshold(self.by_part).threshold if len(self.by_part) >= 2 else None
+
+
+def learned_mask(bank: MemoryBank, image_hw: tuple[int, int]) -> NDArray[np.bool_]:
+    """Return the pixels [H, W] of an image that lie in the shape that a memory has learned."""
+    if bank.shape is None:
+        return shape_mask(None, image_hw)
+    return shape_mask(scale_shape(shape_from_fields(bank.shape), bank.placement.image_hw, image_hw), image_hw)
+
+
+def leave_one_out_scores(bank: MemoryBank, rule: ScoreRule) -> LeaveOneOutScores:
+    """Return the scores of a memory's images, from the distances that were kept at the fit: nothing is extracted."""
+    mask = learned_mask(bank, bank.placement.image_hw)
+    by_image: dict[str, float] = {}
+    by_part: dict[str, float] = {}
+    for digest, part, distances in zip(bank.image_digests, bank.part_ids, bank.loo_distances, strict=True):
+        if not np.isfinite(distances).any():
+            continue
+        image_map = anomaly_map(distances, bank.placement, mask, blur_sigma=rule.blur_sigma)
+        score = image_scores(image_map, mask, percentile=rule.percentile)[rule.mode]
+        by_image[digest] = score
+        by_part[part] = max(score, by_part.get(part, 0.0))
+    return LeaveOneOutScores(by_image=by_image, by_part=tuple(by_part.values()))
