@@ -1,0 +1,354 @@
+"""Learning what is normal: the use case behind ``/fit_ok``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from backend.calib import Calibration
+from backend.calibrating import renewed, rule_of
+from backend.consistency import check_aspect_ratio, check_extractor, check_mm_per_px
+from backend.coreset import Progress
+from backend.device_queue import DeviceQueue, Priority
+from backend.errors import ArtefactCorrupt, InvalidInput
+from backend.extractor_loader import ExtractorLoader
+from backend.extractors import FeatureExtractor
+from backend.image_codec import decode_image, pixel_digest
+from backend.image_store import ImageStore, StoredImage
+from backend.model_key import ModelKey
+from backend.patchcore import MemoryBank, PatchGrid, learn
+from backend.placement import Placement
+from backend.roi_mask import Shape, scale_shape, shape_fields, shape_from_fields, shape_mask
+from backend.scoring import LeaveOneOutScores, ScoreRule, leave_one_out_scores
+from backend.storage import ArtefactStore
+from backend.utils import Stopwatch, sha256_hex
+from backend.whitening import fit_whitening
+
+Mode = Literal["add", "replace"]
+FEW_PARTS = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Upload:
+    """One uploaded image: its name, its bytes, and the physical part that it shows, if the client said."""
+
+    name: str
+    data: bytes = field(repr=False)
+    part_id: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitRequest:
+    """What to learn.
+
+    Attributes:
+        uploads: Images; at least one.
+        mm_per_px: Millimetres per pixel of the images.
+        shape: What counts, in pixels of the first upload; None keeps what the ROI has learned with.
+        mode: ``add`` to what was learned, or ``replace`` it.
+        coreset_rate: In (0, 1].
+        k: Neighbours that a distance is the mean of.
+        seed: Draws the coreset's first centre.
+        rule: How maps become scores, for a ROI that was never calibrated.
+        area_mm2_thr: The smallest region that matters, mm², for a ROI that was never calibrated.
+    """
+
+    uploads: Sequence[Upload]
+    mm_per_px: float
+    shape: Shape | None
+    mode: Mode
+    coreset_rate: float
+    k: int
+    seed: int
+    rule: ScoreRule
+    area_mm2_thr: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitReport:
+    """What was learned.
+
+    Attributes:
+        bank: The memory.
+        n_new: Images that the memory did not know before.
+        n_duplicates: Uploads that repeat an image.
+        scores: Leave-one-image-out scores of all images.
+        calibration: What became of the ROI's calibration: ``none`` was there, it was ``kept`` (the memory is the same),
+            ``renewed``, or is ``stale``.
+        threshold: The threshold now in force, if any.
+        warnings: What the engineer should know.
+        timings_ms: Milliseconds by stage.
+    """
+
+    bank: MemoryBank
+    n_new: int
+    n_duplicates: int
+    scores: LeaveOneOutScores
+    calibration: Literal["none", "kept", "renewed", "stale"]
+    threshold: float | None
+    warnings: tuple[str, ...]
+    timings_ms: Mapping[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Learnable:
+    """One image on its way into a memory; ``data`` is None when the store has it already."""
+
+    digest: str
+    part_id: str
+    grid: PatchGrid
+    name: str = ""
+    data: bytes | None = None
+
+
+class Fitter:
+    """Fits ROIs. Two fits of one ROI at once both count: each merges with what is stored, under the ROI's lock."""
+
+    def __init__(
+        self, *, store: ArtefactStore, extractor: ExtractorLoader, device: DeviceQueue, max_pixels: int
+    ) -> None:
+        self._store = store
+        self._extractor = extractor
+        self._device = device
+        self._max_pixels = max_pixels
+
+    def fit(self, key: ModelKey, request: FitRequest, *, progress: Progress | None = None) -> FitReport:
+        """Learn images, store the new memory, and return what came of it.
+
+        Nothing is stored before every upload has been decoded and found to fit.
+
+        Args:
+            key: The model.
+            request: What to learn.
+            progress: Told (images extracted, images in all).
+
+        Raises:
+            BadImage, TooLarge: If an upload cannot be used; the sentence names it.
+            AspectRatioMismatch, MmPerPxMismatch, ExtractorMismatch: If the ROI was fitted otherwise.
+            ShapeOutsideImage: If the shape covers no pixel.
+            WeightsUnavailable: If there is no extractor.
+        """
+        watch = Stopwatch()
+        if not request.uploads:
+            raise InvalidInput("The field images is missing. Send at least one image.", details={"field": "images"})
+        extractor = self._extractor.get()
+        images = ImageStore(self._store.roi_folder(key))
+        with watch.lap("decode"):
+            identified = [(upload, *self._identify(upload, extractor)) for upload in request.uploads]
+        first = identified[0][2]
+        for upload, _, placement in identified:
+            check_aspect_ratio(first, placement, upload.name)
+        shape_mask(request.shape, first.image_hw)
+        self._check(self._learned(key, request.mode), request, extractor, first)
+        with watch.lap("extract"):
+            fresh = self._extract(images, identified, extractor, progress)
+        with self._store.lock(key):
+            known = self._learned(key, request.mode)
+            self._check(known, request, extractor, first)
+            with watch.lap("store"):
+                _keep(images, fresh.values(), request.mm_per_px)
+                learnables = {**self._known(images, known, extractor), **fresh}
+            with watch.lap("coreset"):
+                bank = _memory(learnables, known, request, extractor, first.image_hw)
+            with watch.lap("write"):
+                report = self._switch(key, request, known, bank, watch)
+            if request.mode == "replace":
+                self._forget_others(key, images, bank)
+        return report
+
+    def _identify(self, upload: Upload, extractor: FeatureExtractor) -> tuple[str, Placement]:
+        image = decode_image(upload.data, max_pixels=self._max_pixels, name=upload.name)
+        return pixel_digest(image), extractor.placement((image.shape[0], image.shape[1]))
+
+    def _learned(self, key: ModelKey, mode: Mode) -> MemoryBank | None:
+        """Return the memory that this fit adds to."""
+        return self._store.load(key).bank if mode == "add" else None
+
+    def _check(
+        self, known: MemoryBank | None, request: FitRequest, extractor: FeatureExtractor, placement: Placement
+    ) -> None:
+        if known is not None:
+            check_extractor(known, extractor)
+            check_mm_per_px(known, request.mm_per_px)
+            check_aspect_ratio(known.placement, placement, request.uploads[0].name)
+
+    def _extract(
+        self,
+        images: ImageStore,
+        identified: Sequence[tuple[Upload, str, Placement]],
+        extractor: FeatureExtractor,
+        progress: Progress | None,
+    ) -> dict[str, _Learnable]:
+        fresh: dict[str, _Learnable] = {}
+        for done, (upload, digest, placement) in enumerate(identified):
+            rows = fresh[digest].grid.embeddings if digest in fresh else None
+            if rows is None:
+                rows = self._embeddings(images, digest, extractor, upload.data, upload.name)
+            fresh[digest] = _Learnable(
+                digest=digest,
+                part_id=upload.part_id or digest,
+                grid=PatchGrid(embeddings=rows, placement=placement, extractor_id=extractor.extractor_id),
+                name=upload.name,
+                data=upload.data,
+            )
+            if progress is not None:
+                progress(done + 1, len(identified))
+        return fresh
+
+    def _embeddings(
+        self, images: ImageStore, digest: str, extractor: FeatureExtractor, data: bytes, name: str
+    ) -> NDArray[np.float32]:
+        rows = images.get_embeddings(digest, extractor.extractor_id)
+        if rows is None:
+            image = decode_image(data, max_pixels=self._max_pixels, name=name)
+            # One image a turn, so that inspections get in between.
+            rows = self._device.run(lambda: extractor.extract(image)[0], Priority.FIT)
+        return rows
+
+    def _known(
+        self, images: ImageStore, known: MemoryBank | None, extractor: FeatureExtractor
+    ) -> dict[str, _Learnable]:
+        """Return the images that the memory was fitted on and that are still in the store."""
+        learnables = {}
+        for digest in () if known is None else known.image_digests:
+            stored = images.get(digest, "ok")
+            if stored is None:
+                continue
+            rows = images.get_embeddings(digest, extractor.extractor_id)
+            if rows is None:
+                rows = self._embeddings(images, digest, extractor, images.read(stored), stored.name)
+                images.put_embeddings(digest, extractor.extractor_id, rows)
+            grid = PatchGrid(
+                embeddings=rows,
+                placement=extractor.placement(stored.image_hw),
+                extractor_id=extractor.extractor_id,
+            )
+            learnables[digest] = _Learnable(digest=digest, part_id=stored.part_id, grid=grid)
+        return learnables
+
+    def _switch(
+        self, key: ModelKey, request: FitRequest, known: MemoryBank | None, bank: MemoryBank, watch: Stopwatch
+    ) -> FitReport:
+        """Make the memory the ROI's own, with its calibration renewed where that can be done, and report."""
+        previous = self._previous_calibration(key)
+        rule = request.rule if previous is None else rule_of(previous, request.rule.blur_sigma)
+        with watch.lap("scores"):
+            scores = leave_one_out_scores(bank, rule)
+        kept = previous is not None and previous.memory_checksum == bank.checksum
+        new = None if previous is None or kept else renewed(previous, bank, blur_sigma=rule.blur_sigma)
+        self._store.save_bank(key, bank, new)
+        in_force = previous if kept else new
+        known_digests = set() if known is None else set(known.image_digests)
+        n_new = len(set(bank.image_digests) - known_digests)
+        area_mm2_thr = request.area_mm2_thr if previous is None else previous.area_mm2_thr
+        warnings = [*_warnings(bank, scores, area_mm2_thr)]
+        gone = len(known_digests - set(bank.image_digests))
+        if gone:
+            warnings.append(f"{gone} learned images were deleted from the store and are no longer part of the memory.")
+        if previous is not None and in_force is None:
+            warnings.append(
+                "The calibration belongs to the memory before this fit and is set aside; until you calibrate again, "
+                "inspections have no decision."
+            )
+        return FitReport(
+            bank=bank,
+            n_new=n_new,
+            n_duplicates=len(request.uploads) - n_new,
+            scores=scores,
+            calibration="none" if previous is None else "kept" if kept else "renewed" if new else "stale",
+            threshold=None if in_force is None else in_force.threshold,
+            warnings=tuple(warnings),
+            timings_ms=watch.timings_ms(),
+        )
+
+    def _previous_calibration(self, key: ModelKey) -> Calibration | None:
+        try:
+            return next(iter(self._store.calibrations(key)), None)
+        except ArtefactCorrupt:
+            return None
+
+    def _forget_others(self, key: ModelKey, images: ImageStore, bank: MemoryBank) -> None:
+        needed = {*bank.image_digests, *self._store.learned_by_other_models(key)}
+        for image in images.list("ok"):
+            if image.digest not in needed:
+                images.delete(image.digest, "ok")
+
+
+def _keep(images: ImageStore, fresh: Iterable[_Learnable], mm_per_px: float) -> None:
+    for image in fresh:
+        if image.data is not None:
+            images.put_embeddings(image.digest, image.grid.extractor_id, image.grid.embeddings)
+            stored = StoredImage(
+                digest=image.digest,
+                label="ok",
+                name=image.name,
+                part_id=image.part_id,
+                image_hw=image.grid.placement.image_hw,
+                mm_per_px=mm_per_px,
+                bytes_sha256=sha256_hex(image.data),
+            )
+            images.put(stored, image.data)
+
+
+def _memory(
+    learnables: Mapping[str, _Learnable],
+    known: MemoryBank | None,
+    request: FitRequest,
+    extractor: FeatureExtractor,
+    upload_hw: tuple[int, int],
+) -> MemoryBank:
+    first = learnables[min(learnables)].grid.placement
+    shape: Shape | None = None
+    if request.shape is not None:
+        shape = scale_shape(request.shape, upload_hw, first.image_hw)
+    elif known is not None and known.shape is not None:
+        shape = scale_shape(shape_from_fields(known.shape), known.placement.image_hw, first.image_hw)
+    mask_cells = first.cell_coverage(shape_mask(shape, first.image_hw)).reshape(-1) > 0
+    whitening = None
+    if extractor.whitens:
+        rows = [learnables[digest].grid.embeddings[mask_cells] for digest in sorted(learnables)]
+        whitening = fit_whitening(np.concatenate(rows))
+    return learn(
+        {digest: image.grid for digest, image in learnables.items()},
+        part_ids={digest: image.part_id for digest, image in learnables.items()},
+        mask_cells=mask_cells,
+        shape=None if shape is None else shape_fields(shape),
+        whitening=whitening,
+        coreset_rate=request.coreset_rate,
+        seed=request.seed,
+        k=request.k,
+        mm_per_px=request.mm_per_px if known is None else known.mm_per_px,
+    )
+
+
+def _warnings(bank: MemoryBank, scores: LeaveOneOutScores, area_mm2_thr: float) -> Iterable[str]:
+    n = bank.n_parts
+    if n < 2:
+        yield (
+            "One good part is not enough for a threshold: nothing tells how much good parts differ. "
+            f"Fit at least {FEW_PARTS}, better 50."
+        )
+    elif n < FEW_PARTS:
+        yield (
+            f"{n} good parts prove little: with 95 % confidence no more than that fewer than "
+            f"{100 * (1 - 0.05 ** (1 / n)):.0f} % of good parts are rejected. Fit at least {FEW_PARTS}, better 50."
+        )
+    unscored = len(bank.image_digests) - len(scores.by_image)
+    if n >= 2 and unscored:
+        yield f"{unscored} images could not be scored without their own part: raise coreset_rate or fit more parts."
+    cell_mm = bank.placement.cell_mm(bank.mm_per_px)
+    if area_mm2_thr < cell_mm**2 / 4:
+        height, width = bank.placement.input_hw
+        cell_px = height // bank.placement.grid_hw[0]
+        wanted = math.sqrt(height * width) * cell_mm / (2 * math.sqrt(area_mm2_thr)) if area_mm2_thr > 0 else math.inf
+        size = 0 if math.isinf(wanted) else math.ceil(wanted / cell_px - 1e-9) * cell_px
+        remedy = f"BDI_INPUT_SIZE={size} would" if size else "no input_size can"
+        yield (
+            f"area_mm2_thr is {area_mm2_thr:g} mm², but one patch cell is {cell_mm:.2f} mm wide: an area below a "
+            f"quarter of a cell ({cell_mm**2 / 4:.2f} mm²) is not resolved; {remedy} resolve it."
+        )

@@ -1,0 +1,68 @@
+"""Every setting, each default written once. Only ``Settings()`` reads the environment, and only when it is built."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from backend.calib import ScoreMode
+from backend.placement import Resize
+
+
+class Settings(BaseSettings):
+    """The service's settings; ``BDI_MODELS_DIR`` sets ``models_dir``, and so on."""
+
+    model_config = SettingsConfigDict(env_prefix="BDI_", extra="ignore", frozen=True)
+
+    backend_host: str = Field("127.0.0.1", description="Address that `roi-inspector serve` binds to.")
+    backend_port: int = Field(8000, ge=0, le=65535, description="Port that `roi-inspector serve` binds to; 0 = any.")
+    models_dir: Path = Field(Path("models"), description="Folder of the artefacts.")
+
+    extractor: Literal["dinov2", "filter-bank", "auto"] = Field(
+        "dinov2", description="`auto` takes DINOv2 if its weights can be had, else the filter bank, and says so."
+    )
+    weights: Path | None = Field(None, description="Weights file: timm safetensors, or dinov2_vits14_pretrain.pth.")
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N.")
+    require_cuda: bool = Field(False, description="Refuse to start without a CUDA device.")
+    engine: Literal["auto", "torch", "openvino"] = Field("auto", description="What computes the network.")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="Arithmetic of the network.")
+    threads: int = Field(0, ge=0, le=256, description="CPU threads for the network; 0 = one per core.")
+    input_size: int = Field(384, ge=56, le=2048, description="Network input of a square ROI, px.")
+    scales: Annotated[tuple[float, ...], NoDecode] = Field(
+        (1.0,), min_length=1, max_length=3, description="Resizes whose grids are joined, e.g. 1.0,0.67."
+    )
+    resize: Resize = Field("aspect", description="`aspect` keeps a ROI's aspect ratio, `square` does not.")
+
+    coreset_rate: float = Field(0.02, gt=0, le=1, description="Share of the patch embeddings that is kept.")
+    seed: int = Field(0, ge=0, le=2**31 - 1, description="Draws the coreset's first centre.")
+    k: int = Field(1, ge=1, le=64, description="Neighbours that a distance is the mean of.")
+    blur_sigma: float = Field(1.0, ge=0, le=50, description="Blur of the anomaly map, px of the image.")
+    score_mode: ScoreMode = Field("percentile", description="Statistic of the map that is the score.")
+    score_percentile: float = Field(99.0, gt=0, le=100, description="Percentile of the map that is the score.")
+    area_mm2_thr: float = Field(1.0, ge=0, le=1e6, description="Smaller regions are dropped, mm².")
+
+    cache_max_entries: int = Field(50, ge=1, le=100_000, description="ROIs kept in memory.")
+    queue_length: int = Field(64, ge=1, le=10_000, description="Inspections that may wait; one more is answered 503.")
+    max_pixels: int = Field(40_000_000, ge=64, le=1_000_000_000, description="Largest image, px.")
+    max_body_mb: int = Field(512, ge=1, le=65_536, description="Largest request body, MB.")
+    max_images: int = Field(500, ge=1, le=100_000, description="Most images in one request.")
+
+    @field_validator("scales", mode="before")
+    @classmethod
+    def _split_scales(cls, value: object) -> object:
+        return tuple(float(part) for part in value.split(",")) if isinstance(value, str) else value
+
+    @field_validator("scales")
+    @classmethod
+    def _check_scales(cls, scales: tuple[float, ...]) -> tuple[float, ...]:
+        if scales[0] != 1.0 or not all(0.25 <= scale <= 2 for scale in scales):
+            raise ValueError("scales must begin with 1.0 and lie in 0.25 … 2")
+        return scales
+
+    @field_validator("weights", mode="before")
+    @classmethod
+    def _empty_is_unset(cls, value: object) -> object:
+        return None if value == "" else value

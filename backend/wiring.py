@@ -1,0 +1,81 @@
+"""From settings to a service: the one place that knows every part."""
+
+from __future__ import annotations
+
+from functools import cache
+
+from backend.device_queue import DeviceQueue
+from backend.errors import WeightsUnavailable
+from backend.extractor_loader import ExtractorLoader
+from backend.extractors import FeatureExtractor
+from backend.filter_bank import FilterBankFeatures
+from backend.scoring import ScoreRule
+from backend.service import Defaults, InspectionService
+from backend.settings import Settings
+from backend.storage import ArtefactStore
+
+
+def build_service(settings: Settings, *, extractor: ExtractorLoader | None = None) -> InspectionService:
+    """Return the service that the settings describe; the extractor is not loaded yet.
+
+    Args:
+        settings: The settings.
+        extractor: Takes the place of the one that the settings choose.
+    """
+    defaults = Defaults(
+        coreset_rate=settings.coreset_rate,
+        seed=settings.seed,
+        k=settings.k,
+        rule=ScoreRule(mode=settings.score_mode, percentile=settings.score_percentile, blur_sigma=settings.blur_sigma),
+        area_mm2_thr=settings.area_mm2_thr,
+        max_pixels=settings.max_pixels,
+    )
+    return InspectionService(
+        store=ArtefactStore(settings.models_dir),
+        extractor=extractor or ExtractorLoader(lambda: make_extractor(settings)),
+        device=DeviceQueue(settings.queue_length),
+        defaults=defaults,
+        cache_max_entries=settings.cache_max_entries,
+    )
+
+
+def make_extractor(settings: Settings) -> tuple[FeatureExtractor, str | None]:
+    """Return the extractor that the settings choose and, when it is not the one hoped for, why.
+
+    Raises:
+        WeightsUnavailable: If DINOv2 is asked for and its weights cannot be had.
+    """
+    if settings.extractor == "filter-bank":
+        return _filter_bank(settings), None
+    try:
+        return _dinov2(settings), None
+    except WeightsUnavailable as error:
+        if settings.extractor == "dinov2":
+            raise
+        return _filter_bank(settings), f"The filter bank runs in place of DINOv2. {error.sentence}"
+
+
+@cache
+def script_service() -> InspectionService:
+    """Return a service of the environment's settings, for scripts; made on the first call and kept."""
+    return build_service(Settings())
+
+
+def _filter_bank(settings: Settings) -> FeatureExtractor:
+    return FilterBankFeatures(input_size=settings.input_size, resize=settings.resize)
+
+
+def _dinov2(settings: Settings) -> FeatureExtractor:
+    # Imported here: torch takes seconds, and the filter bank does not need it.
+    from backend.features import DinoV2Features
+
+    return DinoV2Features(
+        device=settings.device,
+        input_size=settings.input_size,
+        scales=settings.scales,
+        resize=settings.resize,
+        weights=settings.weights,
+        engine=settings.engine,
+        precision=settings.precision,
+        threads=settings.threads or None,
+    )
