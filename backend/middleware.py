@@ -1,0 +1,64 @@
+"""What happens to every request before a route sees it: an id, and a limit on the body."""
+
+from __future__ import annotations
+
+import re
+import uuid
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from backend.model_key import DEFAULT_RECIPE
+
+REQUEST_ID_HEADER = "X-Request-Id"
+_USABLE_ID = re.compile(r"[!-~]{1,128}")
+
+
+class RequestIds:
+    """Gives every request an id, the client's where it sent a usable one, and echoes it."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        sent = Headers(scope=scope).get(REQUEST_ID_HEADER, "")
+        request_id = sent if _USABLE_ID.fullmatch(sent) else uuid.uuid4().hex
+        scope.setdefault("state", {}).update(request_id=request_id, recipe_id=DEFAULT_RECIPE)
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message)[REQUEST_ID_HEADER] = request_id
+            await send(message)
+
+        await self._app(scope, receive, send_with_id)
+
+
+class BodyLimit:
+    """Refuses a body over ``settings.max_body_mb`` while it streams in, not after."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        limit_mb = scope["app"].state.settings.max_body_mb
+        received = 0
+
+        async def receive_some() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > limit_mb * 1_000_000:
+                # An HTTPException, because FastAPI turns any other error while it reads a body into a 400.
+                raise HTTPException(413, f"The request is larger than {limit_mb} MB. Send fewer images in one call.")
+            return message
+
+        await self._app(scope, receive_some, send)

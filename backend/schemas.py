@@ -1,0 +1,261 @@
+"""The requests and answers of the HTTP interface: every field with its type, meaning, range and an example.
+
+Geometry is in pixels of the uploaded image. Scores and thresholds are distances in [0, 2]: larger is more anomalous.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from fastapi import Form
+from pydantic import BaseModel, ConfigDict, Field
+
+from backend.calib import MARGIN_RANGE, ScoreMode
+from backend.model_key import MAX_ID_CHARS
+
+_ROLE = "Role of the camera view; letters of any language, digits, '-', '_'."
+_ROI = "Region of interest; letters of any language, digits, '-', '_'."
+_KEY = "Which model of the ROI; the roi_id unless said otherwise."
+_RECIPE = "Recipe, a-z 0-9 _ -; goes before the header X-Recipe-Id; `default` without either."
+_MM = "Millimetres per pixel of the image; fixed at the first fit of a ROI (1 % tolerance)."
+_SHAPE = (
+    "JSON text, in pixels of the image: a rect (x, y, w, h or cx, cy, w, h), a circle (cx, cy, r) or an annulus "
+    "(cx, cy, r, r_inner). Missing or empty: the whole image."
+)
+SHAPE_EXAMPLES = [
+    '{"kind":"annulus","cx":192,"cy":192,"r":180,"r_inner":60}',
+    '{"kind":"rect","x":10,"y":20,"w":300,"h":200}',
+]
+MAX_MM_PER_PX = 100.0
+
+Id = Annotated[str, Field(min_length=1, max_length=MAX_ID_CHARS)]
+RoleId = Annotated[Id, Field(description=_ROLE, examples=["Inspection"])]
+RoiId = Annotated[Id, Field(description=_ROI, examples=["inspection-1"])]
+ModelKeyId = Annotated[str | None, Field(max_length=MAX_ID_CHARS, description=_KEY, examples=["inspection-1"])]
+RecipeId = Annotated[str | None, Field(max_length=MAX_ID_CHARS, description=_RECIPE, examples=["default"])]
+MmPerPx = Annotated[float, Field(gt=0, le=MAX_MM_PER_PX, allow_inf_nan=False, description=_MM, examples=[0.2])]
+AreaMm2 = Annotated[
+    float,
+    Field(ge=0, le=1e6, allow_inf_nan=False, description="Smaller regions are dropped, mm².", examples=[1.0]),
+]
+Percentile = Annotated[
+    float,
+    Field(gt=0, le=100, allow_inf_nan=False, description="Percentile of the map that is the score.", examples=[99]),
+]
+Scores = Annotated[list[Annotated[float, Field(ge=0, allow_inf_nan=False)]], Field(max_length=100_000)]
+
+RoleIdForm = Annotated[str, Form(min_length=1, max_length=MAX_ID_CHARS, description=_ROLE, examples=["Inspection"])]
+RoiIdForm = Annotated[str, Form(min_length=1, max_length=MAX_ID_CHARS, description=_ROI, examples=["inspection-1"])]
+ModelKeyForm = Annotated[str | None, Form(max_length=MAX_ID_CHARS, description=_KEY, examples=["inspection-1"])]
+RecipeIdForm = Annotated[str | None, Form(max_length=MAX_ID_CHARS, description=_RECIPE, examples=["default"])]
+MmPerPxForm = Annotated[float, Form(gt=0, le=MAX_MM_PER_PX, allow_inf_nan=False, description=_MM, examples=[0.2])]
+ShapeForm = Annotated[str | None, Form(max_length=4096, description=_SHAPE, examples=SHAPE_EXAMPLES)]
+
+
+class Answer(BaseModel):
+    """What every answer about a model carries."""
+
+    role_id: str = Field(description="As sent.", examples=["Inspection"])
+    roi_id: str = Field(description="As sent.", examples=["inspection-1"])
+    model_key: str = Field(description="As sent, or the roi_id.", examples=["inspection-1"])
+    recipe_id: str = Field(description="The recipe that was used.", examples=["default"])
+    request_id: str = Field(description="The header X-Request-Id, or a new id.", examples=["8f0c6d0e6d2e4f0a"])
+
+
+class ErrorBody(BaseModel):
+    """The one body of every error."""
+
+    error: str = Field(description="One sentence that says what to do.", examples=["mm_per_px must be greater than 0."])
+    code: str = Field(description="Stable snake_case code.", examples=["invalid_input"])
+    details: dict[str, Any] | None = Field(
+        None, description="Machine-readable facts.", examples=[{"field": "mm_per_px"}]
+    )
+    request_id: str = Field(description="Find it in the log.", examples=["8f0c6d0e6d2e4f0a"])
+    recipe_id: str = Field(description="The recipe of the call.", examples=["default"])
+
+
+class HealthAnswer(BaseModel):
+    """Whether the service can inspect."""
+
+    status: Literal["ok", "degraded", "starting"] = Field(description="`starting` while the extractor loads.")
+    device: Literal["cpu", "cuda"] = Field(description="Where the extractor runs.", examples=["cpu"])
+    model: str = Field(description="The extractor.", examples=["dinov2-vit-s/14"])
+    version: str = Field(description="Version of the service.", examples=["0.1.0"])
+    reason: str | None = Field(None, description="What is degraded, and how to mend it.", examples=[None])
+    request_id: str = Field(description="The header X-Request-Id, or a new id.", examples=["8f0c6d0e6d2e4f0a"])
+
+
+class ScoreSummary(BaseModel):
+    """Leave-one-image-out scores of all learned images."""
+
+    n: int = Field(description="Images that were scored.", examples=[30])
+    p50: float = Field(description="Median.", examples=[0.41])
+    p95: float = Field(description="95th percentile.", examples=[0.52])
+    p99: float = Field(description="99th percentile.", examples=[0.55])
+    max: float = Field(description="Largest.", examples=[0.56])
+
+
+class FitAnswer(Answer):
+    """What a ROI has learned."""
+
+    status: Literal["ok"] = "ok"
+    n_ok_total: int = Field(description="Different images in the memory.", examples=[30])
+    n_new: int = Field(description="Images of this call that the memory did not know.", examples=[30])
+    n_duplicates: int = Field(
+        description="Images of this call that repeat a known one; not learned twice.", examples=[0]
+    )
+    n_parts: int = Field(description="Physical parts among the images.", examples=[30])
+    n_embeddings: int = Field(description="Patch embeddings of all images.", examples=[21870])
+    coreset_size: int = Field(description="Embeddings that were kept.", examples=[438])
+    coreset_rate_requested: float = Field(description="Share asked for.", examples=[0.02])
+    coreset_rate_applied: float = Field(description="coreset_size ÷ n_embeddings.", examples=[0.02003])
+    token_shape: tuple[int, int] = Field(description="Rows and columns of the patch grid.", examples=[[27, 27]])
+    cell_mm: float = Field(description="Edge of one patch cell, mm.", examples=[2.84])
+    mm_per_px: float = Field(description="The ROI's scale.", examples=[0.2])
+    checksum: str = Field(description="SHA-256 of the memory.", examples=["9287c49a9e0d8c57…"])
+    extractor: str = Field(description="Name of the extractor.", examples=["dinov2-vit-s/14"])
+    ok_scores: ScoreSummary | None = Field(description="None for fewer than two parts.")
+    suggested_threshold: float | None = Field(
+        description="What these scores alone call for; null for fewer than two parts.", examples=[0.56]
+    )
+    calibration: Literal["none", "kept", "renewed", "stale"] = Field(
+        description="What became of the ROI's calibration: there was `none`; `kept`: the memory is the same; `renewed` "
+        "with the same settings; `stale`: calibrate again, inspections have no decision until then."
+    )
+    threshold: float | None = Field(description="The threshold now in force.", examples=[0.56])
+    warnings: list[str] = Field(description="What the engineer should know.", examples=[[]])
+    timings_ms: dict[str, float] = Field(description="Milliseconds by stage.", examples=[{"total": 6210.4}])
+
+
+class CalibrateBody(BaseModel):
+    """What to calibrate with."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"role_id": "Inspection", "roi_id": "inspection-1", "mm_per_px": 0.2},
+                {
+                    "role_id": "Inspection",
+                    "roi_id": "inspection-1",
+                    "mm_per_px": 0.2,
+                    "ok_scores": [0.41, 0.44, 0.39],
+                    "ng_scores": [0.92],
+                    "area_mm2_thr": 1.0,
+                    "score_percentile": 99,
+                },
+            ]
+        }
+    )
+
+    role_id: RoleId
+    roi_id: RoiId
+    model_key: ModelKeyId = None
+    recipe_id: RecipeId = None
+    mm_per_px: MmPerPx | None = None
+    ok_scores: Scores | None = Field(
+        None, description="Scores of good images; left out: the stored leave-one-image-out scores.", examples=[None]
+    )
+    ng_scores: Scores | None = Field(None, description="Scores of bad images, if any.", examples=[[0.92]])
+    area_mm2_thr: AreaMm2 | None = None
+    score_percentile: Percentile | None = None
+    score_mode: ScoreMode | None = Field(
+        None, description="Statistic of the map that is the score; left out: as before.", examples=["percentile"]
+    )
+    ok_percentile: float = Field(
+        99, gt=0, le=100, allow_inf_nan=False, description="Percentile of the OK scores that is the threshold."
+    )
+    margin: float = Field(
+        1.0, ge=MARGIN_RANGE[0], le=MARGIN_RANGE[1], allow_inf_nan=False, description="Factor on p99(OK), without NG."
+    )
+
+
+class CalibrateAnswer(Answer):
+    """A ROI's threshold, and what it is worth."""
+
+    status: Literal["ok"] = "ok"
+    threshold: float = Field(description="Scores above it are ng.", examples=[0.56])
+    p99_ok: float = Field(description="99th percentile of the OK scores (an order statistic).", examples=[0.56])
+    p5_ng: float | None = Field(description="5th percentile of the NG scores; null without any.", examples=[None])
+    ok_mean: float = Field(description="Mean of the OK scores.", examples=[0.41])
+    ng_mean: float = Field(description="Mean of the NG scores; 0 without any.", examples=[0.0])
+    mm_per_px: float = Field(description="The ROI's scale.", examples=[0.2])
+    area_mm2_thr: float = Field(description="Smaller regions are dropped, mm².", examples=[1.0])
+    score_percentile: float = Field(description="Percentile of the map that is the score.", examples=[99.0])
+    score_mode: ScoreMode = Field(description="Statistic of the map that is the score.", examples=["percentile"])
+    ok_percentile: float = Field(description="Percentile of the OK scores that was asked for.", examples=[99.0])
+    margin: float = Field(description="Factor on p99(OK).", examples=[1.0])
+    method: Literal["ok_percentile", "between_ok_and_ng", "fewest_errors"] = Field(description="How it was set.")
+    ok_scores_from: Literal["stored", "request"] = Field(description="Where the OK scores came from.")
+    n_ok: int = Field(description="Independent OK scores (parts).", examples=[30])
+    n_ng: int = Field(description="NG scores.", examples=[0])
+    ng_caught: int = Field(description="NG scores above the threshold.", examples=[0])
+    expected_false_alarm_rate: float = Field(
+        description="Share of good parts above the threshold, on average: 1/(n+1).", examples=[0.032]
+    )
+    false_alarm_rate_upper_95: float = Field(
+        description="The share that is not exceeded, with 95 % confidence.", examples=[0.095]
+    )
+    memory_checksum: str = Field(description="The memory that it belongs to.", examples=["9287c49a9e0d8c57…"])
+    warnings: list[str] = Field(description="What the engineer should know.", examples=[[]])
+
+
+class RegionAnswer(BaseModel):
+    """One area where the map reaches the threshold."""
+
+    bbox: tuple[int, int, int, int] = Field(description="x, y, w, h, px.", examples=[[120, 88, 14, 6]])
+    x: int = Field(description="Left, px.", examples=[120])
+    y: int = Field(description="Top, px.", examples=[88])
+    w: int = Field(description="Width, px.", examples=[14])
+    h: int = Field(description="Height, px.", examples=[6])
+    area_px: int = Field(description="Number of pixels.", examples=[61])
+    area_mm2: float = Field(description="Area on the part, mm².", examples=[2.44])
+    peak: float = Field(description="Largest value of the map in it.", examples=[0.97])
+    contour: list[tuple[int, int]] = Field(description="Outer contour, [x, y] px.", examples=[[[120, 88], [133, 93]]])
+
+
+class InferParams(BaseModel):
+    """How the score came about."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    extractor: str = Field(description="Name of the extractor.", examples=["dinov2-vit-s/14"])
+    extractor_id: str = Field(description="Everything that changes its numbers.")
+    coreset_rate: float = Field(description="Share asked for at the fit.", examples=[0.02])
+    k: int = Field(description="Neighbours that a distance is the mean of.", examples=[1])
+    p_score: float = Field(description="Percentile of the map that is the score.", examples=[99.0])
+    blur_sigma: float = Field(description="Blur of the map, px.", examples=[1.0])
+    mm_per_px: float = Field(description="The ROI's scale.", examples=[0.2])
+    score_percentile: float = Field(description="The same as p_score.", examples=[99.0])
+    score_mode: ScoreMode = Field(description="Which of `scores` is the score.", examples=["percentile"])
+    scores: dict[ScoreMode, float] = Field(description="All statistics of the map.")
+    scoring: Literal["new", "leave_one_out", "own_image_only"] = Field(
+        description="`leave_one_out`: the image is in the memory and was scored without its own part. "
+        "`own_image_only`: it is the only part there is, and its score says nothing."
+    )
+    area_mm2_thr: float = Field(description="Smaller regions were dropped, mm².", examples=[1.0])
+    heatmap_scale: float = Field(description="What 255 stands for in the heat map.", examples=[1.12])
+    cell_mm: float = Field(description="Edge of one patch cell, mm.", examples=[2.84])
+    calibration_stale: bool = Field(description="There is a calibration, but of an older memory.", examples=[False])
+    shape: dict[str, Any] | None = Field(description="The shape of this call.")
+    learned_shape: dict[str, Any] | None = Field(description="The shape that the ROI was fitted with.")
+    n_ok: int = Field(description="Images in the memory.", examples=[30])
+    memory_checksum: str = Field(description="The memory that was used.")
+    image_digest: str = Field(description="SHA-256 of the decoded pixels.")
+
+
+class InferAnswer(Answer):
+    """What was found on one image."""
+
+    score: float = Field(description="Larger is more anomalous.", examples=[0.47])
+    threshold: float | None = Field(description="null: not calibrated.", examples=[0.56])
+    decision: Literal["ok", "ng"] | None = Field(description="`ng` if score > threshold.", examples=["ok"])
+    heatmap_png_base64: str | None = Field(
+        description="8-bit grey PNG of the image's size: 0 = distance 0 or outside, 128 = threshold, 255 = twice it."
+    )
+    heatmap_path: str | None = Field(None, description="For heatmap=path: the file, below the models folder.")
+    regions: list[RegionAnswer] = Field(description="Largest first; empty when not calibrated.")
+    token_shape: tuple[int, int] = Field(description="Rows and columns of the patch grid.", examples=[[27, 27]])
+    params: InferParams
+    timings_ms: dict[str, float] = Field(
+        description="Milliseconds: decode, queue, extract, search, post, encode, total.", examples=[{"total": 161.2}]
+    )
