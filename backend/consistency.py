@@ -31,6 +31,16 @@ def check_mm_per_px(bank: MemoryBank, mm_per_px: float) -> None:
         )
 
 
+def check_same_scale(mm_per_px: float, of_image: float | None, name: str) -> None:
+    """Raise MmPerPxMismatch if a stored image was uploaded with another scale than it is now used with."""
+    if of_image is not None and abs(of_image / mm_per_px - 1) > MM_PER_PX_TOLERANCE + 1e-9:
+        raise MmPerPxMismatch(
+            f"mm_per_px is {mm_per_px:g}, but the stored image {name!r} has {of_image:g}. "
+            "Send its value, or delete the image and upload it again.",
+            details={"field": "mm_per_px", "image": name, "stored_with": of_image, "sent": mm_per_px},
+        )
+
+
 def check_aspect_ratio(fitted: Placement, placement: Placement, name: str = "image") -> None:
     """Raise AspectRatioMismatch if an image does not share the aspect ratio and grid of those that were learned."""
     (h0, w0), (h1, w1) = fitted.image_hw, placement.image_hw

@@ -12,14 +12,14 @@ from numpy.typing import NDArray
 
 from backend.calib import Calibration
 from backend.calibrating import renewed, rule_of
-from backend.consistency import check_aspect_ratio, check_extractor, check_mm_per_px
+from backend.consistency import check_aspect_ratio, check_extractor, check_mm_per_px, check_same_scale
 from backend.coreset import Progress
 from backend.device_queue import DeviceQueue, Priority
 from backend.errors import ArtefactCorrupt, InvalidInput
 from backend.extractor_loader import ExtractorLoader
 from backend.extractors import FeatureExtractor
-from backend.image_codec import decode_image, pixel_digest
-from backend.image_store import ImageStore, StoredImage
+from backend.image_codec import decode_image, image_suffix, pixel_digest
+from backend.image_store import ImageStore, StoredImage, safe_stem
 from backend.model_key import ModelKey
 from backend.patchcore import MemoryBank, PatchGrid, learn
 from backend.placement import Placement
@@ -47,10 +47,11 @@ class FitRequest:
     """What to learn.
 
     Attributes:
-        uploads: Images; at least one.
+        uploads: Images; at least one, unless ``use_dataset``.
         mm_per_px: Millimetres per pixel of the images.
         shape: What counts, in pixels of the first upload; None keeps what the ROI has learned with.
         mode: ``add`` to what was learned, or ``replace`` it.
+        use_dataset: Learn exactly the ``ok`` images of the data set, and the uploads.
         coreset_rate: In (0, 1].
         k: Neighbours that a distance is the mean of.
         seed: Draws the coreset's first centre.
@@ -62,6 +63,7 @@ class FitRequest:
     mm_per_px: float
     shape: Shape | None
     mode: Mode
+    use_dataset: bool
     coreset_rate: float
     k: int
     seed: int
@@ -120,7 +122,7 @@ class Fitter:
     def fit(self, key: ModelKey, request: FitRequest, *, progress: Progress | None = None) -> FitReport:
         """Learn images, store the new memory, and return what came of it.
 
-        Nothing is stored before every upload has been decoded and found to fit.
+        Nothing is stored before every image has been decoded and found to fit.
 
         Args:
             key: The model.
@@ -134,32 +136,50 @@ class Fitter:
             WeightsUnavailable: If there is no extractor.
         """
         watch = Stopwatch()
-        if not request.uploads:
-            raise InvalidInput("The field images is missing. Send at least one image.", details={"field": "images"})
         extractor = self._extractor.get()
         images = ImageStore(self._store.roi_folder(key))
         with watch.lap("decode"):
             identified = [(upload, *self._identify(upload, extractor)) for upload in request.uploads]
-        first = identified[0][2]
+        first = self._reference(request, identified, images, extractor)
         for upload, _, placement in identified:
             check_aspect_ratio(first, placement, upload.name)
         shape_mask(request.shape, first.image_hw)
         self._check(self._learned(key, request.mode), request, extractor, first)
         with watch.lap("extract"):
             fresh = self._extract(images, identified, extractor, progress)
+            if request.use_dataset:  # before the lock, so that nobody waits for it; under it the rows are there
+                self._learnables(images, images.labelled("ok"), request, first, extractor, progress)
         with self._store.lock(key):
             known = self._learned(key, request.mode)
             self._check(known, request, extractor, first)
             with watch.lap("store"):
                 _keep(images, fresh.values(), request.mm_per_px)
-                learnables = {**self._known(images, known, extractor), **fresh}
+                stored = self._stored_before(images, known, request)
+                learnables = {**self._learnables(images, stored, request, first, extractor, None), **fresh}
             with watch.lap("coreset"):
                 bank = _memory(learnables, known, request, extractor, first.image_hw)
             with watch.lap("write"):
-                report = self._switch(key, request, known, bank, watch)
-            if request.mode == "replace":
+                repeats = len(identified) - len(set(fresh) - set(() if known is None else known.image_digests))
+                report = self._switch(key, request, known, bank, repeats, watch)
+            if request.mode == "replace" and not request.use_dataset:
                 self._forget_others(key, images, bank)
         return report
+
+    def _reference(
+        self,
+        request: FitRequest,
+        identified: Sequence[tuple[Upload, str, Placement]],
+        images: ImageStore,
+        extractor: FeatureExtractor,
+    ) -> Placement:
+        """Return the placement that all images of the fit must agree with: the first upload's, or the data set's."""
+        if identified:
+            return identified[0][2]
+        stored = images.labelled("ok") if request.use_dataset else []
+        if not stored:
+            wanted = "The data set has no ok images" if request.use_dataset else "The field images is missing"
+            raise InvalidInput(f"{wanted}. Send at least one good image.", details={"field": "images"})
+        return extractor.placement(stored[0].image_hw)
 
     def _identify(self, upload: Upload, extractor: FeatureExtractor) -> tuple[str, Placement]:
         image = decode_image(upload.data, max_pixels=self._max_pixels, name=upload.name)
@@ -175,7 +195,7 @@ class Fitter:
         if known is not None:
             check_extractor(known, extractor)
             check_mm_per_px(known, request.mm_per_px)
-            check_aspect_ratio(known.placement, placement, request.uploads[0].name)
+            check_aspect_ratio(known.placement, placement, request.uploads[0].name if request.uploads else "data set")
 
     def _extract(
         self,
@@ -210,29 +230,48 @@ class Fitter:
             rows = self._device.run(lambda: extractor.extract(image)[0], Priority.FIT)
         return rows
 
-    def _known(
-        self, images: ImageStore, known: MemoryBank | None, extractor: FeatureExtractor
+    def _stored_before(
+        self, images: ImageStore, known: MemoryBank | None, request: FitRequest
+    ) -> Sequence[StoredImage]:
+        """Return the stored images that the fit learns beside its uploads: the data set's, or those learned before."""
+        if request.use_dataset:
+            return images.labelled("ok")
+        learned = (images.get(digest, "ok") for digest in (() if known is None else known.image_digests))
+        return [image for image in learned if image is not None]
+
+    def _learnables(
+        self,
+        images: ImageStore,
+        stored: Sequence[StoredImage],
+        request: FitRequest,
+        first: Placement,
+        extractor: FeatureExtractor,
+        progress: Progress | None,
     ) -> dict[str, _Learnable]:
-        """Return the images that the memory was fitted on and that are still in the store."""
         learnables = {}
-        for digest in () if known is None else known.image_digests:
-            stored = images.get(digest, "ok")
-            if stored is None:
-                continue
-            rows = images.get_embeddings(digest, extractor.extractor_id)
+        for done, image in enumerate(stored):
+            placement = extractor.placement(image.image_hw)
+            check_aspect_ratio(first, placement, image.file_name)
+            if request.use_dataset:
+                check_same_scale(request.mm_per_px, image.mm_per_px, image.file_name)
+            rows = images.get_embeddings(image.digest, extractor.extractor_id)
             if rows is None:
-                rows = self._embeddings(images, digest, extractor, images.read(stored), stored.name)
-                images.put_embeddings(digest, extractor.extractor_id, rows)
-            grid = PatchGrid(
-                embeddings=rows,
-                placement=extractor.placement(stored.image_hw),
-                extractor_id=extractor.extractor_id,
-            )
-            learnables[digest] = _Learnable(digest=digest, part_id=stored.part_id, grid=grid)
+                rows = self._embeddings(images, image.digest, extractor, images.read(image), image.name)
+                images.put_embeddings(image.digest, extractor.extractor_id, rows)
+            grid = PatchGrid(embeddings=rows, placement=placement, extractor_id=extractor.extractor_id)
+            learnables[image.digest] = _Learnable(digest=image.digest, part_id=image.part_id, grid=grid)
+            if progress is not None:
+                progress(done + 1, len(stored))
         return learnables
 
     def _switch(
-        self, key: ModelKey, request: FitRequest, known: MemoryBank | None, bank: MemoryBank, watch: Stopwatch
+        self,
+        key: ModelKey,
+        request: FitRequest,
+        known: MemoryBank | None,
+        bank: MemoryBank,
+        n_duplicates: int,
+        watch: Stopwatch,
     ) -> FitReport:
         """Make the memory the ROI's own, with its calibration renewed where that can be done, and report."""
         previous = self._previous_calibration(key)
@@ -258,7 +297,7 @@ class Fitter:
         return FitReport(
             bank=bank,
             n_new=n_new,
-            n_duplicates=len(request.uploads) - n_new,
+            n_duplicates=n_duplicates,
             scores=scores,
             calibration="none" if previous is None else "kept" if kept else "renewed" if new else "stale",
             threshold=None if in_force is None else in_force.threshold,
@@ -274,7 +313,7 @@ class Fitter:
 
     def _forget_others(self, key: ModelKey, images: ImageStore, bank: MemoryBank) -> None:
         needed = {*bank.image_digests, *self._store.learned_by_other_models(key)}
-        for image in images.list("ok"):
+        for image in images.labelled("ok"):
             if image.digest not in needed:
                 images.delete(image.digest, "ok")
 
@@ -286,11 +325,12 @@ def _keep(images: ImageStore, fresh: Iterable[_Learnable], mm_per_px: float) -> 
             stored = StoredImage(
                 digest=image.digest,
                 label="ok",
-                name=image.name,
+                name=safe_stem(image.name),
                 part_id=image.part_id,
                 image_hw=image.grid.placement.image_hw,
                 mm_per_px=mm_per_px,
                 bytes_sha256=sha256_hex(image.data),
+                suffix=image_suffix(image.data),
             )
             images.put(stored, image.data)
 

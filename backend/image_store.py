@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import io
 import json
+import unicodedata
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 import numpy as np
@@ -21,10 +22,12 @@ from numpy.typing import NDArray
 
 from backend.errors import ArtefactCorrupt, NotFound
 from backend.files import write_atomic
-from backend.image_codec import SUFFIX_BY_FORMAT, image_suffix
 from backend.utils import canonical_json, sha256_hex
 
 Label = Literal["ok", "ng"]
+
+FILE_NAME_DIGITS = 12
+MAX_STEM_CHARS = 60
 
 _DIGEST_BYTES = 32
 
@@ -36,11 +39,12 @@ class StoredImage:
     Attributes:
         digest: Of its decoded pixels.
         label: ``ok`` or ``ng``.
-        name: What its uploader called it.
+        name: What its uploader called it, made safe; see ``StoredImage.file_name``.
         part_id: The physical part that it shows; its digest where nobody said.
         image_hw: Height and width, px.
-        mm_per_px: Millimetres per pixel.
+        mm_per_px: Millimetres per pixel, None where nobody said.
         bytes_sha256: Digest of the file's bytes.
+        suffix: Of the file, ``.png`` or another of ``SUFFIX_BY_FORMAT``.
         meta: What the client sent along, JSON types.
     """
 
@@ -49,9 +53,22 @@ class StoredImage:
     name: str
     part_id: str
     image_hw: tuple[int, int]
-    mm_per_px: float
+    mm_per_px: float | None
     bytes_sha256: str
+    suffix: str
     meta: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def file_name(self) -> str:
+        """What clients see: the uploader's name made safe, then the digest, so that it is unique and stays."""
+        return f"{self.name}-{self.digest[:FILE_NAME_DIGITS]}{self.suffix}"
+
+
+def safe_stem(name: str) -> str:
+    """Return an uploaded file's name without folder and suffix, of letters, digits, ``-`` and ``_`` only."""
+    stem = PurePosixPath(unicodedata.normalize("NFC", name).replace("\\", "/")).stem
+    kept = "".join(c if c.isalnum() or c in "-_" else "_" for c in stem)[:MAX_STEM_CHARS].strip("_")
+    return kept or "image"
 
 
 class ImageStore:
@@ -61,20 +78,32 @@ class ImageStore:
         self._images = roi_folder / "images"
         self._embeddings = roi_folder / "embeddings"
 
-    def put(self, image: StoredImage, data: bytes) -> None:
-        """Store an image's original bytes and facts; what is there under the same digest and label is kept.
+    def put(self, image: StoredImage, data: bytes) -> StoredImage:
+        """Store an image's original bytes and facts, and return the facts.
+
+        What is there under the same digest and label keeps its name and bytes; a part, a scale or metadata that come
+        with the repeat take the place of the old ones.
 
         Raises:
             OSError: If it cannot be written.
         """
-        path = self._images / image.label / (image.digest + image_suffix(data))
-        facts = path.with_suffix(".json")
-        if not facts.exists():
-            write_atomic(path, data)
-        # The facts come last: an image counts from the moment that they are there.
-        write_atomic(facts, canonical_json(asdict(image)))
+        folder = self._images / image.label
+        known = self.get(image.digest, image.label)
+        if known is None:
+            write_atomic(folder / (image.digest + image.suffix), data)
+        else:
+            image = replace(
+                known,
+                part_id=known.part_id if image.part_id == image.digest else image.part_id,
+                mm_per_px=image.mm_per_px or known.mm_per_px,
+                meta=image.meta or known.meta,
+            )
+        if image != known:
+            # The facts come last: an image counts from the moment that they are there.
+            write_atomic(folder / f"{image.digest}.json", canonical_json(asdict(image)))
+        return image
 
-    def list(self, label: Label) -> list[StoredImage]:
+    def labelled(self, label: Label) -> list[StoredImage]:
         """Return the images of a label, by digest."""
         return [_read_facts(path) for path in sorted((self._images / label).glob("*.json"))]
 
@@ -83,6 +112,15 @@ class ImageStore:
         path = self._images / label / f"{digest}.json"
         return _read_facts(path) if path.exists() else None
 
+    def find(self, file_name: str, label: Label) -> StoredImage | None:
+        """Return the image that clients know by a file name, or None."""
+        stem, _, tail = file_name.rpartition("-")
+        digits = PurePosixPath(tail).stem
+        if not stem or len(digits) != FILE_NAME_DIGITS or not digits.isalnum():
+            return None
+        found = (_read_facts(path) for path in (self._images / label).glob(f"{digits}*.json"))
+        return next((image for image in found if image.file_name == file_name), None)
+
     def read(self, image: StoredImage) -> bytes:
         """Return the original bytes of an image.
 
@@ -90,14 +128,13 @@ class ImageStore:
             NotFound: If they are gone.
             ArtefactCorrupt: If they are not what was uploaded.
         """
-        for suffix in SUFFIX_BY_FORMAT.values():
-            path = self._images / image.label / (image.digest + suffix)
-            if path.exists():
-                data = path.read_bytes()
-                if sha256_hex(data) != image.bytes_sha256:
-                    raise ArtefactCorrupt(f"The stored image {image.name!r} is damaged. Delete it and upload it again.")
-                return data
-        raise NotFound(f"The stored image {image.name!r} is gone. Upload it again.")
+        try:
+            data = (self._images / image.label / (image.digest + image.suffix)).read_bytes()
+        except FileNotFoundError as error:
+            raise NotFound(f"The stored image {image.file_name!r} is gone. Upload it again.") from error
+        if sha256_hex(data) != image.bytes_sha256:
+            raise ArtefactCorrupt(f"The stored image {image.file_name!r} is damaged. Delete it and upload it again.")
+        return data
 
     def delete(self, digest: str, label: Label) -> bool:
         """Delete an image and its embeddings; return whether it was there."""
