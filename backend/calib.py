@@ -77,7 +77,7 @@ class Calibration:
         ng_caught: NG scores above the threshold.
         margin: Factor on p99(OK).
         method: How the threshold was set.
-        ok_scores_from: ``stored`` leave-one-image-out scores, or ``request``.
+        ok_scores_from: ``stored`` leave-one-image-out scores, those of the ``request``, or of the ``dataset``.
         bounds: What the threshold promises.
         ok_mean: Mean of the OK scores.
         ng_mean: Mean of the NG scores, 0.0 without any.
@@ -98,7 +98,7 @@ class Calibration:
     ng_caught: int
     margin: float
     method: Method
-    ok_scores_from: Literal["stored", "request"]
+    ok_scores_from: Literal["stored", "request", "dataset"]
     bounds: Bounds
     ok_mean: float
     ng_mean: float

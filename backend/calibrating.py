@@ -23,11 +23,13 @@ class CalibrationRequest:
     Attributes:
         ok_scores: Scores of good images; None takes the memory's own leave-one-image-out scores.
         ng_scores: Scores of bad images.
+        scores_from: Where the scores given came from.
         rule: How maps become scores from now on.
         measured_with: How the scores in the request were measured: the rule in force so far.
         area_mm2_thr: Regions below it are dropped, mm².
         ok_percentile: Percentile of the OK scores that the threshold is.
         margin: Factor on it.
+        min_parts: Parts that stored scores must come from.
     """
 
     ok_scores: Sequence[float] | None
@@ -37,6 +39,8 @@ class CalibrationRequest:
     area_mm2_thr: float
     ok_percentile: float = OK_PERCENTILE
     margin: float = 1.0
+    scores_from: Literal["request", "dataset"] = "request"
+    min_parts: int = 2
 
 
 def calibrated(bank: MemoryBank, request: CalibrationRequest) -> Calibration:
@@ -47,13 +51,13 @@ def calibrated(bank: MemoryBank, request: CalibrationRequest) -> Calibration:
         InvalidScores: If scores are empty, negative or not finite.
     """
     stored = leave_one_out_scores(bank, request.rule).by_part
-    if request.ok_scores is None and len(stored) < 2:
+    if request.ok_scores is None and len(stored) < request.min_parts:
         raise InvalidInput(
             "The field ok_scores is missing, and the memory has no leave-one-image-out scores of its own: it needs "
-            "good images of at least two parts. Fit more good images, or send ok_scores.",
+            f"good images of at least {request.min_parts} parts. Fit more good images, or send ok_scores.",
             details={"field": "ok_scores", "stored_scores": len(stored)},
         )
-    source: Literal["stored", "request"] = "stored" if request.ok_scores is None else "request"
+    source: Literal["stored", "request", "dataset"] = "stored" if request.ok_scores is None else request.scores_from
     ok_scores = stored if request.ok_scores is None else request.ok_scores
     found = set_threshold(ok_scores, request.ng_scores, percentile=request.ok_percentile, margin=request.margin)
     warnings = list(found.warnings)
@@ -63,7 +67,7 @@ def calibrated(bank: MemoryBank, request: CalibrationRequest) -> Calibration:
             "that the memory was fitted on, and a threshold from them rejects good parts. Leave ok_scores out to use "
             "the stored ones."
         )
-    if request.rule != request.measured_with and (source == "request" or request.ng_scores):
+    if request.rule != request.measured_with and (source != "stored" or request.ng_scores):
         warnings.append(
             f"The scores sent were measured as {_named(request.measured_with)}, but from now on the score is "
             f"{_named(request.rule)}. Inspect those images again and calibrate with the new scores."

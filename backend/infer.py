@@ -77,6 +77,10 @@ class Inspection:
         """[H, W] uint8: 0 = distance 0 or outside the mask, 128 = the threshold, 255 = twice the threshold or more."""
         return heatmap(self.map, self.heatmap_full_scale)
 
+    def scores_under(self, percentile: float) -> dict[ScoreMode, float]:
+        """Return the statistics of the map at another percentile; see ``image_scores``."""
+        return image_scores(self.map, self.mask, percentile=percentile)
+
 
 def anomaly_map(
     distances: NDArray[np.float32], placement: Placement, mask: NDArray[np.bool_], *, blur_sigma: float = 1.0

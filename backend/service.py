@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +40,7 @@ class Defaults:
     rule: ScoreRule
     area_mm2_thr: float
     max_pixels: int
+    min_ok_samples: int
 
 
 class InspectionService:
@@ -66,6 +67,11 @@ class InspectionService:
         """Whether there is an extractor; never waits."""
         return self._extractor.state
 
+    @property
+    def extractor_name(self) -> str:
+        """Name of the extractor; waits while it is being loaded."""
+        return self._extractor.get().name
+
     def start(self) -> None:
         """Begin to get the extractor ready."""
         self._extractor.start()
@@ -82,6 +88,7 @@ class InspectionService:
         mm_per_px: float,
         shape: Shape | None = None,
         mode: Mode = "add",
+        use_dataset: bool = False,
         coreset_rate: float | None = None,
         progress: Progress | None = None,
     ) -> FitReport:
@@ -91,6 +98,7 @@ class InspectionService:
             mm_per_px=mm_per_px,
             shape=shape,
             mode=mode,
+            use_dataset=use_dataset,
             coreset_rate=self.defaults.coreset_rate if coreset_rate is None else coreset_rate,
             k=self.defaults.k,
             seed=self.defaults.seed,
@@ -111,8 +119,12 @@ class InspectionService:
         area_mm2_thr: float | None = None,
         ok_percentile: float = OK_PERCENTILE,
         margin: float = 1.0,
+        scores_from: Literal["request", "dataset"] = "request",
+        scores_measured_with: ScoreRule | None = None,
     ) -> Calibration:
         """Set and store a ROI's threshold. A setting left out keeps the value of the ROI's last calibration.
+
+        ``scores_measured_with`` says how the scores in the call were measured, when not as the ROI was scored so far.
 
         Raises:
             MemoryNotFound: If the ROI was never fitted.
@@ -124,21 +136,17 @@ class InspectionService:
             if mm_per_px is not None:
                 check_mm_per_px(bank, mm_per_px)
             last = next(iter(self._store.calibrations(key)), None)
-            measured_with = self._rule(last)
-            rule = ScoreRule(
-                mode=score_mode or measured_with.mode,
-                percentile=score_percentile or measured_with.percentile,
-                blur_sigma=measured_with.blur_sigma,
-            )
             kept_area = self.defaults.area_mm2_thr if last is None else last.area_mm2_thr
             request = CalibrationRequest(
                 ok_scores=ok_scores,
                 ng_scores=ng_scores,
-                rule=rule,
-                measured_with=measured_with,
+                rule=self.rule_after(key, score_mode=score_mode, score_percentile=score_percentile),
+                scores_from=scores_from,
+                measured_with=scores_measured_with or self._rule(last),
                 area_mm2_thr=kept_area if area_mm2_thr is None else area_mm2_thr,
                 ok_percentile=ok_percentile,
                 margin=margin,
+                min_parts=self.defaults.min_ok_samples,
             )
             calibration = calibrated(bank, request)
             self._store.save_calibration(key, calibration)
@@ -252,6 +260,25 @@ class InspectionService:
             heatmap_full_scale=model.heatmap_full_scale,
             params=params,
             timings_ms=watch.timings_ms(),
+        )
+
+    def fitted_bank(self, key: ModelKey) -> MemoryBank:
+        """Return the memory of a ROI.
+
+        Raises:
+            MemoryNotFound: If the ROI was never fitted.
+        """
+        return _fitted(key, self._models.get(key))
+
+    def rule_after(
+        self, key: ModelKey, *, score_mode: ScoreMode | None = None, score_percentile: float | None = None
+    ) -> ScoreRule:
+        """Return how a ROI's maps become scores after a calibration that asks for these; None keeps what was."""
+        last = self._rule(next(iter(self._store.calibrations(key)), None))
+        return ScoreRule(
+            mode=score_mode or last.mode,
+            percentile=score_percentile or last.percentile,
+            blur_sigma=last.blur_sigma,
         )
 
     def keep_heatmap(self, key: ModelKey, inspection: Inspection, png: bytes) -> str:

@@ -1,0 +1,144 @@
+"""Inspecting and calibrating with whole data sets. Every image gets its line, also one that cannot be inspected."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from backend.calib import Calibration
+from backend.coreset import Progress
+from backend.datasets import Datasets
+from backend.errors import InspectionError, InvalidInput
+from backend.image_store import Label, StoredImage
+from backend.infer import Inspection
+from backend.model_key import ModelKey
+from backend.roi_mask import Shape, parse_shape, shape_from_fields
+from backend.service import InspectionService
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetItem:
+    """One image of a data set and what came of its inspection: an inspection, or why there is none."""
+
+    label: Label
+    image: StoredImage
+    inspection: Inspection | None
+    error: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetCalibration:
+    """A calibration from a data set, and the images that could not take part."""
+
+    calibration: Calibration
+    failed: Sequence[DatasetItem]
+
+
+def inspect_dataset(
+    service: InspectionService,
+    datasets: Datasets,
+    key: ModelKey,
+    *,
+    labels: Sequence[Label],
+    default_mm_per_px: float | None = None,
+    progress: Progress | None = None,
+) -> Iterator[DatasetItem]:
+    """Yield one item per stored image, whatever became of it. Images that were learned are scored leave-one-out.
+
+    One at a time, because each inspection holds its map.
+
+    Args:
+        service: Inspects.
+        datasets: Holds the images.
+        key: The model.
+        labels: Which classes.
+        default_mm_per_px: For images whose metadata do not name a scale; else the ROI's own.
+        progress: Told (done, total).
+
+    Raises:
+        MemoryNotFound: If the ROI was never fitted.
+    """
+    bank = service.fitted_bank(key)
+    listed = datasets.list(key)
+    images = [image for label in labels for image in listed[label]]
+    for done, image in enumerate(images):
+        mm_per_px = image.mm_per_px or default_mm_per_px or bank.mm_per_px
+        yield _inspect(service, datasets, key, image, mm_per_px)
+        if progress is not None:
+            progress(done + 1, len(images))
+
+
+def calibrate_from_dataset(
+    service: InspectionService,
+    datasets: Datasets,
+    key: ModelKey,
+    *,
+    default_mm_per_px: float | None = None,
+    score_percentile: float | None = None,
+    area_mm2_thr: float | None = None,
+    require_ng: bool = False,
+    progress: Progress | None = None,
+) -> DatasetCalibration:
+    """Calibrate a ROI with the scores of its data set, one per part, and return the calibration.
+
+    The scores are measured as the ROI will be scored from then on; learned images are scored leave-one-out.
+
+    Raises:
+        MemoryNotFound: If the ROI was never fitted.
+        InvalidInput: If there are too few ok images, or no ng image although ``require_ng``.
+    """
+    stored = datasets.list(key)
+    if require_ng and not stored["ng"]:
+        raise InvalidInput("The data set has no ng images. Upload one, or send require_ng=false.")
+    rule = service.rule_after(key, score_percentile=score_percentile)
+    items = inspect_dataset(
+        service, datasets, key, labels=("ok", "ng"), default_mm_per_px=default_mm_per_px, progress=progress
+    )
+    worst: dict[tuple[Label, str], float] = {}
+    failed: list[DatasetItem] = []
+    for item in items:
+        if item.error is not None:
+            failed.append(item)
+        if item.inspection is not None and item.inspection.params["scoring"] != "own_image_only":
+            part = (item.label, item.image.part_id)
+            worst[part] = max(worst.get(part, 0.0), item.inspection.scores_under(rule.percentile)[rule.mode])
+    ok_scores = [score for (label, _), score in worst.items() if label == "ok"]
+    ng_scores = [score for (label, _), score in worst.items() if label == "ng"]
+    if len(ok_scores) < service.defaults.min_ok_samples:
+        raise InvalidInput(
+            f"The data set has {len(ok_scores)} good parts that can be scored; "
+            f"{service.defaults.min_ok_samples} are needed. Upload more ok images and fit them.",
+            details={"ok_parts": len(ok_scores), "needed": service.defaults.min_ok_samples},
+        )
+    calibration = service.calibrate(
+        key,
+        ok_scores=ok_scores,
+        ng_scores=ng_scores or None,
+        score_percentile=score_percentile,
+        area_mm2_thr=area_mm2_thr,
+        scores_from="dataset",
+        scores_measured_with=rule,
+    )
+    return DatasetCalibration(calibration=calibration, failed=failed)
+
+
+def _inspect(
+    service: InspectionService, datasets: Datasets, key: ModelKey, image: StoredImage, mm_per_px: float
+) -> DatasetItem:
+    try:
+        inspection = service.infer(
+            key,
+            datasets.read(key, image),
+            mm_per_px=mm_per_px,
+            shape=_shape_of(image),
+            name=image.file_name,
+        )
+    except InspectionError as error:
+        return DatasetItem(label=image.label, image=image, inspection=None, error=error.sentence)
+    return DatasetItem(label=image.label, image=image, inspection=inspection, error=None)
+
+
+def _shape_of(image: StoredImage) -> Shape | None:
+    """Return the shape in an image's metadata, an object or a JSON text."""
+    shape = image.meta.get("shape")
+    return parse_shape(shape) if shape is None or isinstance(shape, str) else shape_from_fields(shape)
