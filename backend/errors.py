@@ -12,6 +12,7 @@ InspectionError
 │   ├── MemoryNotFound           the ROI was never fitted
 │   └── CalibrationMissing       the ROI was never calibrated
 ├── NotFound                     no such stored thing
+├── JobCancelled                 the job was cancelled by its owner
 ├── TooLarge                     body, image or pixel count over the limit
 ├── Conflict                     the call contradicts what the ROI was fitted with
 │   ├── MmPerPxMismatch
@@ -116,6 +117,12 @@ class NotFound(InspectionError):
     code = "not_found"
 
 
+class JobCancelled(InspectionError):
+    """The job was cancelled by its owner."""
+
+    code = "job_cancelled"
+
+
 class TooLarge(InspectionError):
     """Body, image or pixel count over the limit."""
 
@@ -184,6 +191,7 @@ STATUS_BY_ERROR: dict[type[InspectionError], HTTPStatus] = {
     InvalidInput: HTTPStatus.UNPROCESSABLE_ENTITY,
     BadRequest: HTTPStatus.BAD_REQUEST,
     NotFound: HTTPStatus.NOT_FOUND,
+    JobCancelled: HTTPStatus.CONFLICT,
     TooLarge: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
     Conflict: HTTPStatus.CONFLICT,
     Unavailable: HTTPStatus.SERVICE_UNAVAILABLE,

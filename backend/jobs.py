@@ -1,0 +1,239 @@
+"""Long calls in the background: progress, result, cancellation.
+
+A job is a small JSON file below ``models/.jobs``, so that every process of the service can tell of it and a job whose
+process is gone is ``lost`` and not forgotten. Its process holds a lock file for as long as it lives; whoever can take
+that lock knows that the process is gone. A job has no other life: what it stores, it stores as the same call would.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from filelock import FileLock, Timeout
+
+from backend.coreset import Progress
+from backend.errors import InspectionError, JobCancelled, NotFound, QueueFull, ShuttingDown
+from backend.files import write_atomic
+
+_log = logging.getLogger(__name__)
+
+State = Literal["queued", "running", "done", "failed", "cancelled", "lost"]
+FINAL: frozenset[State] = frozenset({"done", "failed", "cancelled", "lost"})
+
+KEPT_JOBS = 200
+_WRITE_EVERY_S = 0.5
+_JOB_ID = re.compile(r"[0-9a-f]{32}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What is known of a job.
+
+    Attributes:
+        job_id: 32 hexadecimal digits.
+        kind: The call, for example ``fit_ok``.
+        state: Where it stands.
+        done: Steps done.
+        total: Steps in all; 0 while unknown.
+        created_s: When it was asked for, seconds since 1970.
+        started_s: When it began, or None.
+        finished_s: When it ended, or None.
+        result: What the call answers, once ``done``.
+        error: Code, sentence and details of the error, once ``failed``.
+        owner: The process that runs it.
+    """
+
+    job_id: str
+    kind: str
+    owner: str
+    state: State = "queued"
+    done: int = 0
+    total: int = 0
+    created_s: float
+    started_s: float | None = None
+    finished_s: float | None = None
+    result: dict[str, Any] | None = None
+    error: dict[str, Any] | None = None
+
+    @property
+    def progress(self) -> float:
+        """Share of the steps that are done, 0 … 1."""
+        return 1.0 if self.state == "done" else self.done / self.total if self.total else 0.0
+
+    def eta_s(self, now_s: float) -> float | None:
+        """Return the seconds that are left at the pace so far, or None while that is unknown."""
+        if self.state != "running" or self.started_s is None or not 0 < self.done <= self.total:
+            return None
+        return max(0.0, (now_s - self.started_s) * (self.total - self.done) / self.done)
+
+
+class Jobs:
+    """Runs jobs on a few threads of their own, and tells of those of other processes on the same folder."""
+
+    def __init__(self, folder: Path, *, concurrent: int = 2, max_waiting: int = 32) -> None:
+        self._folder = folder
+        self._max_waiting = max_waiting
+        self._owner = uuid.uuid4().hex
+        self._alive: FileLock | None = None
+        self._threads = ThreadPoolExecutor(concurrent, thread_name_prefix="job")
+        self._lock = threading.Lock()
+        self._own: dict[str, Job] = {}
+        self._stopping = threading.Event()
+
+    def start(self, kind: str, call: Callable[[Progress], dict[str, Any]]) -> Job:
+        """Queue a call and return its job.
+
+        Args:
+            kind: What the call is.
+            call: Does the work and returns a JSON object; the progress callback it is given raises JobCancelled to end
+                it.
+
+        Raises:
+            QueueFull: If too many jobs wait.
+            ShuttingDown: If the service is stopping.
+        """
+        if self._stopping.is_set():
+            raise ShuttingDown("The service is stopping. Send the request again to the one that follows.")
+        with self._lock:
+            if sum(job.state == "queued" for job in self._own.values()) >= self._max_waiting:
+                raise QueueFull(f"{self._max_waiting} jobs are waiting. Start this one when some have ended.")
+            if self._alive is None:
+                self._folder.mkdir(parents=True, exist_ok=True)
+                self._alive = FileLock(self._alive_path(self._owner), thread_local=False)
+                self._alive.acquire(timeout=0)
+            job = Job(job_id=uuid.uuid4().hex, kind=kind, owner=self._owner, created_s=time.time())
+            self._save(job)
+        self._prune()
+        self._threads.submit(self._run, job, call)
+        return job
+
+    def get(self, job_id: str) -> Job:
+        """Return what is known of a job.
+
+        Raises:
+            NotFound: If there is no such job.
+        """
+        with self._lock:
+            own = self._own.get(job_id)
+        if own is not None:
+            return own
+        job = self._read(self._path(job_id))
+        if job is None:
+            raise NotFound(f"There is no job {job_id[:40]!r}.")
+        if job.state not in FINAL and not self._is_alive(job.owner):
+            job = replace(job, state="lost", finished_s=time.time())
+            write_atomic(self._path(job_id), _job_bytes(job))
+        return job
+
+    def cancel(self, job_id: str) -> Job:
+        """Ask a job to end at its next step, and return it as it is now.
+
+        Raises:
+            NotFound: If there is no such job.
+        """
+        job = self.get(job_id)
+        if job.state not in FINAL:
+            write_atomic(self._cancel_path(job_id), b"")
+        return job
+
+    def close(self) -> None:
+        """Cancel what runs and what waits, and wait for the end of the current steps."""
+        self._stopping.set()
+        self._threads.shutdown(wait=True, cancel_futures=True)
+        with self._lock:
+            for job in list(self._own.values()):
+                if job.state not in FINAL:
+                    self._save(replace(job, state="cancelled", finished_s=time.time()))
+            if self._alive is not None:
+                self._alive.release()
+                self._alive_path(self._owner).unlink(missing_ok=True)
+
+    def _run(self, job: Job, call: Callable[[Progress], dict[str, Any]]) -> None:
+        state = replace(job, state="running", started_s=time.time())
+        written_s = 0.0
+
+        def progress(done: int, total: int) -> None:
+            nonlocal state, written_s
+            if self._stopping.is_set() or self._cancel_path(job.job_id).exists():
+                raise JobCancelled("The job was cancelled.")
+            state = replace(state, done=done, total=total)
+            on_disk = time.time() - written_s >= _WRITE_EVERY_S
+            written_s = time.time() if on_disk else written_s
+            self._save(state, on_disk=on_disk)
+
+        try:
+            progress(0, 0)
+            result = call(progress)
+            state = replace(state, state="done", result=result)
+        except JobCancelled:
+            state = replace(state, state="cancelled")
+        except InspectionError as error:
+            details = {"error": error.sentence, "code": error.code, "details": error.details}
+            state = replace(state, state="failed", error=details)
+        except Exception:
+            _log.exception("job %s failed", job.job_id)
+            sentence = "The service failed on this job. Its log has the reason under the job's id."
+            state = replace(state, state="failed", error={"error": sentence, "code": "internal_error"})
+        self._save(replace(state, finished_s=time.time()))
+        self._cancel_path(job.job_id).unlink(missing_ok=True)
+
+    def _save(self, job: Job, *, on_disk: bool = True) -> None:
+        if on_disk:
+            try:
+                write_atomic(self._path(job.job_id), _job_bytes(job))
+            except OSError:
+                # The work itself decides whether a full disk matters; its own writes will say so.
+                _log.exception("job %s: its state could not be written", job.job_id)
+        self._own[job.job_id] = job
+
+    def _prune(self) -> None:
+        files = sorted(self._folder.glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
+        for path in files[:-KEPT_JOBS]:
+            job = self._read(path)
+            if job is None or job.state in FINAL:
+                path.unlink(missing_ok=True)
+                with self._lock:
+                    self._own.pop(path.stem, None)
+
+    def _is_alive(self, owner: str) -> bool:
+        path = self._alive_path(owner)
+        if not path.exists():
+            return False
+        try:
+            with FileLock(path, timeout=0, thread_local=False):
+                pass
+        except Timeout:
+            return True
+        path.unlink(missing_ok=True)
+        return False
+
+    def _read(self, path: Path) -> Job | None:
+        try:
+            return Job(**json.loads(path.read_bytes()))
+        except (OSError, ValueError, TypeError):
+            return None
+
+    def _path(self, job_id: str) -> Path:
+        if not _JOB_ID.fullmatch(job_id):
+            raise NotFound(f"There is no job {job_id[:40]!r}.")
+        return self._folder / f"{job_id}.json"
+
+    def _cancel_path(self, job_id: str) -> Path:
+        return self._path(job_id).with_suffix(".cancel")
+
+    def _alive_path(self, owner: str) -> Path:
+        return self._folder / f"{owner}.alive"
+
+
+def _job_bytes(job: Job) -> bytes:
+    return json.dumps(asdict(job), ensure_ascii=False, allow_nan=False).encode()
