@@ -21,6 +21,7 @@ _log = logging.getLogger(__name__)
 
 _MEANINGS = {
     HTTPStatus.BAD_REQUEST: "The request cannot be understood, or the ROI was never fitted.",
+    HTTPStatus.NOT_FOUND: "No such stored thing.",
     HTTPStatus.CONFLICT: "The call contradicts what the ROI was fitted with.",
     HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "Body, image or pixel count over the limit.",
     HTTPStatus.UNPROCESSABLE_ENTITY: "A field is missing or out of range.",

@@ -7,6 +7,7 @@ import uuid
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from backend.model_key import DEFAULT_RECIPE
@@ -36,6 +37,31 @@ class RequestIds:
             await send(message)
 
         await self._app(scope, receive, send_with_id)
+
+
+class Cors:
+    """Lets pages of ``settings.cors_origins`` call; without any, no page of another origin may."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+        self._with_cors: CORSMiddleware | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request."""
+        # The settings are known from start-up on, middleware is put together before.
+        origins = scope["app"].state.settings.cors_origins if scope["type"] == "http" else ()
+        if not origins:
+            await self._app(scope, receive, send)
+            return
+        if self._with_cors is None:
+            self._with_cors = CORSMiddleware(
+                self._app,
+                allow_origins=origins,
+                allow_methods=["GET", "POST", "DELETE", "OPTIONS"],
+                allow_headers=["*"],
+                expose_headers=[REQUEST_ID_HEADER],
+            )
+        await self._with_cors(scope, receive, send)
 
 
 class BodyLimit:

@@ -62,6 +62,16 @@ class Answer(BaseModel):
     request_id: str = Field(description="The header X-Request-Id, or a new id.", examples=["8f0c6d0e6d2e4f0a"])
 
 
+class JobStarted(BaseModel):
+    """A call that goes on in the background."""
+
+    job_id: str = Field(description="Ask GET /jobs/{job_id} for it.")
+    kind: str = Field(description="The call.", examples=["fit_ok"])
+    state: str = Field(description="`queued`.", examples=["queued"])
+    status_url: str = Field(description="Where its progress is.", examples=["/jobs/0f3c…"])
+    request_id: str = Field(description="The header X-Request-Id, or a new id.")
+
+
 class ErrorBody(BaseModel):
     """The one body of every error."""
 
@@ -169,10 +179,9 @@ class CalibrateBody(BaseModel):
     )
 
 
-class CalibrateAnswer(Answer):
+class CalibrationFacts(BaseModel):
     """A ROI's threshold, and what it is worth."""
 
-    status: Literal["ok"] = "ok"
     threshold: float = Field(description="Scores above it are ng.", examples=[0.56])
     p99_ok: float = Field(description="99th percentile of the OK scores (an order statistic).", examples=[0.56])
     p5_ng: float | None = Field(description="5th percentile of the NG scores; null without any.", examples=[None])
@@ -185,7 +194,7 @@ class CalibrateAnswer(Answer):
     ok_percentile: float = Field(description="Percentile of the OK scores that was asked for.", examples=[99.0])
     margin: float = Field(description="Factor on p99(OK).", examples=[1.0])
     method: Literal["ok_percentile", "between_ok_and_ng", "fewest_errors"] = Field(description="How it was set.")
-    ok_scores_from: Literal["stored", "request"] = Field(description="Where the OK scores came from.")
+    ok_scores_from: Literal["stored", "request", "dataset"] = Field(description="Where the OK scores came from.")
     n_ok: int = Field(description="Independent OK scores (parts).", examples=[30])
     n_ng: int = Field(description="NG scores.", examples=[0])
     ng_caught: int = Field(description="NG scores above the threshold.", examples=[0])
@@ -197,6 +206,12 @@ class CalibrateAnswer(Answer):
     )
     memory_checksum: str = Field(description="The memory that it belongs to.", examples=["9287c49a9e0d8c57…"])
     warnings: list[str] = Field(description="What the engineer should know.", examples=[[]])
+
+
+class CalibrateAnswer(Answer, CalibrationFacts):
+    """A ROI's new threshold, and what it is worth."""
+
+    status: Literal["ok"] = "ok"
 
 
 class RegionAnswer(BaseModel):

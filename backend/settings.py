@@ -44,11 +44,25 @@ class Settings(BaseSettings):
     score_percentile: float = Field(99.0, gt=0, le=100, description="Percentile of the map that is the score.")
     area_mm2_thr: float = Field(1.0, ge=0, le=1e6, description="Smaller regions are dropped, mm².")
 
+    min_ok_samples: int = Field(
+        2, ge=2, le=100_000, description="Good parts that a threshold from the service's own scores needs."
+    )
+
     cache_max_entries: int = Field(50, ge=1, le=100_000, description="ROIs kept in memory.")
     queue_length: int = Field(64, ge=1, le=10_000, description="Inspections that may wait; one more is answered 503.")
+    concurrent_jobs: int = Field(2, ge=1, le=64, description="Background calls that run at a time.")
     max_pixels: int = Field(40_000_000, ge=64, le=1_000_000_000, description="Largest image, px.")
     max_body_mb: int = Field(512, ge=1, le=65_536, description="Largest request body, MB.")
     max_images: int = Field(500, ge=1, le=100_000, description="Most images in one request.")
+
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="Web origins that may call, separated by commas; none by default."
+    )
+
+    @field_validator("cors_origins", mode="before")
+    @classmethod
+    def _split_origins(cls, value: object) -> object:
+        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
     @field_validator("scales", mode="before")
     @classmethod

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from functools import cache
 
+from backend.datasets import Datasets
 from backend.device_queue import DeviceQueue
 from backend.errors import WeightsUnavailable
 from backend.extractor_loader import ExtractorLoader
 from backend.extractors import FeatureExtractor
 from backend.filter_bank import FilterBankFeatures
+from backend.jobs import Jobs
+from backend.recipes import Recipes
 from backend.scoring import ScoreRule
 from backend.service import Defaults, InspectionService
 from backend.settings import Settings
@@ -29,6 +32,7 @@ def build_service(settings: Settings, *, extractor: ExtractorLoader | None = Non
         rule=ScoreRule(mode=settings.score_mode, percentile=settings.score_percentile, blur_sigma=settings.blur_sigma),
         area_mm2_thr=settings.area_mm2_thr,
         max_pixels=settings.max_pixels,
+        min_ok_samples=settings.min_ok_samples,
     )
     return InspectionService(
         store=ArtefactStore(settings.models_dir),
@@ -37,6 +41,31 @@ def build_service(settings: Settings, *, extractor: ExtractorLoader | None = Non
         defaults=defaults,
         cache_max_entries=settings.cache_max_entries,
     )
+
+
+def build_datasets(settings: Settings) -> Datasets:
+    """Return the data sets below the models folder."""
+    return Datasets(ArtefactStore(settings.models_dir), max_pixels=settings.max_pixels)
+
+
+def build_recipes(settings: Settings) -> Recipes:
+    """Return the recipes below the models folder."""
+    return Recipes(settings.models_dir, ArtefactStore(settings.models_dir))
+
+
+def build_jobs(settings: Settings) -> Jobs:
+    """Return the runner of background calls."""
+    return Jobs(settings.models_dir / ".jobs", concurrent=settings.concurrent_jobs)
+
+
+def check_requirements(settings: Settings) -> None:
+    """Raise RuntimeError if the machine lacks what the settings insist on."""
+    if not settings.require_cuda:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        raise RuntimeError("BDI_REQUIRE_CUDA is set, but PyTorch finds no CUDA device on this machine.")
 
 
 def make_extractor(settings: Settings) -> tuple[FeatureExtractor, str | None]:

@@ -1,0 +1,160 @@
+"""The ordered endpoints: learn, calibrate, inspect, health."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, File, Form, Request, UploadFile
+from fastapi.responses import JSONResponse
+
+from backend import __version__
+from backend.coreset import Progress
+from backend.errors import InvalidInput
+from backend.fitting import Mode, Upload
+from backend.image_codec import encode_png
+from backend.roi_mask import parse_shape
+from backend.routes.answers import fit_answer, heatmap_base64, region_answers
+from backend.routes.dependencies import (
+    JobsOf,
+    KeyOfForm,
+    PreferHeader,
+    ServiceOf,
+    SettingsOf,
+    check_count,
+    identity,
+    model_key_of,
+    now_or_later,
+)
+from backend.schemas import (
+    CalibrateAnswer,
+    CalibrateBody,
+    FitAnswer,
+    HealthAnswer,
+    InferAnswer,
+    InferParams,
+    JobStarted,
+    MmPerPxForm,
+    ShapeForm,
+)
+from backend.utils import Stopwatch
+
+router = APIRouter(tags=["inspection"])
+
+
+@router.get("/health", summary="Whether the service can inspect")
+async def health(request: Request, service: ServiceOf, settings: SettingsOf) -> HealthAnswer:
+    """Answer at once, whatever the device is doing."""
+    state = service.extractor_state
+    device = state.extractor.device if state.extractor else settings.device
+    hoped_for = "filter-bank" if settings.extractor == "filter-bank" else "dinov2-vit-s/14"
+    return HealthAnswer(
+        status=state.status,
+        device="cuda" if device.startswith("cuda") else "cpu",
+        model=state.extractor.name if state.extractor else hoped_for,
+        version=__version__,
+        reason=state.reason,
+        request_id=request.state.request_id,
+    )
+
+
+@router.post("/fit_ok", summary="Learn good images", response_model=FitAnswer, responses={202: {"model": JobStarted}})
+def fit_ok(
+    request: Request,
+    service: ServiceOf,
+    settings: SettingsOf,
+    jobs: JobsOf,
+    key: KeyOfForm,
+    mm_per_px: MmPerPxForm,
+    images: Annotated[list[UploadFile], File(description="Good images, PNG or JPEG; one or many.")] = [],  # noqa: B006
+    use_dataset: Annotated[
+        bool, Form(description="Learn exactly the ok images of the data set (and `images`).")
+    ] = False,
+    shape: ShapeForm = None,
+    part_id: Annotated[
+        list[str],
+        Form(description="One per image: images of one physical part share it, and are left out together."),
+    ] = [],  # noqa: B006
+    mode: Annotated[Mode, Form(description="`add` to what was learned, or `replace` it.")] = "add",
+    memory_fit: Annotated[bool, Form(description="Keep every embedding (coreset rate 1).")] = False,
+    coreset_rate: Annotated[
+        float | None, Form(gt=0, le=1, allow_inf_nan=False, description="Share of embeddings to keep.", examples=[0.02])
+    ] = None,
+    prefer: PreferHeader = None,
+) -> FitAnswer | JSONResponse:
+    """Learn, or learn more of, what is normal. Images accumulate over calls; a repeated image is learned once."""
+    check_count(len(images), settings)
+    uploads = _uploads(images, part_id)
+    parsed = parse_shape(shape)
+    answer_fields = identity(request, key)
+
+    def fit(progress: Progress | None) -> FitAnswer:
+        report = service.fit_ok(
+            key,
+            uploads,
+            mm_per_px=mm_per_px,
+            shape=parsed,
+            mode=mode,
+            use_dataset=use_dataset,
+            coreset_rate=1.0 if memory_fit else coreset_rate,
+            progress=progress,
+        )
+        return fit_answer(report, service.extractor_name, answer_fields)
+
+    return now_or_later(request, jobs, prefer, "fit_ok", fit)
+
+
+@router.post("/calibrate_ng", summary="Set a ROI's threshold")
+def calibrate_ng(
+    request: Request,
+    service: ServiceOf,
+    body: CalibrateBody,
+) -> CalibrateAnswer:
+    """Set the threshold from good scores, and from up to a few bad ones, and say what it is worth."""
+    key = model_key_of(request, body.role_id, body.roi_id, body.model_key, body.recipe_id)
+    calibration = service.calibrate(key, **body.model_dump(exclude={"role_id", "roi_id", "model_key", "recipe_id"}))
+    return CalibrateAnswer(**identity(request, key), **calibration.to_fields())
+
+
+@router.post("/infer", summary="Inspect one image")
+def infer(
+    request: Request,
+    service: ServiceOf,
+    key: KeyOfForm,
+    mm_per_px: MmPerPxForm,
+    image: Annotated[UploadFile, File(description="The canonical ROI, PNG or JPEG.")],
+    shape: ShapeForm = None,
+    heatmap: Annotated[Literal["base64", "path", "none"], Form(description="How the heat map comes back.")] = "base64",
+) -> InferAnswer:
+    """Score one image. A ROI without a calibration gives a score and a heat map, and no decision."""
+    watch = Stopwatch()
+    inspection = service.infer(
+        key, image.file.read(), mm_per_px=mm_per_px, shape=parse_shape(shape), name=image.filename or "image"
+    )
+    with watch.lap("encode"):
+        text = heatmap_base64(inspection) if heatmap == "base64" else None
+        path = service.keep_heatmap(key, inspection, encode_png(inspection.heatmap)) if heatmap == "path" else None
+    return InferAnswer(
+        **identity(request, key),
+        score=inspection.score,
+        threshold=inspection.threshold,
+        decision=inspection.decision,
+        heatmap_png_base64=text,
+        heatmap_path=path,
+        regions=region_answers(inspection),
+        token_shape=inspection.grid_hw,
+        params=InferParams.model_validate(dict(inspection.params)),
+        timings_ms={**inspection.timings_ms, **watch.timings_ms()},
+    )
+
+
+def _uploads(images: list[UploadFile], part_ids: list[str]) -> list[Upload]:
+    if part_ids and len(part_ids) != len(images):
+        raise InvalidInput(
+            f"{len(part_ids)} part_id fields for {len(images)} images. Send one for each image, or none.",
+            details={"field": "part_id"},
+        )
+    parts = part_ids or [""] * len(images)
+    return [
+        Upload(name=image.filename or f"image {n + 1}", data=image.file.read(), part_id=part or None)
+        for n, (image, part) in enumerate(zip(images, parts, strict=True))
+    ]

@@ -1,0 +1,235 @@
+"""The requests and answers about what the service keeps: data sets, manifests, recipes, jobs."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from backend.image_store import Label
+from backend.jobs import State
+from backend.schemas import (
+    Answer,
+    AreaMm2,
+    CalibrateAnswer,
+    CalibrationFacts,
+    MmPerPx,
+    ModelKeyId,
+    Percentile,
+    RecipeId,
+    RegionAnswer,
+    RoiId,
+    RoleId,
+)
+
+
+class StateAnswer(Answer):
+    """What a ROI has, in short."""
+
+    status: Literal["ok"] = "ok"
+    memory_fitted: bool = Field(description="There is a memory.", examples=[True])
+    calib_present: bool = Field(description="There is a calibration of this memory.", examples=[True])
+    calibration_stale: bool = Field(description="There is a calibration, but of an older memory.", examples=[False])
+
+
+class ClassSummary(BaseModel):
+    """How many images a class has."""
+
+    count: int = Field(description="Stored images.", examples=[30])
+
+
+class ClassFiles(ClassSummary):
+    """The images of a class."""
+
+    files: list[str] = Field(description="File names, sorted.", examples=[["roi-1f3c5e7a9b2d.png"]])
+
+
+class FitFacts(BaseModel):
+    """What a memory was made from, and how."""
+
+    n_ok_total: int = Field(description="Different images in the memory.", examples=[30])
+    n_parts: int = Field(description="Physical parts among them.", examples=[30])
+    n_embeddings: int = Field(description="Patch embeddings of all images.", examples=[21870])
+    coreset_size: int = Field(description="Embeddings that were kept.", examples=[438])
+    coreset_rate: float = Field(description="Share asked for.", examples=[0.02])
+    token_shape: tuple[int, int] = Field(description="Rows and columns of the patch grid.", examples=[[27, 27]])
+    image_width: int = Field(description="px.", examples=[384])
+    image_height: int = Field(description="px.", examples=[384])
+    mm_per_px: float = Field(description="The ROI's scale.", examples=[0.2])
+    cell_mm: float = Field(description="Edge of one patch cell, mm.", examples=[2.84])
+    extractor_id: str = Field(description="The extractor that the memory belongs to.")
+    k: int = Field(description="Neighbours that a distance is the mean of.", examples=[1])
+    seed: int = Field(description="Drew the coreset's first centre.", examples=[0])
+    shape: dict[str, Any] | None = Field(description="The shape that was learned; null: the whole image.")
+    checksum: str = Field(description="SHA-256 of the memory.")
+
+
+class ManifestAnswer(Answer):
+    """Everything that is known of a ROI."""
+
+    status: Literal["ok"] = "ok"
+    memory: bool = Field(description="There is a memory.", examples=[True])
+    calib: CalibrationFacts | None = Field(description="The calibration of this memory.")
+    calibration_stale: bool = Field(description="There is a calibration, but of an older memory.", examples=[False])
+    fit: FitFacts | None = Field(description="The facts of the fit.")
+    datasets: dict[Label, ClassSummary] = Field(description="The data sets.")
+
+
+class RecipeModel(BaseModel):
+    """One model of a recipe."""
+
+    role_id: str = Field(description="Role.", examples=["Inspection"])
+    roi_id: str = Field(description="ROI.", examples=["inspection-1"])
+    model_key: str = Field(description="Which model of the ROI.", examples=["inspection-1"])
+
+
+class RecipeAnswer(BaseModel):
+    """One recipe."""
+
+    recipe_id: str = Field(description="Its id.", examples=["default"])
+    models: list[RecipeModel] = Field(description="ROIs with a memory or images.")
+
+
+class RecipesAnswer(BaseModel):
+    """All recipes."""
+
+    status: Literal["ok"] = "ok"
+    recipes: list[RecipeAnswer] = Field(description="`default` first.")
+    request_id: str = Field(description="The header X-Request-Id, or a new id.")
+
+
+class RecipeCopyBody(BaseModel):
+    """Which recipe to copy."""
+
+    model_config = ConfigDict(
+        populate_by_name=True, json_schema_extra={"examples": [{"from": "default", "to": "summer"}]}
+    )
+
+    source: str = Field(alias="from", min_length=1, max_length=64, description="The old one.", examples=["default"])
+    target: str = Field(alias="to", min_length=1, max_length=64, description="The new one.", examples=["summer"])
+
+
+class RecipeCopyAnswer(RecipeAnswer):
+    """The new recipe."""
+
+    status: Literal["ok"] = "ok"
+    request_id: str = Field(description="The header X-Request-Id, or a new id.")
+
+
+class UploadAnswer(Answer):
+    """What was stored."""
+
+    status: Literal["ok"] = "ok"
+    saved: list[str] = Field(description="File names, in the order of the upload.", examples=[["roi-1f3c5e7a9b2d.png"]])
+
+
+class ListAnswer(Answer):
+    """The stored images of a ROI."""
+
+    status: Literal["ok"] = "ok"
+    classes: dict[Label, ClassFiles] = Field(description="By class.")
+
+
+class MetaAnswer(Answer):
+    """What is known of one stored image. The fields that its uploader sent stand in ``meta``."""
+
+    status: Literal["ok"] = "ok"
+    label: Label = Field(description="Class.")
+    filename: str = Field(description="As listed.", examples=["roi-1f3c5e7a9b2d.png"])
+    mm_per_px: float | None = Field(description="Its scale, where it was sent.", examples=[0.2])
+    part_id: str = Field(description="The part it shows; its digest where none was sent.")
+    width: int = Field(description="px.", examples=[384])
+    height: int = Field(description="px.", examples=[384])
+    image_digest: str = Field(description="SHA-256 of the decoded pixels.")
+    meta: dict[str, Any] = Field(description="As uploaded.", examples=[{"mm_per_px": 0.2}])
+
+
+class DeleteAnswer(Answer):
+    """Whether an image was deleted."""
+
+    status: Literal["ok"] = "ok"
+    deleted: bool = Field(description="False: there was none of that name.", examples=[True])
+
+
+class ClearAnswer(Answer):
+    """How many images were deleted."""
+
+    status: Literal["ok"] = "ok"
+    cleared: int = Field(description="Images deleted.", examples=[3])
+
+
+class _DatasetBody(BaseModel):
+    role_id: RoleId
+    roi_id: RoiId
+    model_key: ModelKeyId = None
+    recipe_id: RecipeId = None
+    default_mm_per_px: MmPerPx | None = Field(
+        None, description="For images whose metadata name none; else the ROI's own.", examples=[0.2]
+    )
+
+
+class CalibrateDatasetBody(_DatasetBody):
+    """How to calibrate from a data set."""
+
+    score_percentile: Percentile | None = None
+    area_mm2_thr: AreaMm2 | None = None
+    require_ng: bool = Field(False, description="Refuse to calibrate without an ng image.")
+
+
+class FailedItem(BaseModel):
+    """A stored image that could not be inspected."""
+
+    label: Label = Field(description="Class.")
+    filename: str = Field(description="As listed.")
+    error: str = Field(description="Why.")
+
+
+class CalibrateDatasetAnswer(CalibrateAnswer):
+    """A ROI's threshold from its data set."""
+
+    failed: list[FailedItem] = Field(description="Images that took no part.", examples=[[]])
+
+
+class InferDatasetBody(_DatasetBody):
+    """What to inspect."""
+
+    include_heatmap: bool = Field(False, description="Also send the heat maps.")
+    labels: list[Label] | None = Field(None, max_length=2, description="Which classes; both by default.")
+
+
+class DatasetItemAnswer(BaseModel):
+    """One stored image, inspected, or the reason why not."""
+
+    label: Label = Field(description="Class.")
+    filename: str = Field(description="As listed.", examples=["roi-1f3c5e7a9b2d.png"])
+    score: float | None = Field(None, description="null with an error.", examples=[0.47])
+    threshold: float | None = Field(None, description="null: not calibrated.", examples=[0.56])
+    decision: Literal["ok", "ng"] | None = Field(None, description="null: not calibrated.", examples=["ok"])
+    scoring: Literal["new", "leave_one_out", "own_image_only"] | None = Field(None, description="As in /infer.")
+    regions: list[RegionAnswer] = Field([], description="As in /infer.")
+    heatmap_png_base64: str | None = Field(None, description="As in /infer, where asked for.")
+    error: str | None = Field(description="Why the image could not be inspected.", examples=[None])
+
+
+class InferDatasetAnswer(Answer):
+    """A data set, inspected."""
+
+    status: Literal["ok"] = "ok"
+    n_total: int = Field(description="Items.", examples=[33])
+    n_errors: int = Field(description="Items with an error.", examples=[0])
+    items: list[DatasetItemAnswer] = Field(description="One per stored image; ok first.")
+
+
+class JobAnswer(BaseModel):
+    """A call in the background."""
+
+    job_id: str = Field(description="Its id.")
+    kind: str = Field(description="The call.", examples=["fit_ok"])
+    state: State = Field(description="`lost`: its process ended before it did.", examples=["running"])
+    progress: float = Field(description="0 … 1.", examples=[0.4])
+    done: int = Field(description="Steps done.", examples=[12])
+    total: int = Field(description="Steps in all; 0 while unknown.", examples=[30])
+    eta_s: float | None = Field(description="Seconds left at the pace so far.", examples=[4.2])
+    result: dict[str, Any] | None = Field(description="What the call answers, once `done`.")
+    error: dict[str, Any] | None = Field(description="`error`, `code`, `details`, once `failed`.")
+    request_id: str = Field(description="The header X-Request-Id, or a new id.")
