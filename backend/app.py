@@ -14,8 +14,9 @@ from starlette.routing import Route
 
 from backend import __version__
 from backend.http_errors import ERROR_RESPONSES, install_error_handlers
+from backend.metrics import Metrics
 from backend.middleware import BodyLimit, Cors, RequestIds
-from backend.routes import datasets, inspection, jobs, models
+from backend.routes import datasets, inspection, jobs, models, monitoring
 from backend.routes.dependencies import documented_headers
 from backend.service import InspectionService
 from backend.settings import Settings
@@ -40,6 +41,7 @@ def create_app(settings: Settings | None = None, service: InspectionService | No
         state.service = service or build_service(state.settings)
         state.datasets = build_datasets(state.settings)
         state.recipes = build_recipes(state.settings)
+        state.metrics = Metrics()
         state.jobs = build_jobs(state.settings)
         # Every waiting inspection holds a thread; the queue must be what bounds them, with its 503.
         threads = state.settings.queue_length + _THREADS_BESIDE_INSPECTIONS
@@ -56,7 +58,7 @@ def create_app(settings: Settings | None = None, service: InspectionService | No
         lifespan=lifespan,
         responses=cast("dict[int | str, dict[str, Any]]", ERROR_RESPONSES),
     )
-    for room in (inspection, models, datasets, jobs):
+    for room in (inspection, models, datasets, jobs, monitoring):
         app.include_router(room.router, dependencies=[Depends(documented_headers)])
         app.router.routes.extend(_options_routes(room.router))
     app.add_middleware(BodyLimit)

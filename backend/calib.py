@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import beta
+from scipy.special import betaincinv
 
 from backend.errors import InvalidInput, InvalidScores
 
@@ -234,7 +234,7 @@ def false_alarm_bounds(n: int, n_at_or_below: int, *, rank_was_chosen: bool = Fa
     alpha = 0.05 / n if rank_was_chosen else 0.05
     return Bounds(
         expected_false_alarm_rate=(n - n_at_or_below + 1) / (n + 1),
-        false_alarm_rate_upper_95=float(beta.ppf(1 - alpha, n - n_at_or_below + 1, n_at_or_below)),
+        false_alarm_rate_upper_95=float(betaincinv(n - n_at_or_below + 1, n_at_or_below, 1 - alpha)),
     )
 
 

@@ -50,6 +50,7 @@ def _answer(
     details: Mapping[str, Any] | None = None,
     headers: Mapping[str, str] | None = None,
 ) -> JSONResponse:
+    request.app.state.metrics.count_error(code)
     request_id = getattr(request.state, "request_id", "")
     body: dict[str, Any] = {
         "error": sentence,

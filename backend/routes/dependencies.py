@@ -13,6 +13,7 @@ from backend.coreset import Progress
 from backend.datasets import Datasets
 from backend.errors import TooLarge
 from backend.jobs import Jobs
+from backend.metrics import Metrics
 from backend.model_key import DEFAULT_RECIPE, MAX_ID_CHARS, ModelKey, checked_recipe
 from backend.recipes import Recipes
 from backend.schemas import ModelKeyForm, RecipeIdForm, RoiIdForm, RoleIdForm
@@ -38,6 +39,10 @@ def _jobs(request: Request) -> Jobs:
     return cast("Jobs", request.app.state.jobs)
 
 
+def _metrics(request: Request) -> Metrics:
+    return cast("Metrics", request.app.state.metrics)
+
+
 def _settings(request: Request) -> Settings:
     return cast("Settings", request.app.state.settings)
 
@@ -46,6 +51,7 @@ ServiceOf = Annotated[InspectionService, Depends(_service)]
 DatasetsOf = Annotated[Datasets, Depends(_datasets)]
 RecipesOf = Annotated[Recipes, Depends(_recipes)]
 JobsOf = Annotated[Jobs, Depends(_jobs)]
+MetricsOf = Annotated[Metrics, Depends(_metrics)]
 SettingsOf = Annotated[Settings, Depends(_settings)]
 
 PreferHeader = Annotated[

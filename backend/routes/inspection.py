@@ -17,6 +17,7 @@ from backend.routes.answers import fit_answer, heatmap_base64, region_answers
 from backend.routes.dependencies import (
     JobsOf,
     KeyOfForm,
+    MetricsOf,
     PreferHeader,
     ServiceOf,
     SettingsOf,
@@ -63,6 +64,7 @@ def fit_ok(
     service: ServiceOf,
     settings: SettingsOf,
     jobs: JobsOf,
+    metrics: MetricsOf,
     key: KeyOfForm,
     mm_per_px: MmPerPxForm,
     images: Annotated[list[UploadFile], File(description="Good images, PNG or JPEG; one or many.")] = [],  # noqa: B006
@@ -98,6 +100,7 @@ def fit_ok(
             coreset_rate=1.0 if memory_fit else coreset_rate,
             progress=progress,
         )
+        metrics.count_fit(key)
         return fit_answer(report, service.extractor_name, answer_fields)
 
     return now_or_later(request, jobs, prefer, "fit_ok", fit)
@@ -119,6 +122,7 @@ def calibrate_ng(
 def infer(
     request: Request,
     service: ServiceOf,
+    metrics: MetricsOf,
     key: KeyOfForm,
     mm_per_px: MmPerPxForm,
     image: Annotated[UploadFile, File(description="The canonical ROI, PNG or JPEG.")],
@@ -133,6 +137,8 @@ def infer(
     with watch.lap("encode"):
         text = heatmap_base64(inspection) if heatmap == "base64" else None
         path = service.keep_heatmap(key, inspection, encode_png(inspection.heatmap)) if heatmap == "path" else None
+    timings_ms = {**inspection.timings_ms, **watch.timings_ms()}
+    metrics.count_inspection(key, inspection.decision, timings_ms)
     return InferAnswer(
         **identity(request, key),
         score=inspection.score,
@@ -143,7 +149,7 @@ def infer(
         regions=region_answers(inspection),
         token_shape=inspection.grid_hw,
         params=InferParams.model_validate(dict(inspection.params)),
-        timings_ms={**inspection.timings_ms, **watch.timings_ms()},
+        timings_ms=timings_ms,
     )
 
 

@@ -1,0 +1,21 @@
+"""Numbers for a monitoring system."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Response
+
+from backend.metrics import Metrics
+from backend.routes.dependencies import MetricsOf
+
+router = APIRouter(tags=["monitoring"])
+
+
+@router.get(
+    "/metrics",
+    summary="Numbers for Prometheus",
+    response_class=Response,
+    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+)
+def metrics(metrics: MetricsOf) -> Response:
+    """Tell counts and times since the process started, in Prometheus' text format."""
+    return Response(metrics.text(), media_type=Metrics.content_type)
