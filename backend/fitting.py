@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -14,8 +15,8 @@ from backend.calib import Calibration
 from backend.calibrating import renewed, rule_of
 from backend.consistency import check_aspect_ratio, check_extractor, check_mm_per_px, check_same_scale
 from backend.coreset import Progress
-from backend.device_queue import DeviceQueue, Priority
 from backend.errors import ArtefactCorrupt, InvalidInput
+from backend.extraction import Extraction
 from backend.extractor_loader import ExtractorLoader
 from backend.extractors import FeatureExtractor
 from backend.image_codec import decode_image, image_suffix, pixel_digest
@@ -112,11 +113,11 @@ class Fitter:
     """Fits ROIs. Two fits of one ROI at once both count: each merges with what is stored, under the ROI's lock."""
 
     def __init__(
-        self, *, store: ArtefactStore, extractor: ExtractorLoader, device: DeviceQueue, max_pixels: int
+        self, *, store: ArtefactStore, extractor: ExtractorLoader, extraction: Extraction, max_pixels: int
     ) -> None:
         self._store = store
         self._extractor = extractor
-        self._device = device
+        self._extraction = extraction
         self._max_pixels = max_pixels
 
     def fit(self, key: ModelKey, request: FitRequest, *, progress: Progress | None = None) -> FitReport:
@@ -204,30 +205,52 @@ class Fitter:
         extractor: FeatureExtractor,
         progress: Progress | None,
     ) -> dict[str, _Learnable]:
-        fresh: dict[str, _Learnable] = {}
-        for done, (upload, digest, placement) in enumerate(identified):
-            rows = fresh[digest].grid.embeddings if digest in fresh else None
-            if rows is None:
-                rows = self._embeddings(images, digest, extractor, upload.data, upload.name)
-            fresh[digest] = _Learnable(
+        sources = {digest: (upload.name, partial(_data_of, upload)) for upload, digest, _ in identified}
+        rows = self._rows(images, sources, extractor, progress)
+        return {
+            digest: _Learnable(
                 digest=digest,
                 part_id=upload.part_id or digest,
-                grid=PatchGrid(embeddings=rows, placement=placement, extractor_id=extractor.extractor_id),
+                grid=PatchGrid(embeddings=rows[digest], placement=placement, extractor_id=extractor.extractor_id),
                 name=upload.name,
                 data=upload.data,
             )
-            if progress is not None:
-                progress(done + 1, len(identified))
-        return fresh
+            for upload, digest, placement in identified
+        }
 
-    def _embeddings(
-        self, images: ImageStore, digest: str, extractor: FeatureExtractor, data: bytes, name: str
-    ) -> NDArray[np.float32]:
-        rows = images.get_embeddings(digest, extractor.extractor_id)
-        if rows is None:
-            image = decode_image(data, max_pixels=self._max_pixels, name=name)
-            # One image a turn, so that inspections get in between.
-            rows = self._device.run(lambda: extractor.extract(image)[0], Priority.FIT)
+    def _rows(
+        self,
+        images: ImageStore,
+        sources: Mapping[str, tuple[str, Callable[[], bytes]]],
+        extractor: FeatureExtractor,
+        progress: Progress | None,
+    ) -> dict[str, NDArray[np.float32]]:
+        """Return the extractor's rows by image digest: kept ones, or extracted in batches of one size.
+
+        ``sources`` gives each image's name and how to read its bytes. Between batches, inspections get their turn.
+        """
+        rows: dict[str, NDArray[np.float32]] = {}
+        batch: dict[str, NDArray[np.uint8]] = {}
+
+        def extract() -> None:
+            if batch:
+                rows.update(zip(batch, self._extraction.learn(extractor, list(batch.values())), strict=True))
+                batch.clear()
+            if progress is not None:
+                progress(len(rows), len(sources))
+
+        for digest, (name, read) in sources.items():
+            kept = images.get_embeddings(digest, extractor.extractor_id)
+            if kept is not None:
+                rows[digest] = kept
+                continue
+            image = decode_image(read(), max_pixels=self._max_pixels, name=name)
+            if batch and next(iter(batch.values())).shape != image.shape:
+                extract()
+            batch[digest] = image
+            if len(batch) == extractor.batch_size:
+                extract()
+        extract()
         return rows
 
     def _stored_before(
@@ -248,20 +271,22 @@ class Fitter:
         extractor: FeatureExtractor,
         progress: Progress | None,
     ) -> dict[str, _Learnable]:
-        learnables = {}
-        for done, image in enumerate(stored):
-            placement = extractor.placement(image.image_hw)
-            check_aspect_ratio(first, placement, image.file_name)
+        for image in stored:
+            check_aspect_ratio(first, extractor.placement(image.image_hw), image.file_name)
             if request.use_dataset:
                 check_same_scale(request.mm_per_px, image.mm_per_px, image.file_name)
-            rows = images.get_embeddings(image.digest, extractor.extractor_id)
-            if rows is None:
-                rows = self._embeddings(images, image.digest, extractor, images.read(image), image.name)
-                images.put_embeddings(image.digest, extractor.extractor_id, rows)
-            grid = PatchGrid(embeddings=rows, placement=placement, extractor_id=extractor.extractor_id)
+        sources = {image.digest: (image.file_name, partial(images.read, image)) for image in stored}
+        rows = self._rows(images, sources, extractor, progress)
+        learnables = {}
+        for image in stored:
+            if not images.has_embeddings(image.digest, extractor.extractor_id):
+                images.put_embeddings(image.digest, extractor.extractor_id, rows[image.digest])
+            grid = PatchGrid(
+                embeddings=rows[image.digest],
+                placement=extractor.placement(image.image_hw),
+                extractor_id=extractor.extractor_id,
+            )
             learnables[image.digest] = _Learnable(digest=image.digest, part_id=image.part_id, grid=grid)
-            if progress is not None:
-                progress(done + 1, len(stored))
         return learnables
 
     def _switch(
@@ -316,6 +341,10 @@ class Fitter:
         for image in images.labelled("ok"):
             if image.digest not in needed:
                 images.delete(image.digest, "ok")
+
+
+def _data_of(upload: Upload) -> bytes:
+    return upload.data
 
 
 def _keep(images: ImageStore, fresh: Iterable[_Learnable], mm_per_px: float) -> None:

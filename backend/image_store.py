@@ -166,6 +166,10 @@ class ImageStore:
         rows: NDArray[np.float32] = np.load(io.BytesIO(body), allow_pickle=False)
         return rows
 
+    def has_embeddings(self, digest: str, extractor_id: str) -> bool:
+        """Return whether an extractor's rows of an image are stored, damaged or not."""
+        return self._embeddings_path(digest, extractor_id).exists()
+
     def _embeddings_path(self, digest: str, extractor_id: str) -> Path:
         return self._embeddings / sha256_hex(extractor_id.encode())[:16] / f"{digest}.npy"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -16,8 +15,8 @@ from backend.consistency import check_aspect_ratio, check_extractor, check_mm_pe
 from backend.coreset import Progress
 from backend.device_queue import DeviceQueue
 from backend.errors import MemoryNotFound, ShapeOutsideImage
+from backend.extraction import Extraction
 from backend.extractor_loader import ExtractorLoader, ExtractorState
-from backend.extractors import FeatureExtractor
 from backend.fitting import FitReport, FitRequest, Fitter, Mode, Upload
 from backend.image_codec import decode_image, pixel_digest, to_bgr_uint8
 from backend.infer import Decision, Inspection, Region, anomaly_map, find_regions, image_scores
@@ -54,13 +53,17 @@ class InspectionService:
         device: DeviceQueue,
         defaults: Defaults,
         cache_max_entries: int,
+        batch_wait_ms: float = 0.0,
     ) -> None:
         self.defaults = defaults
         self._store = store
         self._extractor = extractor
         self._device = device
         self._models = ModelCache(store, cache_max_entries, defaults.rule)
-        self._fitter = Fitter(store=store, extractor=extractor, device=device, max_pixels=defaults.max_pixels)
+        self._extraction = Extraction(device, batch_wait_ms=batch_wait_ms)
+        self._fitter = Fitter(
+            store=store, extractor=extractor, extraction=self._extraction, max_pixels=defaults.max_pixels
+        )
 
     @property
     def extractor_state(self) -> ExtractorState:
@@ -204,7 +207,7 @@ class InspectionService:
         placement = extractor.placement(image_hw)
         check_aspect_ratio(bank.placement, placement, name)
         mask = _mask(shape, bank, image_hw)
-        embeddings = self._extract(extractor, pixels, watch)
+        embeddings = self._extraction.inspect(extractor, pixels, watch)
         with watch.lap("search"):
             distances, scoring = _distances(bank, embeddings, digest, k)
         with watch.lap("post"):
@@ -296,18 +299,6 @@ class InspectionService:
     def _rule(self, calibration: Calibration | None) -> ScoreRule:
         blur_sigma = self.defaults.rule.blur_sigma
         return self.defaults.rule if calibration is None else rule_of(calibration, blur_sigma)
-
-    def _extract(self, extractor: FeatureExtractor, pixels: NDArray[np.uint8], watch: Stopwatch) -> NDArray[np.float32]:
-        queued = time.perf_counter()
-
-        def extract() -> NDArray[np.float32]:
-            started = time.perf_counter()
-            watch.add("queue", (started - queued) * 1e3)
-            rows, _ = extractor.extract(pixels)
-            watch.add("extract", (time.perf_counter() - started) * 1e3)
-            return rows
-
-        return self._device.run(extract)
 
 
 def _fitted(key: ModelKey, model: StoredModel | LoadedModel) -> MemoryBank:

@@ -50,6 +50,9 @@ class Settings(BaseSettings):
 
     cache_max_entries: int = Field(50, ge=1, le=100_000, description="ROIs kept in memory.")
     queue_length: int = Field(64, ge=1, le=10_000, description="Inspections that may wait; one more is answered 503.")
+    batch_wait_ms: float = Field(
+        2.0, ge=0, le=100, description="How long an inspection waits for others to share its batch, ms; GPU only."
+    )
     concurrent_jobs: int = Field(2, ge=1, le=64, description="Background calls that run at a time.")
     max_pixels: int = Field(40_000_000, ge=64, le=1_000_000_000, description="Largest image, px.")
     max_body_mb: int = Field(512, ge=1, le=65_536, description="Largest request body, MB.")

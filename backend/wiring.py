@@ -40,6 +40,7 @@ def build_service(settings: Settings, *, extractor: ExtractorLoader | None = Non
         device=DeviceQueue(settings.queue_length),
         defaults=defaults,
         cache_max_entries=settings.cache_max_entries,
+        batch_wait_ms=settings.batch_wait_ms,
     )
 
 
