@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.routing import Route
 
 from backend import __version__
-from backend.http_errors import ERROR_RESPONSES, install_error_handlers
+from backend.http_errors import ERROR_RESPONSES, UnexpectedErrors, install_error_handlers
 from backend.metrics import Metrics
 from backend.middleware import BodyLimit, Cors, RequestIds
 from backend.routes import datasets, inspection, jobs, models, monitoring
@@ -61,6 +61,7 @@ def create_app(settings: Settings | None = None, service: InspectionService | No
     for room in (inspection, models, datasets, jobs, monitoring):
         app.include_router(room.router, dependencies=[Depends(documented_headers)])
         app.router.routes.extend(_options_routes(room.router))
+    app.add_middleware(UnexpectedErrors)
     app.add_middleware(BodyLimit)
     app.add_middleware(Cors)
     app.add_middleware(RequestIds)

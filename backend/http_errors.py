@@ -11,9 +11,9 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from backend.errors import InspectionError, Unavailable, status_of
-from backend.middleware import REQUEST_ID_HEADER
 from backend.model_key import DEFAULT_RECIPE
 from backend.schemas import ErrorBody
 
@@ -39,7 +39,33 @@ def install_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(InspectionError, _on_inspection_error)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
-    app.add_exception_handler(Exception, _on_unexpected)
+
+
+class UnexpectedErrors:
+    """Answers an error that nobody foresaw with a 500 that says nothing internal.
+
+    Starlette's own handler for these raises on after its answer, and the server then cuts the connection, under the
+    next request of a client that keeps it open.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request."""
+        begun = False
+
+        async def send_noting(message: Message) -> None:
+            nonlocal begun
+            begun = begun or message["type"] == "http.response.start"
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_noting)
+        except Exception as error:
+            if scope["type"] != "http" or begun:
+                raise  # nothing can be mended in an answer that has begun
+            await _on_unexpected(Request(scope), error)(scope, receive, send)
 
 
 def _answer(
@@ -51,17 +77,15 @@ def _answer(
     headers: Mapping[str, str] | None = None,
 ) -> JSONResponse:
     request.app.state.metrics.count_error(code)
-    request_id = getattr(request.state, "request_id", "")
     body: dict[str, Any] = {
         "error": sentence,
         "code": code,
-        "request_id": request_id,
+        "request_id": getattr(request.state, "request_id", ""),
         "recipe_id": getattr(request.state, "recipe_id", DEFAULT_RECIPE),
     }
     if details:
         body["details"] = dict(details)
-    # An unexpected error is answered outside of the middleware that sets this header.
-    return JSONResponse(body, status, {REQUEST_ID_HEADER: request_id, **(headers or {})})
+    return JSONResponse(body, status, dict(headers or {}))
 
 
 async def _on_inspection_error(request: Request, error: Exception) -> JSONResponse:
@@ -88,16 +112,21 @@ async def _on_validation_error(request: Request, error: Exception) -> JSONRespon
 
 async def _on_http_exception(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
-    code = {404: "not_found", 405: "method_not_allowed", 413: "too_large"}.get(error.status_code, "bad_request")
-    sentence = str(error.detail)
-    if error.status_code == HTTPStatus.NOT_FOUND:
+    status, sentence = error.status_code, str(error.detail)
+    if status == HTTPStatus.BAD_REQUEST:  # Only the readers of bodies raise it.
+        if "aximum" in sentence:  # Too many parts, or too large a one, for the reader of forms.
+            status = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
+        reason = sentence.rstrip(".")
+        sentence = f"The body cannot be read: {reason[:1].lower()}{reason[1:]}. Send what its Content-Type announces."
+    elif status == HTTPStatus.NOT_FOUND:
         sentence = "There is no such address. See /docs for those that there are."
-    elif error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+    elif status == HTTPStatus.METHOD_NOT_ALLOWED:
         sentence = f"{request.method} is not possible here. See /docs."
-    return _answer(request, error.status_code, sentence, code, headers=error.headers)
+    code = {404: "not_found", 405: "method_not_allowed", 413: "too_large"}.get(status, "bad_request")
+    return _answer(request, status, sentence, code, headers=error.headers)
 
 
-async def _on_unexpected(request: Request, error: Exception) -> JSONResponse:
+def _on_unexpected(request: Request, error: Exception) -> JSONResponse:
     _log.error("request %s failed", getattr(request.state, "request_id", "?"), exc_info=error)
     return _answer(
         request,
@@ -115,6 +144,8 @@ def _field(location: Sequence[int | str]) -> str:
 def _said(problem: Mapping[str, Any]) -> str:
     """Return pydantic's message with what was sent, where that is short: it names the allowed range."""
     message = str(problem["msg"]).removeprefix("Value error, ")
+    if message.startswith("Expected UploadFile"):
+        return "must be a file: give its part a filename"
     message = message[:1].lower() + message[1:]
     sent = problem.get("input")
     shown = isinstance(sent, str | int | float) and problem["type"] != "missing" and len(str(sent)) <= 40

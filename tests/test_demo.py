@@ -1,6 +1,7 @@
 import base64
 import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -14,19 +15,10 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from backend import demo
-from backend.demo import (
-    Api,
-    DemoError,
-    evenly,
-    extractor_line,
-    folder_parts,
-    rendered_parts,
-    result_table,
-    run_demo,
-    serving,
-    summary_line,
-)
+from backend import demo, demo_server
+from backend.demo import Api, extractor_line, result_table, run_demo, summary_line
+from backend.demo_parts import DemoError, evenly, folder_parts, rendered_parts
+from backend.demo_server import serving
 from backend.report import FoundRegion, Inspected
 
 
@@ -203,7 +195,8 @@ def test_the_calibration_leaves_the_good_scores_to_the_service(ng_scores, sent):
         return httpx.Response(200, json={})
 
     _api(handler).calibrate(ng_scores)
-    assert bodies == [{"role_id": "Demo", "roi_id": "part-1", "mm_per_px": 0.2, "ng_scores": sent}]
+    roi = {"role_id": "Demo", "roi_id": "part-1", "mm_per_px": 0.2}
+    assert bodies == [{**roi, "ng_scores": sent, "score_mode": "top_mean"}]
 
 
 def test_an_error_of_the_service_is_passed_on_in_its_own_words():
@@ -227,7 +220,7 @@ def _run(**arguments):
 @pytest.fixture
 def ends_at_once(monkeypatch):
     """Put a process that says why it cannot start in the place of the server."""
-    monkeypatch.setattr(demo, "_SERVER", ["-c", "import sys; sys.exit('No module named torch')"])
+    monkeypatch.setattr(demo_server, "_SERVER", ["-c", "import sys; sys.exit('No module named torch')"])
 
 
 def test_a_server_that_dies_at_start_shows_the_end_of_its_log_and_what_to_do(tmp_path, ends_at_once):
@@ -253,7 +246,7 @@ def test_a_missing_folder_is_named_and_the_demo_fails(tmp_path, ends_at_once):
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, DemoError("stop")])
 def test_the_server_is_stopped_whatever_becomes_of_the_demo(tmp_path, monkeypatch, error):
-    monkeypatch.setattr(demo, "_SERVER", ["-c", "import time; time.sleep(60)"])
+    monkeypatch.setattr(demo_server, "_SERVER", ["-c", "import time; time.sleep(60)"])
     started = time.monotonic()
     processes = []
 
@@ -285,7 +278,7 @@ def test_the_demo_finds_defects_with_the_real_server_and_leaves_a_page(tmp_path)
     command = (
         "import sys; from backend.cli import main; sys.exit(main(['demo', '--n-good', '10', '--out', sys.argv[1]]))"
     )
-    environment = {**demo.os.environ, "BDI_EXTRACTOR": "filter-bank"}
+    environment = {**os.environ, "BDI_EXTRACTOR": "filter-bank"}
     done = subprocess.run(
         [sys.executable, "-c", command, str(out)], env=environment, capture_output=True, text=True, encoding="utf-8"
     )
