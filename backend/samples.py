@@ -234,7 +234,7 @@ class _Part:
             across = np.sin(self.angle - self.light - offset + 0.035 * self.bands + 0.02 * self.lay)
             fans = fans + strength * np.exp(-((across / width) ** 2))
         fans = fans * (1.0 + 0.08 * self.streaks)
-        marks = 0.045 * self.lay + 0.025 * self.bands + 0.03 * self.grain + 0.03 * self.mottle - 0.25 * self.flecks
+        marks = 0.045 * self.lay + 0.025 * self.bands + 0.03 * self.grain + 0.03 * self.mottle - 0.10 * self.flecks
         surface: _Image = brightness * (0.22 + fans) * (1.0 + marks)
         return surface
 
