@@ -6,7 +6,7 @@ from functools import cache
 
 from backend.datasets import Datasets
 from backend.device_queue import DeviceQueue
-from backend.errors import WeightsUnavailable
+from backend.errors import ArtefactCorrupt, WeightsUnavailable
 from backend.extractor_loader import ExtractorLoader
 from backend.extractors import FeatureExtractor
 from backend.filter_bank import FilterBankFeatures
@@ -99,7 +99,7 @@ def _dinov2(settings: Settings) -> FeatureExtractor:
     # Imported here: torch takes seconds, and the filter bank does not need it.
     from backend.features import DinoV2Features
 
-    return DinoV2Features(
+    features = DinoV2Features(
         device=settings.device,
         input_size=settings.input_size,
         scales=settings.scales,
@@ -107,5 +107,26 @@ def _dinov2(settings: Settings) -> FeatureExtractor:
         weights=settings.weights,
         engine=settings.engine,
         precision=settings.precision,
+        cache_dir=settings.models_dir / ".engines",
         threads=settings.threads or None,
     )
+    # An engine compiles for each input size. Better now than under the first part of the day.
+    sizes = {features.placement(hw).input_hw: hw for hw in _image_sizes_in_use(settings)}
+    for image_hw in sizes.values():
+        features.warm_up(image_hw)
+    return features
+
+
+def _image_sizes_in_use(settings: Settings) -> list[tuple[int, int]]:
+    """Return the sizes of images that fitted ROIs were fitted with, and the square one that a new ROI likely has."""
+    sizes = {(settings.input_size, settings.input_size)}
+    store = ArtefactStore(settings.models_dir)
+    for keys in build_recipes(settings).contents().values():
+        for key in keys:
+            try:
+                bank = store.load(key).bank
+            except ArtefactCorrupt:
+                continue  # whoever asks for it is told
+            if bank is not None:
+                sizes.add(bank.placement.image_hw)
+    return sorted(sizes)
