@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from backend.calib import Calibration
 from backend.coreset import Progress
 from backend.datasets import Datasets
-from backend.errors import InspectionError, InvalidInput
+from backend.errors import InspectionError, InvalidInput, QueueFull, Unavailable
 from backend.image_store import Label, StoredImage
 from backend.infer import Inspection
 from backend.model_key import ModelKey
 from backend.roi_mask import Shape, parse_shape, shape_from_fields
 from backend.service import InspectionService
+
+_QUEUE_PATIENCE_S = 60.0
+_QUEUE_POLL_S = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +26,7 @@ class DatasetItem:
 
     label: Label
     image: StoredImage
+    mm_per_px: float
     inspection: Inspection | None
     error: str | None
 
@@ -51,16 +56,17 @@ def inspect_dataset(
         service: Inspects.
         datasets: Holds the images.
         key: The model.
-        labels: Which classes.
+        labels: Which classes; one that stands twice counts once.
         default_mm_per_px: For images whose metadata do not name a scale; else the ROI's own.
         progress: Told (done, total).
 
     Raises:
         MemoryNotFound: If the ROI was never fitted.
+        Unavailable: If nothing can be inspected now; that is no fault of an image.
     """
     bank = service.fitted_bank(key)
     listed = datasets.list(key)
-    images = [image for label in labels for image in listed[label]]
+    images = [image for label in dict.fromkeys(labels) for image in listed[label]]
     for done, image in enumerate(images):
         mm_per_px = image.mm_per_px or default_mm_per_px or bank.mm_per_px
         yield _inspect(service, datasets, key, image, mm_per_px)
@@ -86,6 +92,7 @@ def calibrate_from_dataset(
     Raises:
         MemoryNotFound: If the ROI was never fitted.
         InvalidInput: If there are too few ok images, or no ng image although ``require_ng``.
+        Unavailable: If nothing can be inspected now.
     """
     stored = datasets.list(key)
     if require_ng and not stored["ng"]:
@@ -105,9 +112,10 @@ def calibrate_from_dataset(
     ok_scores = [score for (label, _), score in worst.items() if label == "ok"]
     ng_scores = [score for (label, _), score in worst.items() if label == "ng"]
     if len(ok_scores) < service.defaults.min_ok_samples:
+        because = f" {len(failed)} images failed, the first with: {failed[0].error}" if failed else ""
         raise InvalidInput(
             f"The data set has {len(ok_scores)} good parts that can be scored; "
-            f"{service.defaults.min_ok_samples} are needed. Upload more ok images and fit them.",
+            f"{service.defaults.min_ok_samples} are needed. Upload more ok images and fit them.{because}",
             details={"ok_parts": len(ok_scores), "needed": service.defaults.min_ok_samples},
         )
     calibration = service.calibrate(
@@ -126,19 +134,28 @@ def _inspect(
     service: InspectionService, datasets: Datasets, key: ModelKey, image: StoredImage, mm_per_px: float
 ) -> DatasetItem:
     try:
-        inspection = service.infer(
-            key,
-            datasets.read(key, image),
-            mm_per_px=mm_per_px,
-            shape=_shape_of(image),
-            name=image.file_name,
-        )
+        inspection = _infer(service, key, datasets.read(key, image), image, mm_per_px)
+    except Unavailable:
+        raise
     except InspectionError as error:
-        return DatasetItem(label=image.label, image=image, inspection=None, error=error.sentence)
-    return DatasetItem(label=image.label, image=image, inspection=inspection, error=None)
+        return DatasetItem(label=image.label, image=image, mm_per_px=mm_per_px, inspection=None, error=error.sentence)
+    return DatasetItem(label=image.label, image=image, mm_per_px=mm_per_px, inspection=inspection, error=None)
+
+
+def _infer(service: InspectionService, key: ModelKey, data: bytes, image: StoredImage, mm_per_px: float) -> Inspection:
+    """Inspect one image; where the queue is full, wait for a place: a long run must not end for a short rush."""
+    shape = _shape_of(image)
+    waited_until = time.monotonic() + _QUEUE_PATIENCE_S
+    while True:
+        try:
+            return service.infer(key, data, mm_per_px=mm_per_px, shape=shape, name=image.file_name)
+        except QueueFull:
+            if time.monotonic() > waited_until:
+                raise
+            time.sleep(_QUEUE_POLL_S)
 
 
 def _shape_of(image: StoredImage) -> Shape | None:
-    """Return the shape in an image's metadata, an object or a JSON text."""
-    shape = image.meta.get("shape")
+    """Return the shape in an image's metadata, an object or a JSON text; the published client says ``shape_json``."""
+    shape = image.meta.get("shape", image.meta.get("shape_json"))
     return parse_shape(shape) if shape is None or isinstance(shape, str) else shape_from_fields(shape)

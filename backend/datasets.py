@@ -6,13 +6,12 @@ once, and one that is deleted here is not in the next fit.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from backend.consistency import check_mm_per_px
-from backend.errors import Conflict, InvalidInput, NotFound
+from backend.errors import ArtefactCorrupt, InvalidInput, NotFound
 from backend.image_codec import decode_image, image_suffix, pixel_digest
 from backend.image_store import ImageStore, Label, StoredImage, safe_stem
 from backend.model_key import ModelKey
@@ -20,7 +19,7 @@ from backend.storage import ArtefactStore
 from backend.utils import sha256_hex
 
 LABELS: tuple[Label, Label] = ("ok", "ng")
-MAX_MM_PER_PX = 100.0
+MIN_MM_PER_PX, MAX_MM_PER_PX = 1e-6, 100.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +49,6 @@ class Datasets:
         """
         if not uploads:
             raise InvalidInput("The field images is missing. Send at least one image.", details={"field": "images"})
-        images = self._images(key)
-        other: Label = "ng" if label == "ok" else "ok"
         bank = self._store.load(key).bank
         described = []
         for upload in uploads:
@@ -60,11 +57,6 @@ class Datasets:
             if bank is not None and mm_per_px is not None:
                 check_mm_per_px(bank, mm_per_px)
             digest = pixel_digest(image)
-            if images.get(digest, other) is not None:
-                raise Conflict(
-                    f"The image {upload.name!r} is stored as {other} already. Delete it there first.",
-                    details={"label": other, "image": upload.name},
-                )
             described.append(
                 StoredImage(
                     digest=digest,
@@ -79,7 +71,10 @@ class Datasets:
                 )
             )
         with self._store.lock(key):
-            return [images.put(image, upload.data) for image, upload in zip(described, uploads, strict=True)]
+            images = self._images(key)
+            for stored, upload in zip(described, uploads, strict=True):
+                images.check_label(stored.digest, label, upload.name)
+            return [images.put(stored, upload.data) for stored, upload in zip(described, uploads, strict=True)]
 
     def list(self, key: ModelKey) -> dict[Label, list[StoredImage]]:
         """Return the images of each label, by file name."""
@@ -91,10 +86,13 @@ class Datasets:
 
         Raises:
             NotFound: If there is none of that name.
+            ArtefactCorrupt: If its facts are damaged.
         """
         found = self._images(key).find(file_name, label)
         if found is None:
             raise NotFound(f"There is no {label} image {file_name[:200]!r} in this data set.")
+        if found.is_damaged:
+            raise ArtefactCorrupt(f"The stored image {file_name!r} is damaged. Upload it again, or delete it.")
         return found
 
     def read(self, key: ModelKey, image: StoredImage) -> bytes:
@@ -103,6 +101,8 @@ class Datasets:
 
     def delete(self, key: ModelKey, label: Label, file_name: str) -> bool:
         """Delete one image; return whether it was there. A memory keeps what it learned until the next fit."""
+        if self._images(key).find(file_name, label) is None:
+            return False  # and make no folder: anyone can name endless ids
         with self._store.lock(key):
             images = self._images(key)
             found = images.find(file_name, label)
@@ -110,6 +110,8 @@ class Datasets:
 
     def clear(self, key: ModelKey, label: Label) -> int:
         """Delete all images of a label; return how many there were."""
+        if not self._images(key).labelled(label):
+            return 0
         with self._store.lock(key):
             images = self._images(key)
             return sum(images.delete(image.digest, label) for image in images.labelled(label))
@@ -122,11 +124,9 @@ def _mm_per_px(upload: DatasetUpload) -> float | None:
     value = upload.meta.get("mm_per_px")
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        value = -1
-    if not 0 < value <= MAX_MM_PER_PX:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not MIN_MM_PER_PX <= value <= MAX_MM_PER_PX:
         raise InvalidInput(
-            f"mm_per_px in the metadata of {upload.name!r} must be a number above 0 and at most {MAX_MM_PER_PX:g}.",
-            details={"field": "metas.mm_per_px", "gt": 0, "le": MAX_MM_PER_PX},
+            f"mm_per_px in the metadata of {upload.name!r} must be a number in {MIN_MM_PER_PX:g} … {MAX_MM_PER_PX:g}.",
+            details={"field": "metas.mm_per_px", "ge": MIN_MM_PER_PX, "le": MAX_MM_PER_PX},
         )
     return float(value)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Literal
 
@@ -133,6 +133,8 @@ class Fitter:
         Raises:
             BadImage, TooLarge: If an upload cannot be used; the sentence names it.
             AspectRatioMismatch, MmPerPxMismatch, ExtractorMismatch: If the ROI was fitted otherwise.
+            Conflict: If an upload is kept as a bad image.
+            ArtefactCorrupt, NotFound: If a stored image is damaged or gone; the sentence names it.
             ShapeOutsideImage: If the shape covers no pixel.
             WeightsUnavailable: If there is no extractor.
         """
@@ -153,8 +155,10 @@ class Fitter:
         with self._store.lock(key):
             known = self._learned(key, request.mode)
             self._check(known, request, extractor, first)
+            for upload, digest, _ in identified:
+                images.check_label(digest, "ok", upload.name)
             with watch.lap("store"):
-                _keep(images, fresh.values(), request.mm_per_px)
+                fresh = _keep(images, fresh.values(), request.mm_per_px)
                 stored = self._stored_before(images, known, request)
                 learnables = {**self._learnables(images, stored, request, first, extractor, None), **fresh}
             with watch.lap("coreset"):
@@ -180,7 +184,7 @@ class Fitter:
         if not stored:
             wanted = "The data set has no ok images" if request.use_dataset else "The field images is missing"
             raise InvalidInput(f"{wanted}. Send at least one good image.", details={"field": "images"})
-        return extractor.placement(stored[0].image_hw)
+        return _placement(extractor, stored[0])
 
     def _identify(self, upload: Upload, extractor: FeatureExtractor) -> tuple[str, Placement]:
         image = decode_image(upload.data, max_pixels=self._max_pixels, name=upload.name)
@@ -206,11 +210,12 @@ class Fitter:
         progress: Progress | None,
     ) -> dict[str, _Learnable]:
         sources = {digest: (upload.name, partial(_data_of, upload)) for upload, digest, _ in identified}
-        rows = self._rows(images, sources, extractor, progress)
+        parts = {digest: upload.part_id for upload, digest, _ in identified if upload.part_id}
+        rows = self._rows(images, sources, extractor, progress, keep=False)
         return {
             digest: _Learnable(
                 digest=digest,
-                part_id=upload.part_id or digest,
+                part_id=parts.get(digest, digest),
                 grid=PatchGrid(embeddings=rows[digest], placement=placement, extractor_id=extractor.extractor_id),
                 name=upload.name,
                 data=upload.data,
@@ -224,17 +229,24 @@ class Fitter:
         sources: Mapping[str, tuple[str, Callable[[], bytes]]],
         extractor: FeatureExtractor,
         progress: Progress | None,
+        *,
+        keep: bool,
     ) -> dict[str, NDArray[np.float32]]:
         """Return the extractor's rows by image digest: kept ones, or extracted in batches of one size.
 
         ``sources`` gives each image's name and how to read its bytes. Between batches, inspections get their turn.
+        ``keep`` stores what was extracted, for images that the store holds.
         """
         rows: dict[str, NDArray[np.float32]] = {}
         batch: dict[str, NDArray[np.uint8]] = {}
 
         def extract() -> None:
             if batch:
-                rows.update(zip(batch, self._extraction.learn(extractor, list(batch.values())), strict=True))
+                extracted = self._extraction.learn(extractor, list(batch.values()))
+                for digest, embeddings in zip(batch, extracted, strict=True):
+                    rows[digest] = embeddings
+                    if keep:
+                        images.put_embeddings(digest, extractor.extractor_id, embeddings)
                 batch.clear()
             if progress is not None:
                 progress(len(rows), len(sources))
@@ -272,18 +284,16 @@ class Fitter:
         progress: Progress | None,
     ) -> dict[str, _Learnable]:
         for image in stored:
-            check_aspect_ratio(first, extractor.placement(image.image_hw), image.file_name)
+            check_aspect_ratio(first, _placement(extractor, image), image.file_name)
             if request.use_dataset:
                 check_same_scale(request.mm_per_px, image.mm_per_px, image.file_name)
         sources = {image.digest: (image.file_name, partial(images.read, image)) for image in stored}
-        rows = self._rows(images, sources, extractor, progress)
+        rows = self._rows(images, sources, extractor, progress, keep=True)
         learnables = {}
         for image in stored:
-            if not images.has_embeddings(image.digest, extractor.extractor_id):
-                images.put_embeddings(image.digest, extractor.extractor_id, rows[image.digest])
             grid = PatchGrid(
                 embeddings=rows[image.digest],
-                placement=extractor.placement(image.image_hw),
+                placement=_placement(extractor, image),
                 extractor_id=extractor.extractor_id,
             )
             learnables[image.digest] = _Learnable(digest=image.digest, part_id=image.part_id, grid=grid)
@@ -299,14 +309,15 @@ class Fitter:
         watch: Stopwatch,
     ) -> FitReport:
         """Make the memory the ROI's own, with its calibration renewed where that can be done, and report."""
-        previous = self._previous_calibration(key)
+        stored = self._calibrations(key)
+        previous = next(iter(stored), None)
+        own = next((calibration for calibration in stored if calibration.memory_checksum == bank.checksum), None)
         rule = request.rule if previous is None else rule_of(previous, request.rule.blur_sigma)
         with watch.lap("scores"):
             scores = leave_one_out_scores(bank, rule)
-        kept = previous is not None and previous.memory_checksum == bank.checksum
-        new = None if previous is None or kept else renewed(previous, bank, blur_sigma=rule.blur_sigma)
+        new = None if previous is None or previous is own else renewed(previous, bank, blur_sigma=rule.blur_sigma)
         self._store.save_bank(key, bank, new)
-        in_force = previous if kept else new
+        in_force = new or own
         known_digests = set() if known is None else set(known.image_digests)
         n_new = len(set(bank.image_digests) - known_digests)
         area_mm2_thr = request.area_mm2_thr if previous is None else previous.area_mm2_thr
@@ -324,17 +335,17 @@ class Fitter:
             n_new=n_new,
             n_duplicates=n_duplicates,
             scores=scores,
-            calibration="none" if previous is None else "kept" if kept else "renewed" if new else "stale",
+            calibration="none" if previous is None else "renewed" if new else "kept" if own else "stale",
             threshold=None if in_force is None else in_force.threshold,
             warnings=tuple(warnings),
             timings_ms=watch.timings_ms(),
         )
 
-    def _previous_calibration(self, key: ModelKey) -> Calibration | None:
+    def _calibrations(self, key: ModelKey) -> list[Calibration]:
         try:
-            return next(iter(self._store.calibrations(key)), None)
+            return self._store.calibrations(key)
         except ArtefactCorrupt:
-            return None
+            return []
 
     def _forget_others(self, key: ModelKey, images: ImageStore, bank: MemoryBank) -> None:
         needed = {*bank.image_digests, *self._store.learned_by_other_models(key)}
@@ -347,7 +358,15 @@ def _data_of(upload: Upload) -> bytes:
     return upload.data
 
 
-def _keep(images: ImageStore, fresh: Iterable[_Learnable], mm_per_px: float) -> None:
+def _placement(extractor: FeatureExtractor, image: StoredImage) -> Placement:
+    if image.is_damaged:
+        raise ArtefactCorrupt(f"The stored image {image.file_name!r} is damaged. Upload it again, or delete it.")
+    return extractor.placement(image.image_hw)
+
+
+def _keep(images: ImageStore, fresh: Iterable[_Learnable], mm_per_px: float) -> dict[str, _Learnable]:
+    """Store uploads, and return them by digest with the parts that the store knows them by."""
+    kept = {}
     for image in fresh:
         if image.data is not None:
             images.put_embeddings(image.digest, image.grid.extractor_id, image.grid.embeddings)
@@ -361,7 +380,8 @@ def _keep(images: ImageStore, fresh: Iterable[_Learnable], mm_per_px: float) -> 
                 bytes_sha256=sha256_hex(image.data),
                 suffix=image_suffix(image.data),
             )
-            images.put(stored, image.data)
+            kept[image.digest] = replace(image, part_id=images.put(stored, image.data).part_id)
+    return kept
 
 
 def _memory(

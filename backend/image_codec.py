@@ -7,7 +7,6 @@ Pillow reads the header (format and size, before anything is decoded) and OpenCV
 from __future__ import annotations
 
 import io
-import warnings
 
 import cv2
 import numpy as np
@@ -44,7 +43,7 @@ def decode_image(data: bytes, *, max_pixels: int, name: str = "image") -> NDArra
         [H, W, 3] uint8, BGR, C-contiguous.
 
     Raises:
-        BadImage: If the bytes are empty, truncated, of another format, or smaller than ``MIN_EDGE_PX``.
+        BadImage: If the bytes are empty, truncated, of another format or pixel type, or smaller than ``MIN_EDGE_PX``.
         TooLarge: If the header announces more than ``max_pixels``; nothing was decoded then.
     """
     if not data:
@@ -66,7 +65,10 @@ def decode_image(data: bytes, *, max_pixels: int, name: str = "image") -> NDArra
     pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     if pixels is None or pixels.shape[:2] != (height, width):
         raise BadImage(f"The image {name!r} cannot be decoded. Save it again as PNG.")
-    return to_bgr_uint8(pixels)
+    try:
+        return to_bgr_uint8(pixels)
+    except ValueError as error:  # a TIFF of floats or of five channels
+        raise BadImage(f"The image {name!r} does not hold 8 or 16 bit pixels. Save it again as PNG.") from error
 
 
 def to_bgr_uint8(pixels: NDArray[np.generic]) -> NDArray[np.uint8]:
@@ -117,9 +119,9 @@ def encode_png(pixels: NDArray[np.uint8]) -> bytes:
 
 def _read_header(data: bytes, name: str) -> tuple[str, tuple[int, int]]:
     try:
-        with warnings.catch_warnings(), Image.open(io.BytesIO(data), formats=FORMATS) as header:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as header:
             return str(header.format), header.size
-    except Image.DecompressionBombError as error:
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise TooLarge(f"The image {name!r} has too many pixels. Send the ROI, not the whole scene.") from error
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
         raise BadImage(

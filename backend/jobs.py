@@ -14,16 +14,16 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from filelock import FileLock, Timeout
 
 from backend.coreset import Progress
 from backend.errors import InspectionError, JobCancelled, NotFound, QueueFull, ShuttingDown
-from backend.files import write_atomic
+from backend.files import stamp, write_atomic
 
 _log = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ class Job:
     @property
     def progress(self) -> float:
         """Share of the steps that are done, 0 … 1."""
-        return 1.0 if self.state == "done" else self.done / self.total if self.total else 0.0
+        return 1.0 if self.state == "done" else min(1.0, self.done / self.total) if self.total else 0.0
 
     def eta_s(self, now_s: float) -> float | None:
         """Return the seconds that are left at the pace so far, or None while that is unknown."""
@@ -87,7 +87,9 @@ class Jobs:
         self._alive: FileLock | None = None
         self._threads = ThreadPoolExecutor(concurrent, thread_name_prefix="job")
         self._lock = threading.Lock()
-        self._own: dict[str, Job] = {}
+        self._probing = threading.Lock()
+        self._own: dict[str, Job] = {}  # those that wait or run; of the others the file tells
+        self._futures: dict[str, Future[None]] = {}
         self._stopping = threading.Event()
 
     def start(self, kind: str, call: Callable[[Progress], dict[str, Any]]) -> Job:
@@ -113,8 +115,14 @@ class Jobs:
                 self._alive.acquire(timeout=0)
             job = Job(job_id=uuid.uuid4().hex, kind=kind, owner=self._owner, created_s=time.time())
             self._save(job)
+            try:
+                self._futures[job.job_id] = self._threads.submit(self._run, job, call)
+            except RuntimeError as error:  # closed since we looked
+                self._save(replace(job, state="lost", finished_s=time.time()))
+                raise ShuttingDown(
+                    "The service is stopping. Send the request again to the one that follows."
+                ) from error
         self._prune()
-        self._threads.submit(self._run, job, call)
         return job
 
     def get(self, job_id: str) -> Job:
@@ -131,29 +139,38 @@ class Jobs:
         if job is None:
             raise NotFound(f"There is no job {job_id[:40]!r}.")
         if job.state not in FINAL and not self._is_alive(job.owner):
-            job = replace(job, state="lost", finished_s=time.time())
-            write_atomic(self._path(job_id), _job_bytes(job))
+            # What it wrote last, now that it can write no more.
+            job = self._read(self._path(job_id)) or job
+            if job.state not in FINAL:
+                job = replace(job, state="lost", finished_s=time.time())
+                self._write(job)
         return job
 
     def cancel(self, job_id: str) -> Job:
-        """Ask a job to end at its next step, and return it as it is now.
+        """End a job that waits, ask one that runs to end at its next step, and return it as it is now.
 
         Raises:
             NotFound: If there is no such job.
         """
         job = self.get(job_id)
+        with self._lock:
+            future = self._futures.get(job_id)
+            if future is not None and future.cancel():
+                job = replace(job, state="cancelled", finished_s=time.time())
+                self._save(job)
+                return job
         if job.state not in FINAL:
             write_atomic(self._cancel_path(job_id), b"")
         return job
 
     def close(self) -> None:
-        """Cancel what runs and what waits, and wait for the end of the current steps."""
+        """End what runs and what waits, and wait for the end of the current steps: those jobs are ``lost``."""
         self._stopping.set()
         self._threads.shutdown(wait=True, cancel_futures=True)
         with self._lock:
             for job in list(self._own.values()):
                 if job.state not in FINAL:
-                    self._save(replace(job, state="cancelled", finished_s=time.time()))
+                    self._save(replace(job, state="lost", finished_s=time.time()))
             if self._alive is not None:
                 self._alive.release()
                 self._alive_path(self._owner).unlink(missing_ok=True)
@@ -169,14 +186,16 @@ class Jobs:
             state = replace(state, done=done, total=total)
             on_disk = time.time() - written_s >= _WRITE_EVERY_S
             written_s = time.time() if on_disk else written_s
-            self._save(state, on_disk=on_disk)
+            with self._lock:
+                self._save(state, on_disk=on_disk)
 
         try:
             progress(0, 0)
             result = call(progress)
             state = replace(state, state="done", result=result)
         except JobCancelled:
-            state = replace(state, state="cancelled")
+            asked_for = self._cancel_path(job.job_id).exists()
+            state = replace(state, state="cancelled" if asked_for else "lost")
         except InspectionError as error:
             details = {"error": error.sentence, "code": error.code, "details": error.details}
             state = replace(state, state="failed", error=details)
@@ -184,33 +203,47 @@ class Jobs:
             _log.exception("job %s failed", job.job_id)
             sentence = "The service failed on this job. Its log has the reason under the job's id."
             state = replace(state, state="failed", error={"error": sentence, "code": "internal_error"})
-        self._save(replace(state, finished_s=time.time()))
+        with self._lock:
+            self._save(replace(state, finished_s=time.time()))
         self._cancel_path(job.job_id).unlink(missing_ok=True)
 
     def _save(self, job: Job, *, on_disk: bool = True) -> None:
-        if on_disk:
-            try:
-                write_atomic(self._path(job.job_id), _job_bytes(job))
-            except OSError:
-                # The work itself decides whether a full disk matters; its own writes will say so.
-                _log.exception("job %s: its state could not be written", job.job_id)
-        self._own[job.job_id] = job
+        """Keep what is known of an own job; call it under the lock. A result is not held in memory beside its file."""
+        written = on_disk and self._write(job)
+        if job.state not in FINAL:
+            self._own[job.job_id] = job
+            return
+        self._futures.pop(job.job_id, None)
+        if written:
+            self._own.pop(job.job_id, None)
+        else:
+            self._own[job.job_id] = job
+
+    def _write(self, job: Job) -> bool:
+        try:
+            write_atomic(self._path(job.job_id), _job_bytes(job))
+        except OSError:
+            # The work itself decides whether a full disk matters; its own writes will say so.
+            _log.exception("job %s: its state could not be written", job.job_id)
+            return False
+        return True
 
     def _prune(self) -> None:
-        files = sorted(self._folder.glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
-        for path in files[:-KEPT_JOBS]:
+        written = [(when, path) for path in self._folder.glob("*.json") if (when := stamp(path)) is not None]
+        for _, path in sorted(written)[:-KEPT_JOBS]:
             job = self._read(path)
-            if job is None or job.state in FINAL:
+            if job is None or job.state in FINAL or not self._is_alive(job.owner):
                 path.unlink(missing_ok=True)
-                with self._lock:
-                    self._own.pop(path.stem, None)
+                path.with_suffix(".cancel").unlink(missing_ok=True)
 
     def _is_alive(self, owner: str) -> bool:
+        if owner == self._owner:
+            return True
         path = self._alive_path(owner)
         if not path.exists():
             return False
         try:
-            with FileLock(path, timeout=0, thread_local=False):
+            with self._probing, FileLock(path, timeout=0, thread_local=False):
                 pass
         except Timeout:
             return True
@@ -219,9 +252,10 @@ class Jobs:
 
     def _read(self, path: Path) -> Job | None:
         try:
-            return Job(**json.loads(path.read_bytes()))
+            job = Job(**json.loads(path.read_bytes()))
         except (OSError, ValueError, TypeError):
             return None
+        return job if job.state in get_args(State) else None
 
     def _path(self, job_id: str) -> Path:
         if not _JOB_ID.fullmatch(job_id):

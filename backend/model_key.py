@@ -12,7 +12,7 @@ from backend.errors import InvalidId, ReservedRecipe
 DEFAULT_RECIPE = "default"
 RESERVED_RECIPES = frozenset({"last"})
 MAX_ID_CHARS = 64
-MAX_FOLDER_BYTES = 200
+MAX_FOLDER_BYTES = 255  # what file systems allow
 RECIPES_FOLDER = "recipes"
 
 _RECIPE_PATTERN = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
@@ -86,8 +86,8 @@ def folder_name(an_id: str, *, escape_all: bool = False) -> str:
 
     Args:
         an_id: A checked id.
-        escape_all: Also escape every upper-case and non-ASCII letter. Two ids never differ by case alone then, so
-            the store uses this form for the second of two ids that a case-insensitive file system would mix up.
+        escape_all: Also escape every letter. No other id's name, in either form, differs from this one by case alone
+            then, so the store uses it for the second of two ids that a case-insensitive file system would mix up.
     """
     name = "".join(character if _stays(character, escape_all) else _escaped(character) for character in an_id)
     if name[-1] in ". ":
@@ -129,7 +129,7 @@ def _stays(character: str, escape_all: bool) -> bool:
     if character in "-_. ":
         return True
     if escape_all:
-        return character.isascii() and (character.islower() or character.isdigit())
+        return character.isascii() and character.isdigit()
     return unicodedata.category(character)[0] in "LMN"
 
 

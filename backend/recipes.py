@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 
-from backend.errors import Conflict, NotFound
+from backend.errors import Conflict, InvalidId, NotFound, ReservedRecipe
 from backend.files import TEMP_PREFIX, sync_folder
-from backend.model_key import DEFAULT_RECIPE, RECIPES_FOLDER, ModelKey, checked_recipe, id_of_folder
+from backend.model_key import DEFAULT_RECIPE, RECIPES_FOLDER, ModelKey, checked_recipe, folder_name, id_of_folder
 from backend.storage import ArtefactStore
 
 
@@ -23,8 +24,11 @@ class Recipes:
     def contents(self) -> dict[str, list[ModelKey]]:
         """Return the models of every recipe that has any; ``default`` is always there."""
         others = self._models_dir / RECIPES_FOLDER
-        names = sorted(entry.name for entry in _folders(others)) if others.exists() else []
-        return {recipe: list_models(self._folder(recipe), recipe) for recipe in [DEFAULT_RECIPE, *names]}
+        found = {entry.name: list_models(entry, entry.name) for entry in _folders(others) if _is_recipe(entry.name)}
+        return {
+            DEFAULT_RECIPE: list_models(self._models_dir, DEFAULT_RECIPE),
+            **{name: models for name, models in found.items() if models},
+        }
 
     def copy(self, source: str, target: str) -> list[ModelKey]:
         """Make a new recipe from an old one and return its models; it is there completely, or not at all.
@@ -47,7 +51,7 @@ class Recipes:
             for roi_folder, key in {self._store.roi_folder(key): key for key in models}.items():
                 relative = roi_folder.relative_to(self._folder(source))
                 with self._store.lock(key):  # so that no fit is caught half-way
-                    shutil.copytree(roi_folder, made / relative, ignore=shutil.ignore_patterns(".*", "heatmaps"))
+                    shutil.copytree(roi_folder, made / relative, ignore=_not_copied)
             try:
                 made.rename(folder)
             except OSError as error:
@@ -62,22 +66,51 @@ class Recipes:
 
 
 def list_models(folder: Path, recipe_id: str) -> list[ModelKey]:
-    """Return the models below a recipe's folder: ROIs that hold a memory or images, and memories of other keys."""
+    """Return the models below a recipe's folder: ROIs that hold a memory or images, and memories of other keys.
+
+    A folder that no id leads to, such as an operator's copy, is none of them.
+    """
     keys = []
     for role in _folders(folder):
         if role.name == RECIPES_FOLDER and recipe_id == DEFAULT_RECIPE:
             continue
         for roi in _folders(role):
-            role_id, roi_id = id_of_folder(role.name), id_of_folder(roi.name)
-            if (roi / "memory.npz").exists() or (roi / "images").exists():
+            role_id, roi_id = _id_of(role), _id_of(roi)
+            if role_id is None or roi_id is None:
+                continue
+            if (roi / "memory.npz").exists() or any(roi.glob("images/*/*.json")):
                 keys.append(ModelKey(recipe_id=recipe_id, role_id=role_id, roi_id=roi_id))
             if (roi / "keys").exists():
                 keys += [
-                    ModelKey(recipe_id=recipe_id, role_id=role_id, roi_id=roi_id, model_key=id_of_folder(entry.name))
+                    ModelKey(recipe_id=recipe_id, role_id=role_id, roi_id=roi_id, model_key=model_key)
                     for entry in _folders(roi / "keys")
-                    if (entry / "memory.npz").exists()
+                    if (model_key := _id_of(entry)) is not None and (entry / "memory.npz").exists()
                 ]
     return keys
+
+
+def _id_of(folder: Path) -> str | None:
+    """Return the id that leads to a folder, or None where none does."""
+    try:
+        an_id = id_of_folder(folder.name)
+        ModelKey(role_id=an_id, roi_id=an_id)
+    except (InvalidId, UnicodeDecodeError):
+        return None
+    name = unicodedata.normalize("NFC", folder.name)
+    return an_id if name in (folder_name(an_id), folder_name(an_id, escape_all=True)) else None
+
+
+def _is_recipe(name: str) -> bool:
+    """Return whether a folder can be a recipe's; an operator's backup beside them is none."""
+    try:
+        return checked_recipe(name) == name != DEFAULT_RECIPE
+    except ReservedRecipe:
+        return False
+
+
+def _not_copied(folder: str, names: list[str]) -> set[str]:
+    # "heatmaps" below "keys" is a model of that name.
+    return {name for name in names if name.startswith(".") or (name == "heatmaps" and Path(folder).name != "keys")}
 
 
 def _folders(folder: Path) -> Iterator[Path]:

@@ -35,7 +35,7 @@ from backend.model_key import DEFAULT_RECIPE, RECIPES_FOLDER, ModelKey, folder_n
 from backend.nearest import faiss_bytes
 from backend.patchcore import MemoryBank
 from backend.placement import Placement
-from backend.utils import canonical_json
+from backend.utils import canonical_json, sha256_hex
 from backend.whitening import Whitening
 
 FORMAT_VERSION = 1
@@ -134,6 +134,9 @@ class ArtefactStore:
             others = [c for c in _read_calibrations(path) if c.memory_checksum != calibration.memory_checksum]
         except ArtefactCorrupt:
             others = []
+        if len(others) >= _KEPT_CALIBRATIONS:  # A fit whose memory could not be written left its calibration behind.
+            in_force = self._checksum_in_force(key)
+            others.sort(key=lambda other: other.memory_checksum != in_force)
         write_atomic(path, calibration_bytes([calibration, *others][:_KEPT_CALIBRATIONS]))
 
     def save_heatmap(self, key: ModelKey, image_digest: str, png: bytes) -> str:
@@ -141,7 +144,8 @@ class ArtefactStore:
         folder = self.model_folder(key) / "heatmaps"
         path = folder / f"{image_digest}.png"
         write_atomic(path, png)
-        for old in sorted(folder.glob("*.png"), key=lambda entry: entry.stat().st_mtime_ns)[:-KEPT_HEATMAPS]:
+        # Another inspection may delete one of them meanwhile: it has no stamp then.
+        for old in sorted(folder.glob("*.png"), key=lambda entry: stamp(entry) or (0, 0, 0))[:-KEPT_HEATMAPS]:
             old.unlink(missing_ok=True)
         return path.relative_to(self._models_dir).as_posix()
 
@@ -156,6 +160,13 @@ class ArtefactStore:
         own = self.model_folder(key) / "memory.npz"
         banks = (_read_bank(path) for path in memories if path != own)
         return {digest for bank in banks if bank is not None for digest in bank.image_digests}
+
+    def _checksum_in_force(self, key: ModelKey) -> str | None:
+        try:
+            bank = _read_bank(self.model_folder(key) / "memory.npz")
+        except ArtefactCorrupt:
+            return None
+        return None if bank is None else bank.checksum
 
     @contextmanager
     def lock(self, key: ModelKey, *, timeout_s: float = LOCK_TIMEOUT_S) -> Iterator[None]:
@@ -235,7 +246,8 @@ def bank_from_bytes(data: bytes) -> MemoryBank:
             n_embeddings=facts["n_embeddings"],
             mm_per_px=facts["mm_per_px"],
         )
-    except (OSError, KeyError, TypeError, IndexError, zipfile.BadZipFile, EOFError) as error:
+    except (OSError, KeyError, TypeError, IndexError, zipfile.BadZipFile, EOFError, RuntimeError) as error:
+        # RuntimeError: a flag or a version in the zip's headers that says "encrypted" or "of the future".
         raise ValueError("not a memory file") from error
     if bank.checksum != facts["checksum"]:
         raise ValueError("checksum mismatch")
@@ -243,9 +255,10 @@ def bank_from_bytes(data: bytes) -> MemoryBank:
 
 
 def calibration_bytes(calibrations: list[Calibration]) -> bytes:
-    """Return calibrations, newest first, as the JSON text of ``calib.json``: the newest's fields, then the others."""
+    """Return calibrations, newest first, as the text of ``calib.json``: the newest's fields, the others, a digest."""
     newest, *others = (calibration.to_fields() for calibration in calibrations)
     document = {"format_version": FORMAT_VERSION, **newest, "other_memories": others}
+    document["sha256"] = sha256_hex(canonical_json(document))
     return (json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
@@ -264,6 +277,8 @@ def _read_bank(path: Path) -> MemoryBank | None:
 def _read_calibrations(path: Path) -> list[Calibration]:
     try:
         document = json.loads(path.read_bytes())
+        if document.pop("sha256") != sha256_hex(canonical_json(document)):
+            raise ValueError("digest mismatch")
         if document.pop("format_version") != FORMAT_VERSION:
             raise ValueError("format version")
         others = document.pop("other_memories")
