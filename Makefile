@@ -24,7 +24,7 @@ demo: $(VENV)/.installed
 	$(BIN)/roi-inspector demo --out "$(OUT)" $(if $(DATA),--data "$(DATA)")
 
 serve: $(VENV)/.installed
-	$(BIN)/uvicorn backend.app:app --host 127.0.0.1 --port 8000
+	$(BIN)/uvicorn backend.app:app --host 127.0.0.1 --port 8000 --timeout-graceful-shutdown 30 --no-server-header
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest

@@ -48,6 +48,9 @@ def _serve(arguments: argparse.Namespace) -> int:
         create_app(settings),
         host=arguments.host or settings.backend_host,
         port=settings.backend_port if arguments.port is None else arguments.port,
+        server_header=False,
+        # A client that stalls in the middle of an upload must not keep the service from stopping.
+        timeout_graceful_shutdown=settings.shutdown_s,
     )
     return 0
 

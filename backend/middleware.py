@@ -10,9 +10,11 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from backend.model_key import DEFAULT_RECIPE
+from backend.errors import ReservedRecipe
+from backend.model_key import DEFAULT_RECIPE, checked_recipe
 
 REQUEST_ID_HEADER = "X-Request-Id"
+RECIPE_ID_HEADER = "X-Recipe-Id"
 _USABLE_ID = re.compile(r"[!-~]{1,128}")
 
 
@@ -27,9 +29,12 @@ class RequestIds:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        sent = Headers(scope=scope).get(REQUEST_ID_HEADER, "")
+        headers = Headers(scope=scope)
+        sent = headers.get(REQUEST_ID_HEADER, "")
         request_id = sent if _USABLE_ID.fullmatch(sent) else uuid.uuid4().hex
-        scope.setdefault("state", {}).update(request_id=request_id, recipe_id=DEFAULT_RECIPE)
+        # What an error answers that comes before a route has looked at the recipe.
+        recipe_id = _named_recipe(headers.get(RECIPE_ID_HEADER, ""))
+        scope.setdefault("state", {}).update(request_id=request_id, recipe_id=recipe_id)
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -64,6 +69,24 @@ class Cors:
         await self._with_cors(scope, receive, send)
 
 
+class HeadAsGet:
+    """Answers HEAD as GET, without the body: monitors and proxies ask so (RFC 9110, 9.3.2)."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request."""
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            await self._app(scope, receive, send)
+            return
+
+        async def send_without_body(message: Message) -> None:
+            await send({**message, "body": b""} if message["type"] == "http.response.body" else message)
+
+        await self._app({**scope, "method": "GET"}, receive, send_without_body)
+
+
 class BodyLimit:
     """Refuses a body over ``settings.max_body_mb`` while it streams in, not after."""
 
@@ -76,15 +99,24 @@ class BodyLimit:
             await self._app(scope, receive, send)
             return
         limit_mb = scope["app"].state.settings.max_body_mb
+        announced = Headers(scope=scope).get("content-length", "0")
+        too_much = announced.isdigit() and int(announced) > limit_mb * 1_000_000
         received = 0
 
         async def receive_some() -> Message:
             nonlocal received
-            message = await receive()
+            message: Message = {} if too_much else await receive()
             received += len(message.get("body", b""))
-            if received > limit_mb * 1_000_000:
+            if too_much or received > limit_mb * 1_000_000:
                 # An HTTPException, because FastAPI turns any other error while it reads a body into a 400.
                 raise HTTPException(413, f"The request is larger than {limit_mb} MB. Send fewer images in one call.")
             return message
 
         await self._app(scope, receive_some, send)
+
+
+def _named_recipe(sent: str) -> str:
+    try:
+        return checked_recipe(sent or DEFAULT_RECIPE)
+    except ReservedRecipe:
+        return DEFAULT_RECIPE

@@ -134,6 +134,7 @@ class InspectionService:
             MmPerPxMismatch: If ``mm_per_px`` is not that of the fit.
             InvalidInput: As ``calibrated``.
         """
+        _fitted(key, self._models.get(key))  # before the lock, which makes the ROI's folder
         with self._store.lock(key):
             bank = _fitted(key, self._store.load(key))
             if mm_per_px is not None:
@@ -211,7 +212,9 @@ class InspectionService:
         with watch.lap("search"):
             distances, scoring = _distances(bank, embeddings, digest, k)
         with watch.lap("post"):
-            rule = self._rule(calibration)
+            # A calibration that is set aside still says what its successor's scores are to be.
+            last = next(iter(self._store.calibrations(key)), None) if model.stale else calibration
+            rule = self._rule(last)
             percentile = score_percentile if calibration is None and score_percentile else rule.percentile
             blur_sigma = rule.blur_sigma if blur_sigma is None else blur_sigma
             min_area_mm2 = self.defaults.area_mm2_thr if area_mm2_thr is None else area_mm2_thr
