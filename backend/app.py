@@ -8,14 +8,13 @@ from typing import Any, cast
 
 import anyio.to_thread
 from fastapi import APIRouter, Depends, FastAPI, Response
-from fastapi.routing import APIRoute
 from starlette.requests import Request
 from starlette.routing import Route
 
 from backend import __version__
 from backend.http_errors import ERROR_RESPONSES, UnexpectedErrors, install_error_handlers
 from backend.metrics import Metrics
-from backend.middleware import BodyLimit, Cors, RequestIds
+from backend.middleware import BodyLimit, Cors, HeadAsGet, RequestIds
 from backend.routes import datasets, inspection, jobs, models, monitoring
 from backend.routes.dependencies import documented_headers
 from backend.service import InspectionService
@@ -57,11 +56,14 @@ def create_app(settings: Settings | None = None, service: InspectionService | No
         description="Learns from good images of a region of interest, and finds what is not normal.",
         lifespan=lifespan,
         responses=cast("dict[int | str, dict[str, Any]]", ERROR_RESPONSES),
+        generate_unique_id_function=lambda route: route.name,  # what a generated client calls its methods
     )
+    app.router.routes.extend([*_options_routes(app.router)])  # of /docs and /openapi.json
     for room in (inspection, models, datasets, jobs, monitoring):
         app.include_router(room.router, dependencies=[Depends(documented_headers)])
         app.router.routes.extend(_options_routes(room.router))
     app.add_middleware(UnexpectedErrors)
+    app.add_middleware(HeadAsGet)
     app.add_middleware(BodyLimit)
     app.add_middleware(Cors)
     app.add_middleware(RequestIds)
@@ -73,9 +75,10 @@ def _options_routes(router: APIRouter) -> Iterator[Route]:
     """Answer OPTIONS on every path with the methods that it knows: clients probe an endpoint so."""
     methods_of: dict[str, set[str]] = {}
     for route in router.routes:
-        if isinstance(route, APIRoute):
+        if isinstance(route, Route):
             methods_of.setdefault(route.path, {"OPTIONS"}).update(route.methods or ())
     for path, methods in methods_of.items():
+        methods.update({"HEAD"} if "GET" in methods else ())
         yield Route(path, _allowing(", ".join(sorted(methods))), methods=["OPTIONS"], include_in_schema=False)
 
 

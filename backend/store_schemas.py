@@ -9,24 +9,31 @@ from pydantic import BaseModel, ConfigDict, Field
 from backend.image_store import Label
 from backend.jobs import State
 from backend.schemas import (
+    Amount,
     Answer,
     AreaMm2,
     CalibrateAnswer,
     CalibrationFacts,
+    Count,
     MmPerPx,
     ModelKeyId,
+    Ok,
+    Pair,
     Percentile,
     RecipeId,
     RegionAnswer,
     RoiId,
     RoleId,
+    Score,
+    Share,
+    Size,
 )
 
 
 class StateAnswer(Answer):
     """What a ROI has, in short."""
 
-    status: Literal["ok"] = "ok"
+    status: Ok = "ok"
     memory_fitted: bool = Field(description="There is a memory.", examples=[True])
     calib_present: bool = Field(description="There is a calibration of this memory.", examples=[True])
     calibration_stale: bool = Field(description="There is a calibration, but of an older memory.", examples=[False])
@@ -35,39 +42,46 @@ class StateAnswer(Answer):
 class ClassSummary(BaseModel):
     """How many images a class has."""
 
-    count: int = Field(description="Stored images.", examples=[30])
+    count: Count = Field(description="Stored images.", examples=[30])
 
 
 class ClassFiles(ClassSummary):
     """The images of a class."""
 
     files: list[str] = Field(description="File names, sorted.", examples=[["roi-1f3c5e7a9b2d.png"]])
+    meta: dict[str, bool] = Field(
+        description="By file name: whether metadata came with the image.", examples=[{"roi-1f3c5e7a9b2d.png": True}]
+    )
 
 
 class FitFacts(BaseModel):
     """What a memory was made from, and how."""
 
-    n_ok_total: int = Field(description="Different images in the memory.", examples=[30])
-    n_parts: int = Field(description="Physical parts among them.", examples=[30])
-    n_embeddings: int = Field(description="Patch embeddings of all images.", examples=[21870])
-    coreset_size: int = Field(description="Embeddings that were kept.", examples=[438])
-    coreset_rate: float = Field(description="Share asked for.", examples=[0.02])
-    token_shape: tuple[int, int] = Field(description="Rows and columns of the patch grid.", examples=[[27, 27]])
-    image_width: int = Field(description="px.", examples=[384])
-    image_height: int = Field(description="px.", examples=[384])
-    mm_per_px: float = Field(description="The ROI's scale.", examples=[0.2])
-    cell_mm: float = Field(description="Edge of one patch cell, mm.", examples=[2.84])
-    extractor_id: str = Field(description="The extractor that the memory belongs to.")
-    k: int = Field(description="Neighbours that a distance is the mean of.", examples=[1])
-    seed: int = Field(description="Drew the coreset's first centre.", examples=[0])
-    shape: dict[str, Any] | None = Field(description="The shape that was learned; null: the whole image.")
-    checksum: str = Field(description="SHA-256 of the memory.")
+    n_ok_total: Count = Field(description="Different images in the memory.", examples=[30])
+    n_parts: Count = Field(description="Physical parts among them.", examples=[30])
+    n_embeddings: Count = Field(description="Patch embeddings of all images.", examples=[21870])
+    coreset_size: Count = Field(description="Embeddings that were kept.", examples=[438])
+    coreset_rate: Share = Field(description="Share asked for.", examples=[0.02])
+    token_shape: Pair = Field(description="Rows and columns of the patch grid.", examples=[[27, 27]])
+    image_width: Count = Field(description="px.", examples=[384])
+    image_height: Count = Field(description="px.", examples=[384])
+    mm_per_px: Size = Field(description="The ROI's scale.", examples=[0.2])
+    cell_mm: Size = Field(description="Edge of one patch cell, mm.", examples=[2.84])
+    extractor_id: str = Field(
+        description="The extractor that the memory belongs to.", examples=["filter-bank|3|384|aspect"]
+    )
+    k: Count = Field(description="Neighbours that a distance is the mean of.", examples=[1])
+    seed: Count = Field(description="Drew the coreset's first centre.", examples=[0])
+    shape: dict[str, Any] | None = Field(
+        description="The shape that was learned; null: the whole image.", examples=[None]
+    )
+    checksum: str = Field(description="SHA-256 of the memory.", examples=["9287c49a9e0d8c57…"])
 
 
 class ManifestAnswer(Answer):
     """Everything that is known of a ROI."""
 
-    status: Literal["ok"] = "ok"
+    status: Ok = "ok"
     memory: bool = Field(description="There is a memory.", examples=[True])
     calib: CalibrationFacts | None = Field(description="The calibration of this memory.")
     calibration_stale: bool = Field(description="There is a calibration, but of an older memory.", examples=[False])
@@ -93,9 +107,9 @@ class RecipeAnswer(BaseModel):
 class RecipesAnswer(BaseModel):
     """All recipes."""
 
-    status: Literal["ok"] = "ok"
+    status: Ok = "ok"
     recipes: list[RecipeAnswer] = Field(description="`default` first.")
-    request_id: str = Field(description="The header X-Request-Id, or a new id.")
+    request_id: str = Field(description="The header X-Request-Id, or a new id.", examples=["8f0c6d0e6d2e4f0a"])
 
 
 class RecipeCopyBody(BaseModel):
@@ -112,50 +126,55 @@ class RecipeCopyBody(BaseModel):
 class RecipeCopyAnswer(RecipeAnswer):
     """The new recipe."""
 
-    status: Literal["ok"] = "ok"
-    request_id: str = Field(description="The header X-Request-Id, or a new id.")
+    status: Ok = "ok"
+    request_id: str = Field(description="The header X-Request-Id, or a new id.", examples=["8f0c6d0e6d2e4f0a"])
 
 
 class UploadAnswer(Answer):
     """What was stored."""
 
-    status: Literal["ok"] = "ok"
+    status: Ok = "ok"
     saved: list[str] = Field(description="File names, in the order of the upload.", examples=[["roi-1f3c5e7a9b2d.png"]])
 
 
 class ListAnswer(Answer):
     """The stored images of a ROI."""
 
-    status: Literal["ok"] = "ok"
+    status: Ok = "ok"
     classes: dict[Label, ClassFiles] = Field(description="By class.")
 
 
 class MetaAnswer(Answer):
-    """What is known of one stored image. The fields that its uploader sent stand in ``meta``."""
+    """What is known of one stored image.
 
-    status: Literal["ok"] = "ok"
-    label: Label = Field(description="Class.")
+    The fields that its uploader sent stand in ``meta`` and, where the name is free, beside it.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    status: Ok = "ok"
+    label: Label = Field(description="Class.", examples=["ok"])
     filename: str = Field(description="As listed.", examples=["roi-1f3c5e7a9b2d.png"])
-    mm_per_px: float | None = Field(description="Its scale, where it was sent.", examples=[0.2])
-    part_id: str = Field(description="The part it shows; its digest where none was sent.")
-    width: int = Field(description="px.", examples=[384])
-    height: int = Field(description="px.", examples=[384])
-    image_digest: str = Field(description="SHA-256 of the decoded pixels.")
+    mm_per_px: Size | None = Field(description="Its scale, where it was sent.", examples=[0.2])
+    part_id: str = Field(description="The part it shows; its digest where none was sent.", examples=["part-17"])
+    width: Count = Field(description="px.", examples=[384])
+    height: Count = Field(description="px.", examples=[384])
+    image_digest: str = Field(description="SHA-256 of the decoded pixels.", examples=["1f3c5e7a9b2d4f61…"])
     meta: dict[str, Any] = Field(description="As uploaded.", examples=[{"mm_per_px": 0.2}])
 
 
 class DeleteAnswer(Answer):
     """Whether an image was deleted."""
 
-    status: Literal["ok"] = "ok"
+    status: Ok = "ok"
     deleted: bool = Field(description="False: there was none of that name.", examples=[True])
 
 
 class ClearAnswer(Answer):
     """How many images were deleted."""
 
-    status: Literal["ok"] = "ok"
-    cleared: int = Field(description="Images deleted.", examples=[3])
+    status: Ok = "ok"
+    cleared: Count = Field(description="Images deleted.", examples=[3])
 
 
 class _DatasetBody(BaseModel):
@@ -171,17 +190,21 @@ class _DatasetBody(BaseModel):
 class CalibrateDatasetBody(_DatasetBody):
     """How to calibrate from a data set."""
 
-    score_percentile: Percentile | None = None
-    area_mm2_thr: AreaMm2 | None = None
-    require_ng: bool = Field(False, description="Refuse to calibrate without an ng image.")
+    score_percentile: Percentile | None = Field(
+        None, description="Percentile of the map that is the score; left out: as before.", examples=[99]
+    )
+    area_mm2_thr: AreaMm2 | None = Field(
+        None, description="Smaller regions are dropped, mm²; left out: as before.", examples=[1.0]
+    )
+    require_ng: bool = Field(False, description="Refuse to calibrate without an ng image.", examples=[False])
 
 
 class FailedItem(BaseModel):
     """A stored image that could not be inspected."""
 
-    label: Label = Field(description="Class.")
-    filename: str = Field(description="As listed.")
-    error: str = Field(description="Why.")
+    label: Label = Field(description="Class.", examples=["ok"])
+    filename: str = Field(description="As listed.", examples=["roi-1f3c5e7a9b2d.png"])
+    error: str = Field(description="Why.", examples=["The stored image 'a-1f3c5e7a9b2d.png' is gone. Upload it again."])
 
 
 class CalibrateDatasetAnswer(CalibrateAnswer):
@@ -193,43 +216,54 @@ class CalibrateDatasetAnswer(CalibrateAnswer):
 class InferDatasetBody(_DatasetBody):
     """What to inspect."""
 
-    include_heatmap: bool = Field(False, description="Also send the heat maps.")
-    labels: list[Label] | None = Field(None, max_length=2, description="Which classes; both by default.")
+    include_heatmap: bool = Field(False, description="Also send the heat maps.", examples=[False])
+    labels: list[Label] | None = Field(
+        None, max_length=2, description="Which classes; both by default.", examples=[["ok", "ng"]]
+    )
 
 
 class DatasetItemAnswer(BaseModel):
     """One stored image, inspected, or the reason why not."""
 
-    label: Label = Field(description="Class.")
+    label: Label = Field(description="Class.", examples=["ok"])
     filename: str = Field(description="As listed.", examples=["roi-1f3c5e7a9b2d.png"])
-    score: float | None = Field(None, description="null with an error.", examples=[0.47])
-    threshold: float | None = Field(None, description="null: not calibrated.", examples=[0.56])
+    mm_per_px: Size = Field(description="The scale that it was inspected with.", examples=[0.2])
+    score: Score | None = Field(None, description="null with an error.", examples=[0.47])
+    threshold: Score | None = Field(None, description="null: not calibrated.", examples=[0.56])
     decision: Literal["ok", "ng"] | None = Field(None, description="null: not calibrated.", examples=["ok"])
-    scoring: Literal["new", "leave_one_out", "own_image_only"] | None = Field(None, description="As in /infer.")
+    scoring: Literal["new", "leave_one_out", "own_image_only"] | None = Field(
+        None, description="As in /infer.", examples=["new"]
+    )
     regions: list[RegionAnswer] = Field([], description="As in /infer.")
-    heatmap_png_base64: str | None = Field(None, description="As in /infer, where asked for.")
+    n_regions: Count = Field(0, description="Number of regions.", examples=[0])
+    heatmap_png_base64: str | None = Field(
+        None, description="As in /infer, where asked for.", examples=["iVBORw0KGgo…"]
+    )
     error: str | None = Field(description="Why the image could not be inspected.", examples=[None])
 
 
 class InferDatasetAnswer(Answer):
     """A data set, inspected."""
 
-    status: Literal["ok"] = "ok"
-    n_total: int = Field(description="Items.", examples=[33])
-    n_errors: int = Field(description="Items with an error.", examples=[0])
+    status: Ok = "ok"
+    n_total: Count = Field(description="Items.", examples=[33])
+    n_errors: Count = Field(description="Items with an error.", examples=[0])
     items: list[DatasetItemAnswer] = Field(description="One per stored image; ok first.")
 
 
 class JobAnswer(BaseModel):
     """A call in the background."""
 
-    job_id: str = Field(description="Its id.")
+    job_id: str = Field(description="Its id.", examples=["0f3c5e7a9b2d4f61a8c7e5d3b1f09a8c"])
     kind: str = Field(description="The call.", examples=["fit_ok"])
     state: State = Field(description="`lost`: its process ended before it did.", examples=["running"])
-    progress: float = Field(description="0 … 1.", examples=[0.4])
-    done: int = Field(description="Steps done.", examples=[12])
-    total: int = Field(description="Steps in all; 0 while unknown.", examples=[30])
-    eta_s: float | None = Field(description="Seconds left at the pace so far.", examples=[4.2])
-    result: dict[str, Any] | None = Field(description="What the call answers, once `done`.")
-    error: dict[str, Any] | None = Field(description="`error`, `code`, `details`, once `failed`.")
-    request_id: str = Field(description="The header X-Request-Id, or a new id.")
+    progress: Share = Field(description="0 … 1.", examples=[0.4])
+    done: Count = Field(description="Steps done.", examples=[12])
+    total: Count = Field(description="Steps in all; 0 while unknown.", examples=[30])
+    eta_s: Amount | None = Field(description="Seconds left at the pace so far.", examples=[4.2])
+    result: dict[str, Any] | None = Field(description="What the call answers, once `done`.", examples=[None])
+    error: dict[str, Any] | None = Field(
+        description="`error`, `code`, `details`, once `failed`.",
+        examples=[{"error": "mm_per_px must be greater than 0.", "code": "invalid_input"}],
+    )
+    request_id: str = Field(description="The header X-Request-Id, or a new id.", examples=["8f0c6d0e6d2e4f0a"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from typing import Annotated, Any
 
 from fastapi import APIRouter, File, Query, Request, Response, UploadFile
@@ -20,7 +21,7 @@ from backend.routes.dependencies import (
     JobsOf,
     KeyOfForm,
     KeyOfQuery,
-    PreferHeader,
+    PrefersAsync,
     ServiceOf,
     SettingsOf,
     check_count,
@@ -28,7 +29,7 @@ from backend.routes.dependencies import (
     model_key_of,
     now_or_later,
 )
-from backend.schemas import JobStarted
+from backend.schemas import ImageFile, JobStarted, JsonPart
 from backend.settings import Settings
 from backend.store_schemas import (
     CalibrateDatasetAnswer,
@@ -44,9 +45,11 @@ from backend.store_schemas import (
     MetaAnswer,
     UploadAnswer,
 )
+from backend.utils import canonical_json
 
 router = APIRouter(tags=["datasets"])
 
+_MAX_META_DEPTH = 32
 _MEDIA_TYPES = {
     ".png": "image/png",
     ".jpg": "image/jpeg",
@@ -55,12 +58,15 @@ _MEDIA_TYPES = {
     ".webp": "image/webp",
 }
 
-Images = Annotated[list[UploadFile], File(description="PNG or JPEG; one or many.")]
+_BINARY = {"schema": {"type": "string", "format": "binary"}}
+_BINARY_TYPES = [*_MEDIA_TYPES.values(), "application/octet-stream"]  # the last for generators of clients
+
+Images = Annotated[list[ImageFile], File(description="PNG or JPEG; one or many.")]
 Metas = Annotated[
-    list[UploadFile | str],
+    list[JsonPart],
     File(
         description="JSON objects, one per image, or none at all. mm_per_px is checked; shape and part_id are used.",
-        examples=['{"mm_per_px":0.2}'],
+        examples=[['{"mm_per_px":0.2}']],
     ),
 ]
 LabelOf = Annotated[Label, Query(description="Class of the images.", examples=["ok"])]
@@ -98,8 +104,14 @@ def upload_ng(
 @router.get("/datasets/list", summary="The stored images")
 def list_files(request: Request, datasets: DatasetsOf, key: KeyOfQuery) -> ListAnswer:
     """List the files of each class by name."""
-    names = {label: [image.file_name for image in images] for label, images in datasets.list(key).items()}
-    classes = {label: ClassFiles(count=len(files), files=files) for label, files in names.items()}
+    classes = {
+        label: ClassFiles(
+            count=len(images),
+            files=[image.file_name for image in images],
+            meta={image.file_name: bool(image.meta) for image in images},
+        )
+        for label, images in datasets.list(key).items()
+    }
     return ListAnswer(**identity(request, key), classes=classes)
 
 
@@ -107,7 +119,7 @@ def list_files(request: Request, datasets: DatasetsOf, key: KeyOfQuery) -> ListA
     "/datasets/file",
     summary="One stored image",
     response_class=Response,
-    responses={200: {"content": {"image/*": {"schema": {"type": "string", "format": "binary"}}}}},
+    responses={200: {"description": "The bytes as uploaded.", "content": dict.fromkeys(_BINARY_TYPES, _BINARY)}},
 )
 def get_file(datasets: DatasetsOf, key: KeyOfQuery, label: LabelOf, filename: FileName) -> Response:
     """Return the original bytes."""
@@ -119,17 +131,19 @@ def get_file(datasets: DatasetsOf, key: KeyOfQuery, label: LabelOf, filename: Fi
 def get_meta(request: Request, datasets: DatasetsOf, key: KeyOfQuery, label: LabelOf, filename: FileName) -> MetaAnswer:
     """Return what was uploaded with the image, and what the service knows of it."""
     image = datasets.get(key, label, filename)
-    return MetaAnswer(
+    known = {
         **identity(request, key),
-        label=label,
-        filename=image.file_name,
-        mm_per_px=image.mm_per_px,
-        part_id=image.part_id,
-        width=image.image_hw[1],
-        height=image.image_hw[0],
-        image_digest=image.digest,
-        meta=dict(image.meta),
-    )
+        "label": label,
+        "filename": image.file_name,
+        "mm_per_px": image.mm_per_px,
+        "part_id": image.part_id,
+        "width": image.image_hw[1],
+        "height": image.image_hw[0],
+        "image_digest": image.digest,
+        "status": "ok",
+        "meta": dict(image.meta),
+    }
+    return MetaAnswer.model_validate({**image.meta, **known})
 
 
 @router.delete("/datasets/file", summary="Delete one stored image")
@@ -157,8 +171,8 @@ def calibrate_dataset(
     service: ServiceOf,
     datasets: DatasetsOf,
     jobs: JobsOf,
+    prefers_async: PrefersAsync,
     body: CalibrateDatasetBody,
-    prefer: PreferHeader = None,
 ) -> CalibrateDatasetAnswer | JSONResponse:
     """Inspect all stored images, each learned one without its own part, and calibrate with their scores."""
     key = model_key_of(request, body.role_id, body.roi_id, body.model_key, body.recipe_id)
@@ -180,7 +194,7 @@ def calibrate_dataset(
         ]
         return CalibrateDatasetAnswer(**answer_fields, **found.calibration.to_fields(), failed=failed)
 
-    return now_or_later(request, jobs, prefer, "calibrate_dataset", calibrate)
+    return now_or_later(request, jobs, prefers_async, "calibrate_dataset", calibrate)
 
 
 @router.post(
@@ -194,8 +208,8 @@ def infer_dataset(
     service: ServiceOf,
     datasets: DatasetsOf,
     jobs: JobsOf,
+    prefers_async: PrefersAsync,
     body: InferDatasetBody,
-    prefer: PreferHeader = None,
 ) -> InferDatasetAnswer | JSONResponse:
     """Inspect all stored images; an image that cannot be inspected has its error in its own line."""
     key = model_key_of(request, body.role_id, body.roi_id, body.model_key, body.recipe_id)
@@ -214,7 +228,7 @@ def infer_dataset(
         errors = sum(item.error is not None for item in items)
         return InferDatasetAnswer(**answer_fields, n_total=len(items), n_errors=errors, items=items)
 
-    return now_or_later(request, jobs, prefer, "infer_dataset", inspect)
+    return now_or_later(request, jobs, prefers_async, "infer_dataset", inspect)
 
 
 def _upload(
@@ -248,7 +262,26 @@ def _meta(part: UploadFile | str) -> dict[str, Any]:
         raise BadRequest("A metas part is not valid JSON. Send one JSON object per image.") from error
     if not isinstance(meta, dict):
         raise BadRequest("A metas part is not a JSON object. Send one JSON object per image.")
+    if _depth(meta) > _MAX_META_DEPTH:
+        raise BadRequest(f"A metas part is nested deeper than {_MAX_META_DEPTH} levels. Send a flatter JSON object.")
+    try:
+        canonical_json(meta)
+    except ValueError as error:  # a number like 1e999, or half of a surrogate pair
+        raise BadRequest("A metas part holds a number or a character that JSON cannot carry. Leave it out.") from error
     return meta
+
+
+def _depth(value: object) -> int:
+    """Return how many levels of lists and objects a JSON value has, without recursion."""
+    level, depth = [value], -1
+    while level:
+        level = [child for parent in level for child in _children(parent)]
+        depth += 1
+    return depth
+
+
+def _children(value: object) -> Iterable[object]:
+    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
 
 
 def _no_constant(name: str) -> float:
@@ -258,15 +291,20 @@ def _no_constant(name: str) -> float:
 def _item(item: DatasetItem, include_heatmap: bool) -> DatasetItemAnswer:
     found = item.inspection
     if found is None:
-        return DatasetItemAnswer(label=item.label, filename=item.image.file_name, error=item.error)
+        return DatasetItemAnswer(
+            label=item.label, filename=item.image.file_name, mm_per_px=item.mm_per_px, error=item.error
+        )
+    regions = region_answers(found)
     return DatasetItemAnswer(
         label=item.label,
         filename=item.image.file_name,
+        mm_per_px=item.mm_per_px,
         score=found.score,
         threshold=found.threshold,
         decision=found.decision,
         scoring=found.params["scoring"],
-        regions=region_answers(found),
+        regions=regions,
+        n_regions=len(regions),
         heatmap_png_base64=heatmap_base64(found) if include_heatmap else None,
         error=None,
     )

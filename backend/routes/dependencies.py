@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Annotated, TypeVar, cast
 
@@ -16,7 +17,16 @@ from backend.jobs import Jobs
 from backend.metrics import Metrics
 from backend.model_key import DEFAULT_RECIPE, MAX_ID_CHARS, ModelKey, checked_recipe
 from backend.recipes import Recipes
-from backend.schemas import ModelKeyForm, RecipeIdForm, RoiIdForm, RoleIdForm
+from backend.schemas import (
+    KEY_TEXT,
+    RECIPE_TEXT,
+    ROI_TEXT,
+    ROLE_TEXT,
+    ModelKeyForm,
+    RecipeIdForm,
+    RoiIdForm,
+    RoleIdForm,
+)
 from backend.service import InspectionService
 from backend.settings import Settings
 
@@ -54,19 +64,35 @@ JobsOf = Annotated[Jobs, Depends(_jobs)]
 MetricsOf = Annotated[Metrics, Depends(_metrics)]
 SettingsOf = Annotated[Settings, Depends(_settings)]
 
-PreferHeader = Annotated[
-    str | None,
-    Header(
-        alias="Prefer",
-        description="`respond-async`: answer 202 at once and work in the background; see GET /jobs/{job_id}.",
-        examples=["respond-async"],
-    ),
-]
+
+def _prefers_async(
+    request: Request,
+    prefer: Annotated[
+        str | None,
+        Header(
+            alias="Prefer",
+            description="`respond-async`: answer 202 at once and work in the background; see GET /jobs/{job_id}.",
+            examples=["respond-async"],
+        ),
+    ] = None,
+) -> bool:
+    """Return whether a request holds the preference respond-async, in any of its Prefer headers (RFC 7240)."""
+    if prefer is None:
+        return False
+    unquoted = re.sub(r'"[^"]*"', "", ",".join(request.headers.getlist("Prefer")))
+    return any(each.partition(";")[0].strip().lower() == "respond-async" for each in unquoted.split(","))
+
+
+PrefersAsync = Annotated[bool, Depends(_prefers_async)]
 
 
 def documented_headers(
     x_request_id: Annotated[
-        str | None, Header(description="Any id of up to 128 visible characters; it comes back.")
+        str | None,
+        Header(
+            description="Any id of up to 128 visible characters; it comes back.",
+            examples=["8f0c6d0e-6d2e-4f0a-9a53-0d5f5c3f6b11"],
+        ),
     ] = None,
     x_recipe_id: Annotated[
         str | None, Header(description="The recipe, where no field recipe_id names one.", examples=["default"])
@@ -94,10 +120,18 @@ def _key_of_form(
 
 def _key_of_query(
     request: Request,
-    role_id: Annotated[str, Query(min_length=1, max_length=MAX_ID_CHARS, examples=["Inspection"])],
-    roi_id: Annotated[str, Query(min_length=1, max_length=MAX_ID_CHARS, examples=["inspection-1"])],
-    model_key: Annotated[str | None, Query(max_length=MAX_ID_CHARS, description="The roi_id by default.")] = None,
-    recipe_id: Annotated[str | None, Query(max_length=MAX_ID_CHARS, description="`default` by default.")] = None,
+    role_id: Annotated[
+        str, Query(min_length=1, max_length=MAX_ID_CHARS, description=ROLE_TEXT, examples=["Inspection"])
+    ],
+    roi_id: Annotated[
+        str, Query(min_length=1, max_length=MAX_ID_CHARS, description=ROI_TEXT, examples=["inspection-1"])
+    ],
+    model_key: Annotated[
+        str | None, Query(max_length=MAX_ID_CHARS, description=KEY_TEXT, examples=["inspection-1"])
+    ] = None,
+    recipe_id: Annotated[
+        str | None, Query(max_length=MAX_ID_CHARS, description=RECIPE_TEXT, examples=["default"])
+    ] = None,
 ) -> ModelKey:
     return model_key_of(request, role_id, roi_id, model_key, recipe_id)
 
@@ -127,10 +161,10 @@ def check_count(n_images: int, settings: Settings) -> None:
 
 
 def now_or_later(
-    request: Request, jobs: Jobs, prefer: str | None, kind: str, call: Callable[[Progress | None], AnswerT]
+    request: Request, jobs: Jobs, prefers_async: bool, kind: str, call: Callable[[Progress | None], AnswerT]
 ) -> AnswerT | JSONResponse:
-    """Return the call's answer, or start it as a job and return 202 where the client prefers that (RFC 7240)."""
-    if prefer is None or "respond-async" not in prefer.lower():
+    """Return the call's answer, or start it as a job and return 202 where the client prefers that."""
+    if not prefers_async:
         return call(None)
     job = jobs.start(kind, lambda progress: call(progress).model_dump(mode="json"))
     body = {"job_id": job.job_id, "kind": kind, "state": job.state, "status_url": f"/jobs/{job.job_id}"}

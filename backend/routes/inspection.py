@@ -18,7 +18,7 @@ from backend.routes.dependencies import (
     JobsOf,
     KeyOfForm,
     MetricsOf,
-    PreferHeader,
+    PrefersAsync,
     ServiceOf,
     SettingsOf,
     check_count,
@@ -31,10 +31,12 @@ from backend.schemas import (
     CalibrateBody,
     FitAnswer,
     HealthAnswer,
+    ImageFile,
     InferAnswer,
     InferParams,
     JobStarted,
     MmPerPxForm,
+    PartId,
     ShapeForm,
 )
 from backend.utils import Stopwatch
@@ -65,23 +67,26 @@ def fit_ok(
     settings: SettingsOf,
     jobs: JobsOf,
     metrics: MetricsOf,
+    prefers_async: PrefersAsync,
     key: KeyOfForm,
     mm_per_px: MmPerPxForm,
-    images: Annotated[list[UploadFile], File(description="Good images, PNG or JPEG; one or many.")] = [],  # noqa: B006
+    images: Annotated[list[ImageFile], File(description="Good images, PNG or JPEG; one or many.")] = [],  # noqa: B006
     use_dataset: Annotated[
-        bool, Form(description="Learn exactly the ok images of the data set (and `images`).")
+        bool, Form(description="Learn exactly the ok images of the data set (and `images`).", examples=[False])
     ] = False,
     shape: ShapeForm = None,
     part_id: Annotated[
-        list[str],
-        Form(description="One per image: images of one physical part share it, and are left out together."),
+        list[PartId],
+        Form(
+            description="One per image: images of one physical part share it, and are left out together.",
+            examples=[["part-17"]],
+        ),
     ] = [],  # noqa: B006
-    mode: Annotated[Mode, Form(description="`add` to what was learned, or `replace` it.")] = "add",
-    memory_fit: Annotated[bool, Form(description="Keep every embedding (coreset rate 1).")] = False,
+    mode: Annotated[Mode, Form(description="`add` to what was learned, or `replace` it.", examples=["add"])] = "add",
+    memory_fit: Annotated[bool, Form(description="Keep every embedding (coreset rate 1).", examples=[False])] = False,
     coreset_rate: Annotated[
         float | None, Form(gt=0, le=1, allow_inf_nan=False, description="Share of embeddings to keep.", examples=[0.02])
     ] = None,
-    prefer: PreferHeader = None,
 ) -> FitAnswer | JSONResponse:
     """Learn, or learn more of, what is normal. Images accumulate over calls; a repeated image is learned once."""
     check_count(len(images), settings)
@@ -103,7 +108,7 @@ def fit_ok(
         metrics.count_fit(key)
         return fit_answer(report, service.extractor_name, answer_fields)
 
-    return now_or_later(request, jobs, prefer, "fit_ok", fit)
+    return now_or_later(request, jobs, prefers_async, "fit_ok", fit)
 
 
 @router.post("/calibrate_ng", summary="Set a ROI's threshold")
@@ -125,9 +130,11 @@ def infer(
     metrics: MetricsOf,
     key: KeyOfForm,
     mm_per_px: MmPerPxForm,
-    image: Annotated[UploadFile, File(description="The canonical ROI, PNG or JPEG.")],
+    image: Annotated[ImageFile, File(description="The canonical ROI, PNG or JPEG.")],
     shape: ShapeForm = None,
-    heatmap: Annotated[Literal["base64", "path", "none"], Form(description="How the heat map comes back.")] = "base64",
+    heatmap: Annotated[
+        Literal["base64", "path", "none"], Form(description="How the heat map comes back.", examples=["base64"])
+    ] = "base64",
 ) -> InferAnswer:
     """Score one image. A ROI without a calibration gives a score and a heat map, and no decision."""
     watch = Stopwatch()

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Request
 from backend.calib import Calibration
 from backend.image_store import Label, StoredImage
 from backend.model_cache import LoadedModel
-from backend.model_key import ModelKey
+from backend.model_key import ModelKey, checked_recipe
 from backend.patchcore import MemoryBank
 from backend.routes.dependencies import DatasetsOf, KeyOfQuery, RecipesOf, ServiceOf, identity
 from backend.schemas import CalibrationFacts
@@ -65,8 +65,8 @@ def recipes(request: Request, recipes: RecipesOf) -> RecipesAnswer:
 @router.post("/recipes/copy", summary="Make a new recipe from an old one", status_code=201)
 def copy_recipe(request: Request, recipes: RecipesOf, body: RecipeCopyBody) -> RecipeCopyAnswer:
     """Copy a recipe with its memories, calibrations and images; the new one is there completely, or not at all."""
-    models = recipes.copy(body.source, body.target)
-    return RecipeCopyAnswer(recipe_id=body.target, models=_models(models), request_id=request.state.request_id)
+    models = _models(recipes.copy(body.source, body.target))
+    return RecipeCopyAnswer(recipe_id=checked_recipe(body.target), models=models, request_id=request.state.request_id)
 
 
 def _models(keys: list[ModelKey]) -> list[RecipeModel]:
