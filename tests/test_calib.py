@@ -147,7 +147,15 @@ def rests_on_largest(found: Threshold) -> bool:
 
 @pytest.mark.parametrize(
     ("n", "percentile", "warned"),
-    [(1, 99, True), (99, 99, True), (100, 99, True), (101, 99, False), (10, 90, True), (11, 90, False), (50, 100, False)],
+    [
+        (1, 99, True),
+        (99, 99, True),
+        (100, 99, True),
+        (101, 99, False),
+        (10, 90, True),
+        (11, 90, False),
+        (50, 100, False),
+    ],
 )
 def test_a_percentile_that_so_few_parts_cannot_tell_from_the_largest_is_said(n, percentile, warned):
     found = set_threshold([i / n for i in range(n)], percentile=percentile)
@@ -216,14 +224,23 @@ def test_the_largest_of_n_proves_what_the_text_books_say(n, percent):
 
 
 @pytest.mark.parametrize(("n", "rank"), [(1, 1), (5, 5), (5, 1), (50, 49), (100, 90), (300, 298)])
-@pytest.mark.parametrize("chosen", [False, True])
-def test_a_bound_is_the_one_of_clopper_and_pearson(n, rank, chosen):
+def test_a_bound_is_the_one_of_clopper_and_pearson(n, rank):
     # At a rate as high as the bound, so few of n good parts lie above the threshold only with a chance of 5 %.
-    bounds = false_alarm_bounds(n, rank, rank_was_chosen=chosen)
-    chance = binom.cdf(n - rank, n, bounds.false_alarm_rate_upper_95)
-    share = 0.05 if not chosen or n == 1 else 0.04 if rank == n else 0.01 / (n - 1)
-    assert chance == pytest.approx(share)
+    bounds = false_alarm_bounds(n, rank)
+    assert binom.cdf(n - rank, n, bounds.false_alarm_rate_upper_95) == pytest.approx(0.05)
     assert bounds.expected_false_alarm_rate == pytest.approx((n - rank + 1) / (n + 1))
+
+
+@pytest.mark.parametrize("n", [1, 2, 5, 50, 300])
+def test_the_bounds_for_a_rank_that_was_chosen_hold_for_all_ranks_at_once(n):
+    chances = []
+    for rank in range(1, n + 1):
+        chosen, fixed = (
+            false_alarm_bounds(n, rank, rank_was_chosen=chosen).false_alarm_rate_upper_95 for chosen in (True, False)
+        )
+        assert chosen >= fixed
+        chances.append(binom.cdf(n - rank, n, chosen))
+    assert sum(chances) == pytest.approx(0.05)
 
 
 def test_a_threshold_below_all_ok_scores_promises_nothing():

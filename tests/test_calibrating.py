@@ -151,4 +151,6 @@ def test_a_calibration_that_rests_on_sent_scores_is_renewed_from_the_stored_ones
 def test_the_rule_of_a_calibration_is_the_one_that_it_was_made_with():
     calibration = dataclasses.replace(calibrated(BANK, request()), score_mode="top_mean", score_percentile=98.0)
     assert rule_of(calibration, 2.0) == ScoreRule(mode="top_mean", percentile=98.0, blur_sigma=2.0)
-    assert leave_one_out_scores(BANK, rule_of(calibrated(BANK, request()), 0.0)).by_part == pytest.approx((0.5, 1.75, 7))
+    assert leave_one_out_scores(BANK, rule_of(calibrated(BANK, request()), 0.0)).by_part == pytest.approx(
+        (0.5, 1.75, 7)
+    )

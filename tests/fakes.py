@@ -1,0 +1,127 @@
+"""Stand-ins that obey the protocols of the real parts, small enough to compute by hand."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from backend.image_codec import pixel_digest
+from backend.patchcore import MemoryBank, PatchGrid, learn
+from backend.placement import Placement, place
+
+
+class FakeExtractor:
+    """The mean colour of each cell beside a constant: unit rows, or the bare colours where a ROI's whitening follows.
+
+    ``calls`` holds the pixel digest of every image that was extracted, in order.
+    """
+
+    name = "fake"
+    device = "cpu"
+
+    def __init__(
+        self, *, input_size: int = 64, cell_px: int = 8, whitens: bool = False, variant: str = "a", batch_size: int = 1
+    ) -> None:
+        self.whitens = whitens
+        self.batch_size = batch_size
+        self.extractor_id = f"fake-{variant}|{input_size}/{cell_px}|whitens={whitens}"
+        self.calls: list[str] = []
+        self._input_size, self._cell_px = input_size, cell_px
+
+    def placement(self, image_hw: tuple[int, int]) -> Placement:
+        return place(image_hw, input_size=self._input_size, cell_px=self._cell_px)
+
+    def extract(self, image_bgr: NDArray[np.uint8]) -> tuple[NDArray[np.float32], tuple[int, int]]:
+        self.calls.append(pixel_digest(image_bgr))
+        grid_hw = self.placement((image_bgr.shape[0], image_bgr.shape[1])).grid_hw
+        means = cv2.resize(image_bgr.astype(np.float32), grid_hw[::-1], interpolation=cv2.INTER_AREA).reshape(-1, 3)
+        if self.whitens:
+            return means, grid_hw
+        rows = np.hstack([means / np.float32(255), np.ones((len(means), 1), np.float32)])
+        return rows / np.linalg.norm(rows, axis=1, keepdims=True), grid_hw
+
+    def extract_batch(self, images_bgr: Sequence[NDArray[np.uint8]]) -> list[NDArray[np.float32]]:
+        return [self.extract(image)[0] for image in images_bgr]
+
+
+def good_image(seed: int, *, image_hw: tuple[int, int] = (64, 64)) -> NDArray[np.uint8]:
+    """Return a soft grey pattern with a little noise from the seed, [H, W, 3] BGR with three equal channels."""
+    height, width = image_hw
+    rng = np.random.default_rng(seed)
+    wave = 110 + 40 * np.sin(np.arange(width) / 9)[None, :] + 30 * np.cos(np.arange(height) / 7)[:, None]
+    grey = np.clip(wave + rng.normal(0, 6, image_hw), 0, 255).astype(np.uint8)
+    return np.repeat(grey[:, :, None], 3, axis=2)
+
+
+def defective_image(seed: int, *, image_hw: tuple[int, int] = (64, 64)) -> NDArray[np.uint8]:
+    """Return a good image with a white patch of a quarter of each edge in its middle."""
+    image = good_image(seed, image_hw=image_hw)
+    height, width = image_hw
+    image[height * 3 // 8 : height * 5 // 8, width * 3 // 8 : width * 5 // 8] = 255
+    return image
+
+
+def encoded(image_bgr: NDArray[np.uint8], file_format: str = "PNG", **options: Any) -> bytes:
+    """Return BGR or grey pixels as a file of a format, written by Pillow."""
+    rgb = image_bgr if image_bgr.ndim == 2 else image_bgr[:, :, ::-1]
+    buffer = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(rgb)).save(buffer, file_format, **options)
+    return buffer.getvalue()
+
+
+def grid_placement(rows: int, columns: int, *, cell_px: int = 1) -> Placement:
+    """Return a placement whose cells are ``cell_px`` image pixels wide; 1 makes map and grid the same thing."""
+    return Placement(
+        image_hw=(rows * cell_px, columns * cell_px),
+        input_hw=(rows * cell_px, columns * cell_px),
+        grid_hw=(rows, columns),
+    )
+
+
+def bank_on_a_line(
+    values: Mapping[str, Sequence[float]],
+    *,
+    part_ids: Mapping[str, str] | None = None,
+    coreset_rate: float = 1.0,
+    seed: int = 0,
+    k: int = 1,
+    mask_cells: Sequence[bool] | None = None,
+    placement: Placement | None = None,
+    **others: Any,
+) -> MemoryBank:
+    """Return a memory whose "embeddings" are numbers on a line, so that every distance is a difference.
+
+    Args:
+        values: One number per cell of a 1 × n grid, by image digest.
+        part_ids: As ``learn``.
+        coreset_rate: As ``learn``.
+        seed: As ``learn``.
+        k: As ``learn``.
+        mask_cells: The learned cells; all by default.
+        placement: The grid; one pixel per cell by default.
+        others: More arguments of ``learn``.
+    """
+    cells = len(next(iter(values.values())))
+    placement = placement or grid_placement(1, cells)
+    grids = {
+        digest: PatchGrid(
+            embeddings=np.asarray(row, np.float32)[:, None], placement=placement, extractor_id="numbers on a line"
+        )
+        for digest, row in values.items()
+    }
+    arguments: dict[str, Any] = {"shape": None, "whitening": None, "mm_per_px": 0.2, **others}
+    return learn(
+        grids,
+        part_ids=part_ids or {},
+        mask_cells=np.ones(cells, bool) if mask_cells is None else np.asarray(mask_cells),
+        coreset_rate=coreset_rate,
+        seed=seed,
+        k=k,
+        **arguments,
+    )

@@ -1,0 +1,375 @@
+"""Jobs without HTTP: their states, their end, and what a later process can still tell of them."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from backend import jobs as jobs_module
+from backend.coreset import Progress
+from backend.errors import MmPerPxMismatch, NotFound, QueueFull, ShuttingDown
+from backend.jobs import FINAL, Job, Jobs
+
+_DEADLINE_S = 20.0
+
+
+class Steps:
+    """A call of as many steps as it is allowed to make, so that a test holds it where it wants."""
+
+    def __init__(self, total: int = 3) -> None:
+        self.total = total
+        self.begun = threading.Event()
+        self._allowed = threading.Semaphore(0)
+
+    def allow(self, steps: int = 1) -> None:
+        self._allowed.release(steps)
+
+    def __call__(self, progress: Progress) -> dict[str, Any]:
+        self.begun.set()
+        for done in range(1, self.total + 1):
+            assert self._allowed.acquire(timeout=_DEADLINE_S)
+            progress(done, self.total)
+        return {"steps": self.total}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "models" / ".jobs"
+
+
+@pytest.fixture
+def make(folder: Path) -> Iterator[Callable[..., Jobs]]:
+    """Return a maker of job runners on one folder; those that are left open are closed after the test."""
+    made: list[Jobs] = []
+
+    def make_one(**options: int) -> Jobs:
+        made.append(Jobs(folder, **options))
+        return made[-1]
+
+    yield make_one
+    for jobs in made:
+        jobs.close()
+
+
+def _wait(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + _DEADLINE_S
+    while not condition():
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.005)
+
+
+def _ended(jobs: Jobs, job: Job) -> Job:
+    _wait(lambda: jobs.get(job.job_id).state in FINAL)
+    return jobs.get(job.job_id)
+
+
+def _leave_behind(folder: Path, **fields: object) -> str:
+    """Write the file of a job whose process is gone, and return its id."""
+    job_id = "0123456789abcdef" * 2
+    known = {"job_id": job_id, "kind": "fit_ok", "owner": "f" * 32, "state": "running", "created_s": 1.0, **fields}
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{job_id}.json").write_text(json.dumps(known))
+    return job_id
+
+
+# --- from start to end ------------------------------------------------------------------------------------------------
+
+
+def test_making_a_runner_makes_no_folder(make: Callable[..., Jobs], folder: Path) -> None:
+    make()
+    assert not folder.parent.exists()
+
+
+def test_a_job_tells_its_steps_and_then_its_result(make: Callable[..., Jobs]) -> None:
+    jobs, steps = make(), Steps(4)
+    job = jobs.start("fit_ok", steps)
+    assert (job.kind, job.state, job.progress) == ("fit_ok", "queued", 0.0)
+    steps.allow()
+    _wait(lambda: jobs.get(job.job_id).done == 1)
+    running = jobs.get(job.job_id)
+    assert (running.state, running.progress, running.result) == ("running", 0.25, None)
+    steps.allow(3)
+    done = _ended(jobs, job)
+    assert (done.state, done.progress, done.result, done.error) == ("done", 1.0, {"steps": 4}, None)
+    assert done.finished_s is not None
+
+
+def test_an_error_of_ours_is_kept_with_its_code_and_facts(make: Callable[..., Jobs]) -> None:
+    def fail(_: Progress) -> dict[str, Any]:
+        raise MmPerPxMismatch("Send 0.2.", details={"sent": 0.3})
+
+    jobs = make()
+    failed = _ended(jobs, jobs.start("fit_ok", fail))
+    assert failed.state == "failed"
+    assert failed.error == {"error": "Send 0.2.", "code": "mm_per_px_mismatch", "details": {"sent": 0.3}}
+
+
+@pytest.mark.parametrize("error", [RuntimeError("secret /path"), MemoryError("secret"), KeyError("secret")])
+def test_an_unexpected_error_says_nothing_internal(
+    make: Callable[..., Jobs], error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(_: Progress) -> dict[str, Any]:
+        raise error
+
+    jobs = make()
+    job = jobs.start("fit_ok", fail)
+    failed = _ended(jobs, job)
+    assert failed.error is not None
+    assert failed.error["code"] == "internal_error"
+    assert "secret" not in json.dumps(failed.error)
+    assert job.job_id in caplog.text
+    assert "secret" in caplog.text
+
+
+def test_a_job_ends_though_its_state_cannot_be_written(
+    make: Callable[..., Jobs], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    jobs, steps = make(), Steps(2)
+    job = jobs.start("fit_ok", steps)
+    steps.begun.wait(_DEADLINE_S)
+
+    def full(_path: Path, _data: bytes) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(jobs_module, "write_atomic", full)
+    steps.allow(2)
+    assert _ended(jobs, job).result == {"steps": 2}
+    assert "could not be written" in caplog.text
+
+
+def test_only_so_many_run_at_a_time_and_the_rest_wait(make: Callable[..., Jobs]) -> None:
+    jobs, calls = make(concurrent=2), [Steps(1) for _ in range(4)]
+    started = [jobs.start("fit_ok", call) for call in calls]
+    assert calls[0].begun.wait(_DEADLINE_S)
+    assert calls[1].begun.wait(_DEADLINE_S)
+    assert not calls[2].begun.wait(0.05)
+    assert [jobs.get(job.job_id).state for job in started] == ["running", "running", "queued", "queued"]
+    for call in calls:
+        call.allow()
+    assert [_ended(jobs, job).state for job in started] == ["done"] * 4
+
+
+def test_one_job_too_many_is_refused_until_another_ends(make: Callable[..., Jobs]) -> None:
+    jobs, blocker = make(concurrent=1, max_waiting=2), Steps(1)
+    jobs.start("fit_ok", blocker)
+    blocker.begun.wait(_DEADLINE_S)
+    waiting = [jobs.start("fit_ok", Steps(0)) for _ in range(2)]
+    with pytest.raises(QueueFull):
+        jobs.start("fit_ok", Steps(0))
+    jobs.cancel(waiting[0].job_id)
+    third = jobs.start("fit_ok", Steps(0))
+    blocker.allow()
+    assert _ended(jobs, third).state == "done"
+
+
+# --- cancellation -----------------------------------------------------------------------------------------------------
+
+
+def test_a_running_job_ends_at_its_next_step(make: Callable[..., Jobs]) -> None:
+    jobs, steps = make(), Steps(3)
+    job = jobs.start("fit_ok", steps)
+    steps.allow()
+    _wait(lambda: jobs.get(job.job_id).done == 1)
+    assert jobs.cancel(job.job_id).state == "running"
+    steps.allow()
+    cancelled = _ended(jobs, job)
+    assert (cancelled.state, cancelled.done, cancelled.result) == ("cancelled", 1, None)
+
+
+def test_a_waiting_job_is_cancelled_at_once_and_never_begins(make: Callable[..., Jobs]) -> None:
+    jobs, blocker, waiting = make(concurrent=1), Steps(1), Steps(1)
+    jobs.start("fit_ok", blocker)
+    blocker.begun.wait(_DEADLINE_S)
+    job = jobs.start("fit_ok", waiting)
+    assert jobs.cancel(job.job_id).state == "cancelled"
+    assert jobs.get(job.job_id).state == "cancelled"
+    blocker.allow()
+    last = jobs.start("fit_ok", Steps(0))
+    assert _ended(jobs, last).state == "done"
+    assert not waiting.begun.is_set()
+
+
+def test_what_has_ended_stays_as_it_ended(make: Callable[..., Jobs]) -> None:
+    jobs = make()
+    job = jobs.start("fit_ok", Steps(0))
+    done = _ended(jobs, job)
+    assert jobs.cancel(job.job_id) == done
+    assert jobs.get(job.job_id) == done
+
+
+def test_another_process_s_job_can_be_watched_and_cancelled(make: Callable[..., Jobs]) -> None:
+    one, two, steps = make(), make(), Steps(3)
+    job = one.start("fit_ok", steps)
+    steps.begun.wait(_DEADLINE_S)
+    assert two.get(job.job_id).state == "running"
+    two.cancel(job.job_id)
+    steps.allow()
+    assert _ended(one, job).state == "cancelled"
+    assert two.get(job.job_id).state == "cancelled"
+
+
+@pytest.mark.parametrize("job_id", ["0" * 32, "", "x", "../../etc/passwd", "0" * 31 + "/", "A" * 32, "0" * 33])
+def test_an_unknown_job_is_not_found(make: Callable[..., Jobs], job_id: str) -> None:
+    jobs = make()
+    for ask in (jobs.get, jobs.cancel):
+        with pytest.raises(NotFound):
+            ask(job_id)
+
+
+# --- the end of a process ---------------------------------------------------------------------------------------------
+
+
+def test_a_job_that_the_end_of_its_process_cuts_short_is_lost(make: Callable[..., Jobs]) -> None:
+    jobs, running, waiting = make(concurrent=1), Steps(2), Steps(1)
+    started = [jobs.start("fit_ok", running), jobs.start("fit_ok", waiting)]
+    running.begun.wait(_DEADLINE_S)
+    closing = threading.Thread(target=jobs.close)
+    closing.start()
+    time.sleep(0.05)
+    running.allow(2)
+    closing.join(_DEADLINE_S)
+    assert not waiting.begun.is_set()
+    for teller in (jobs, make()):
+        assert [teller.get(job.job_id).state for job in started] == ["lost", "lost"]
+
+
+def test_a_job_cancelled_before_the_end_of_its_process_is_cancelled(make: Callable[..., Jobs]) -> None:
+    jobs, steps = make(), Steps(2)
+    job = jobs.start("fit_ok", steps)
+    steps.begun.wait(_DEADLINE_S)
+    jobs.cancel(job.job_id)
+    closing = threading.Thread(target=jobs.close)
+    closing.start()
+    steps.allow(2)
+    closing.join(_DEADLINE_S)
+    assert make().get(job.job_id).state == "cancelled"
+
+
+def test_a_closed_runner_takes_no_job(make: Callable[..., Jobs]) -> None:
+    jobs = make()
+    jobs.close()
+    with pytest.raises(ShuttingDown):
+        jobs.start("fit_ok", Steps(0))
+
+
+def test_a_result_outlives_its_process(make: Callable[..., Jobs]) -> None:
+    jobs = make()
+    job = jobs.start("fit_ok", lambda _: {"name": "größe", "n": 1, "none": None, "x": 0.1})
+    done = _ended(jobs, job)
+    jobs.close()
+    assert make().get(job.job_id) == done
+
+
+@pytest.mark.parametrize("state", ["queued", "running"])
+@pytest.mark.parametrize("with_lock_file", [False, True])
+def test_an_unfinished_job_of_a_dead_process_is_lost_at_once(
+    make: Callable[..., Jobs], folder: Path, state: str, with_lock_file: bool
+) -> None:
+    job_id = _leave_behind(folder, state=state, done=3, total=10)
+    if with_lock_file:  # a killed process leaves the file, but not the lock on it
+        (folder / f"{'f' * 32}.alive").touch()
+    lost = make().get(job_id)
+    assert (lost.state, lost.done, lost.total) == ("lost", 3, 10)
+    assert json.loads((folder / f"{job_id}.json").read_text())["state"] == "lost"
+    assert not (folder / f"{'f' * 32}.alive").exists()
+
+
+def test_many_who_ask_at_once_hear_the_same(make: Callable[..., Jobs], folder: Path) -> None:
+    jobs = make()
+    for _ in range(20):
+        job_id = _leave_behind(folder)
+        (folder / f"{'f' * 32}.alive").touch()
+        with ThreadPoolExecutor(8) as pool:
+            assert {job.state for job in pool.map(jobs.get, [job_id] * 8)} == {"lost"}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"[]", b"null", b"1", b'"x"', b'{"job_id":1}', b"\xff\xfe", b'{"state":"running","owner":"x"}'],
+)
+def test_a_damaged_job_file_is_no_job(make: Callable[..., Jobs], folder: Path, content: bytes) -> None:
+    job_id = _leave_behind(folder)
+    (folder / f"{job_id}.json").write_bytes(content)
+    with pytest.raises(NotFound):
+        make().get(job_id)
+
+
+def test_a_job_of_an_unknown_state_is_no_job(make: Callable[..., Jobs], folder: Path) -> None:
+    with pytest.raises(NotFound):
+        make().get(_leave_behind(folder, state="dreaming"))
+
+
+def test_only_the_newest_jobs_are_kept_and_never_a_running_one_is_dropped(
+    make: Callable[..., Jobs], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs_module, "KEPT_JOBS", 3)
+    jobs, steps = make(concurrent=2), Steps(1)
+    running = jobs.start("fit_ok", steps)
+    steps.begun.wait(_DEADLINE_S)
+    old = [jobs.start("fit_ok", Steps(0)) for _ in range(6)]
+    for job in old:
+        _wait(lambda job=job: not _is_there(jobs, job) or jobs.get(job.job_id).state in FINAL)
+    jobs.start("fit_ok", Steps(0))
+    assert jobs.get(running.job_id).state == "running"
+    assert not _is_there(jobs, old[0])
+    assert _is_there(jobs, old[-1])
+    assert len(list(folder.glob("*.json"))) <= 5
+    steps.allow()
+    assert _ended(jobs, running).state == "done"
+
+
+def test_two_processes_that_tidy_up_at_once_do_not_stumble(
+    make: Callable[..., Jobs], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs_module, "KEPT_JOBS", 2)
+    runners = [make(concurrent=4) for _ in range(2)]
+
+    def start(jobs: Jobs) -> str:
+        while True:
+            try:
+                return jobs.start("fit_ok", Steps(0)).job_id
+            except QueueFull:
+                time.sleep(0.005)
+
+    with ThreadPoolExecutor(8) as pool:
+        ids = list(pool.map(start, runners * 40))
+    assert len(set(ids)) == 80
+    last = runners[0].start("fit_ok", Steps(0))
+    assert _ended(runners[0], last).state == "done"
+
+
+# --- arithmetic -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("state", "done", "total", "progress", "eta_s"),
+    [
+        ("queued", 0, 0, 0.0, None),
+        ("running", 0, 0, 0.0, None),
+        ("running", 0, 10, 0.0, None),
+        ("running", 4, 10, 0.4, 15.0),  # 10 s for 4 steps, 6 steps are left
+        ("running", 10, 10, 1.0, 0.0),
+        ("running", 11, 10, 1.0, None),
+        ("done", 0, 0, 1.0, None),
+        ("cancelled", 4, 10, 0.4, None),
+    ],
+)
+def test_progress_and_the_time_left(state: Any, done: int, total: int, progress: float, eta_s: float | None) -> None:
+    job = Job(job_id="0" * 32, kind="x", owner="y", state=state, done=done, total=total, created_s=0.0, started_s=100.0)
+    assert job.progress == progress
+    assert job.eta_s(110.0) == eta_s
+
+
+def _is_there(jobs: Jobs, job: Job) -> bool:
+    try:
+        jobs.get(job.job_id)
+    except NotFound:
+        return False
+    return True
