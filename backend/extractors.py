@@ -17,6 +17,7 @@ class FeatureExtractor(Protocol):
     Attributes:
         name: What people see, for example ``dinov2-vit-s/14``.
         extractor_id: Names everything that changes the numbers; a memory is only read with the extractor that made it.
+        precision: What it multiplies in, ``fp32``, ``bf16`` or ``fp16``; a memory remembers it.
         device: ``cpu``, ``cuda:0``, ….
         whitens: True when the embeddings are raw responses that a ROI's own whitening brings to unit rows
             (``backend.whitening``); False when the rows are unit rows already.
@@ -27,6 +28,8 @@ class FeatureExtractor(Protocol):
     def name(self) -> str: ...
     @property
     def extractor_id(self) -> str: ...
+    @property
+    def precision(self) -> str: ...
     @property
     def device(self) -> str: ...
     @property
@@ -45,3 +48,8 @@ class FeatureExtractor(Protocol):
     def extract_batch(self, images_bgr: Sequence[NDArray[np.uint8]]) -> list[NDArray[np.float32]]:
         """Return the embeddings of several images of one size; each equals what ``extract`` returns, to rounding."""
         ...
+
+
+def embeddings_key(extractor: FeatureExtractor) -> str:
+    """Return what stored embeddings are kept under: rows of two precisions never meet in one memory."""
+    return f"{extractor.extractor_id};precision={extractor.precision}"

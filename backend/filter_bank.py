@@ -93,6 +93,11 @@ class FilterBankFeatures:
         )
 
     @property
+    def precision(self) -> str:
+        """What it computes in."""
+        return "fp32"
+
+    @property
     def device(self) -> str:
         """Where the arithmetic runs."""
         return "cpu"

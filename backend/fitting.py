@@ -18,7 +18,7 @@ from backend.coreset import Progress
 from backend.errors import ArtefactCorrupt, InvalidInput
 from backend.extraction import Extraction
 from backend.extractor_loader import ExtractorLoader
-from backend.extractors import FeatureExtractor
+from backend.extractors import FeatureExtractor, embeddings_key
 from backend.image_codec import decode_image, image_suffix, pixel_digest
 from backend.image_store import ImageStore, StoredImage, safe_stem
 from backend.model_key import ModelKey
@@ -158,7 +158,7 @@ class Fitter:
             for upload, digest, _ in identified:
                 images.check_label(digest, "ok", upload.name)
             with watch.lap("store"):
-                fresh = _keep(images, fresh.values(), request.mm_per_px)
+                fresh = _keep(images, fresh.values(), request.mm_per_px, embeddings_key(extractor))
                 stored = self._stored_before(images, known, request)
                 learnables = {**self._learnables(images, stored, request, first, extractor, None), **fresh}
             with watch.lap("coreset"):
@@ -246,13 +246,13 @@ class Fitter:
                 for digest, embeddings in zip(batch, extracted, strict=True):
                     rows[digest] = embeddings
                     if keep:
-                        images.put_embeddings(digest, extractor.extractor_id, embeddings)
+                        images.put_embeddings(digest, embeddings_key(extractor), embeddings)
                 batch.clear()
             if progress is not None:
                 progress(len(rows), len(sources))
 
         for digest, (name, read) in sources.items():
-            kept = images.get_embeddings(digest, extractor.extractor_id)
+            kept = images.get_embeddings(digest, embeddings_key(extractor))
             if kept is not None:
                 rows[digest] = kept
                 continue
@@ -364,12 +364,12 @@ def _placement(extractor: FeatureExtractor, image: StoredImage) -> Placement:
     return extractor.placement(image.image_hw)
 
 
-def _keep(images: ImageStore, fresh: Iterable[_Learnable], mm_per_px: float) -> dict[str, _Learnable]:
+def _keep(images: ImageStore, fresh: Iterable[_Learnable], mm_per_px: float, made_by: str) -> dict[str, _Learnable]:
     """Store uploads, and return them by digest with the parts that the store knows them by."""
     kept = {}
     for image in fresh:
         if image.data is not None:
-            images.put_embeddings(image.digest, image.grid.extractor_id, image.grid.embeddings)
+            images.put_embeddings(image.digest, made_by, image.grid.embeddings)
             stored = StoredImage(
                 digest=image.digest,
                 label="ok",
@@ -412,6 +412,7 @@ def _memory(
         seed=request.seed,
         k=request.k,
         mm_per_px=request.mm_per_px if known is None else known.mm_per_px,
+        precision=extractor.precision,
     )
 
 

@@ -168,17 +168,17 @@ class ImageStore:
             path.unlink(missing_ok=True)
         return was_there
 
-    def put_embeddings(self, digest: str, extractor_id: str, embeddings: NDArray[np.float32]) -> None:
+    def put_embeddings(self, digest: str, made_by: str, embeddings: NDArray[np.float32]) -> None:
         """Store an extractor's rows [N, D] float32 of an image."""
         buffer = io.BytesIO()
         np.save(buffer, embeddings, allow_pickle=False)
         body = buffer.getvalue()
-        write_atomic(self._embeddings_path(digest, extractor_id), body + bytes.fromhex(sha256_hex(body)))
+        write_atomic(self._embeddings_path(digest, made_by), body + bytes.fromhex(sha256_hex(body)))
 
-    def get_embeddings(self, digest: str, extractor_id: str) -> NDArray[np.float32] | None:
+    def get_embeddings(self, digest: str, made_by: str) -> NDArray[np.float32] | None:
         """Return an extractor's rows [N, D] of an image, or None when they are missing or damaged."""
         try:
-            data = self._embeddings_path(digest, extractor_id).read_bytes()
+            data = self._embeddings_path(digest, made_by).read_bytes()
         except FileNotFoundError:
             return None
         body, footer = data[:-_DIGEST_BYTES], data[-_DIGEST_BYTES:]
@@ -194,8 +194,8 @@ class ImageStore:
             return False
         return True
 
-    def _embeddings_path(self, digest: str, extractor_id: str) -> Path:
-        return self._embeddings / sha256_hex(extractor_id.encode())[:16] / f"{digest}.npy"
+    def _embeddings_path(self, digest: str, made_by: str) -> Path:
+        return self._embeddings / sha256_hex(made_by.encode())[:16] / f"{digest}.npy"
 
 
 def _read_facts(path: Path) -> StoredImage | None:

@@ -62,6 +62,7 @@ class MemoryBank:
         loo_distances: [n, Ht*Wt] float32, each image's distances to the vectors of *other* parts; NaN outside
             ``mask_cells``, and for an image to which no other part left a vector.
         extractor_id: Who made the embeddings.
+        precision: What the extractor multiplied in.
         whitening: What brings the extractor's raw rows to unit rows, or None when they are unit rows already.
         k: Neighbours that a distance is the mean of.
         coreset_rate: The rate asked for.
@@ -79,6 +80,7 @@ class MemoryBank:
     shape: Mapping[str, Any] | None
     loo_distances: NDArray[np.float32] = field(compare=False)
     extractor_id: str
+    precision: str = "fp32"
     whitening: Whitening | None = field(compare=False)
     k: int
     coreset_rate: float
@@ -131,6 +133,7 @@ class MemoryBank:
             "grid_hw": list(self.placement.grid_hw),
             "shape": None if self.shape is None else dict(self.shape),
             "extractor_id": self.extractor_id,
+            "precision": self.precision,
             "k": self.k,
             "coreset_rate": self.coreset_rate,
             "seed": self.seed,
@@ -204,6 +207,7 @@ def learn(
     seed: int,
     k: int,
     mm_per_px: float,
+    precision: str = "fp32",
     progress: Progress | None = None,
 ) -> MemoryBank:
     """Return the memory of a ROI. The same images give the same memory, in whatever order they came.
@@ -218,6 +222,7 @@ def learn(
         seed: Draws the first centre.
         k: Neighbours that a distance is the mean of.
         mm_per_px: Millimetres per pixel of the images.
+        precision: What the extractor multiplied in.
         progress: Told (done, total) while the coreset is picked.
 
     Raises:
@@ -250,6 +255,7 @@ def learn(
         shape=shape,
         loo_distances=_leave_one_part_out(rows_by_image, vectors, source, parts, mask_cells, k),
         extractor_id=first.extractor_id,
+        precision=precision,
         whitening=whitening,
         k=k,
         coreset_rate=coreset_rate,

@@ -291,6 +291,7 @@ class InferParams(BaseModel):
         description="Everything that changes its numbers.",
         examples=["dinov2-vit-s/14|vit_small_patch14_dinov2.lvd142m|layers=9,11|input=384|resize=aspect"],
     )
+    precision: str = Field(description="What it multiplies in.", examples=["bf16"])
     coreset_rate: Share = Field(description="Share asked for at the fit.", examples=[0.02])
     k: Count = Field(description="Neighbours that a distance is the mean of.", examples=[1])
     p_score: Percent = Field(description="Percentile of the map that is the score.", examples=[99.0])

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from backend.agreement import PrecisionCheck
 from backend.calib import OK_PERCENTILE, Calibration, ScoreMode
 from backend.calibrating import CalibrationRequest, calibrated, rule_of
 from backend.consistency import check_aspect_ratio, check_extractor, check_mm_per_px
@@ -61,6 +62,7 @@ class InspectionService:
         self._device = device
         self._models = ModelCache(store, cache_max_entries, defaults.rule)
         self._extraction = Extraction(device, batch_wait_ms=batch_wait_ms)
+        self._precision = PrecisionCheck(store, self._extraction, max_pixels=defaults.max_pixels)
         self._fitter = Fitter(
             store=store, extractor=extractor, extraction=self._extraction, max_pixels=defaults.max_pixels
         )
@@ -204,6 +206,7 @@ class InspectionService:
             digest = pixel_digest(pixels)
         extractor = self._extractor.get()
         check_extractor(bank, extractor)
+        self._precision.check(key, bank, extractor, self.defaults.rule)
         image_hw = (pixels.shape[0], pixels.shape[1])
         placement = extractor.placement(image_hw)
         check_aspect_ratio(bank.placement, placement, name)
@@ -236,6 +239,7 @@ class InspectionService:
         params: dict[str, Any] = {
             "extractor": extractor.name,
             "extractor_id": extractor.extractor_id,
+            "precision": extractor.precision,
             "coreset_rate": bank.coreset_rate,
             "k": k or bank.k,
             "p_score": percentile,

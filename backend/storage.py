@@ -240,6 +240,7 @@ def bank_from_bytes(data: bytes) -> MemoryBank:
             shape=facts["shape"],
             whitening=Whitening.from_arrays(whitening) if whitening else None,
             extractor_id=facts["extractor_id"],
+            precision=facts["precision"],
             k=facts["k"],
             coreset_rate=facts["coreset_rate"],
             seed=facts["seed"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from typing import TYPE_CHECKING
 
 from backend.datasets import Datasets
 from backend.device_queue import DeviceQueue
@@ -16,6 +17,10 @@ from backend.scoring import ScoreRule
 from backend.service import Defaults, InspectionService
 from backend.settings import Settings
 from backend.storage import ArtefactStore
+from backend.threads import limit_threads, usable_cpus
+
+if TYPE_CHECKING:
+    from backend.features import DinoV2Features
 
 
 def build_service(settings: Settings, *, extractor: ExtractorLoader | None = None) -> InspectionService:
@@ -75,10 +80,12 @@ def make_extractor(settings: Settings) -> tuple[FeatureExtractor, str | None]:
     Raises:
         WeightsUnavailable: If DINOv2 is asked for and its weights cannot be had.
     """
+    limit_threads(settings.threads or usable_cpus())
     if settings.extractor == "filter-bank":
         return _filter_bank(settings), None
     try:
-        return _dinov2(settings), None
+        features = _dinov2(settings)
+        return features, features.engine_fallback
     except WeightsUnavailable as error:
         if settings.extractor == "dinov2":
             raise
@@ -95,10 +102,11 @@ def _filter_bank(settings: Settings) -> FeatureExtractor:
     return FilterBankFeatures(input_size=settings.input_size, resize=settings.resize)
 
 
-def _dinov2(settings: Settings) -> FeatureExtractor:
+def _dinov2(settings: Settings) -> DinoV2Features:
     # Imported here: torch takes seconds, and the filter bank does not need it.
     from backend.features import DinoV2Features
 
+    limit_threads(settings.threads or usable_cpus())  # again: torch has only now been loaded
     features = DinoV2Features(
         device=settings.device,
         input_size=settings.input_size,
@@ -108,7 +116,7 @@ def _dinov2(settings: Settings) -> FeatureExtractor:
         engine=settings.engine,
         precision=settings.precision,
         cache_dir=settings.models_dir / ".engines",
-        threads=settings.threads or None,
+        threads=settings.threads or usable_cpus(),
     )
     # An engine compiles for each input size. Better now than under the first part of the day.
     sizes = {features.placement(hw).input_hw: hw for hw in _image_sizes_in_use(settings)}

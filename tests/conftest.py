@@ -50,3 +50,19 @@ def service(tmp_path: Path, extractor: FakeExtractor) -> Iterator[InspectionServ
     made = build_service(Settings(models_dir=tmp_path / "models"), extractor=ExtractorLoader(lambda: (extractor, None)))
     yield made
     made.close()
+
+
+@pytest.fixture
+def services(tmp_path):
+    """Makes services of their own extractor in folders of their own."""
+    made = []
+
+    def make(models: str = "models", extractor: FakeExtractor | None = None):
+        loader = ExtractorLoader(lambda: (extractor or FakeExtractor(), None))
+        service = build_service(Settings(models_dir=tmp_path / models), extractor=loader)
+        made.append(service)
+        return service
+
+    yield make
+    for service in made:
+        service.close()

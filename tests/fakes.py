@@ -30,6 +30,7 @@ class FakeExtractor:
     ) -> None:
         self.whitens = whitens
         self.batch_size = batch_size
+        self.precision = "fp32"
         self.extractor_id = f"fake-{variant}|{input_size}/{cell_px}|whitens={whitens}"
         self.calls: list[str] = []
         self._input_size, self._cell_px = input_size, cell_px

@@ -48,22 +48,6 @@ def memory_bytes(tmp_path, models="models") -> bytes:
     return (tmp_path / models / "Inspection" / "inspection-1" / "memory.npz").read_bytes()
 
 
-@pytest.fixture
-def services(tmp_path):
-    """Makes services of their own extractor in folders of their own."""
-    made = []
-
-    def make(models: str = "models", extractor: FakeExtractor | None = None):
-        loader = ExtractorLoader(lambda: (extractor or FakeExtractor(), None))
-        service = build_service(Settings(models_dir=tmp_path / models), extractor=loader)
-        made.append(service)
-        return service
-
-    yield make
-    for service in made:
-        service.close()
-
-
 # -- the same images give the same memory -------------------------------------------------------------------------
 
 

@@ -33,6 +33,7 @@ class Gated:
         self.gate, self.entered = threading.Event(), threading.Event()
         self.gate.set()
         self.name, self.extractor_id = self._inner.name, self._inner.extractor_id
+        self.precision = self._inner.precision
         self.device, self.whitens, self.batch_size = self._inner.device, self._inner.whitens, self._inner.batch_size
 
     def placement(self, image_hw: tuple[int, int]) -> Placement:
