@@ -53,7 +53,8 @@ class PrecisionCheck:
             moved = "cannot be measured" if change is None else f"is {100 * change:.1f} % of the threshold"
             raise ExtractorMismatch(
                 f"This ROI was fitted in {bank.precision}, the service computes in {extractor.precision}, and what "
-                f"that changes in its scores {moved}. Set BDI_PRECISION={bank.precision}, or fit again with mode=replace.",
+                f"that changes in its scores {moved}. "
+                f"Set BDI_PRECISION={bank.precision}, or fit again with mode=replace.",
                 details={"fitted_with": bank.precision, "running": extractor.precision, "change": change},
             )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import tempfile
+import secrets
 from pathlib import Path
 
 TEMP_PREFIX = ".tmp-"
@@ -16,8 +16,9 @@ def write_atomic(path: Path, data: bytes) -> None:
         OSError: If the disk is full, broken or read-only; the old file is untouched then.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temp_name = tempfile.mkstemp(prefix=TEMP_PREFIX, dir=path.parent)
-    temp = Path(temp_name)
+    temp = path.parent / f"{TEMP_PREFIX}{secrets.token_hex(8)}"
+    # Not mkstemp: its files are for their owner alone, and a backup or a second service may run under another account.
+    handle = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)

@@ -163,11 +163,12 @@ class Fitter:
                 learnables = {**self._learnables(images, stored, request, first, extractor, None), **fresh}
             with watch.lap("coreset"):
                 bank = _memory(learnables, known, request, extractor, first.image_hw)
+            replaced = self._replaced(key, request)
             with watch.lap("write"):
                 repeats = len(identified) - len(set(fresh) - set(() if known is None else known.image_digests))
                 report = self._switch(key, request, known, bank, repeats, watch)
-            if request.mode == "replace" and not request.use_dataset:
-                self._forget_others(key, images, bank)
+            for digest in replaced - set(bank.image_digests) - self._store.learned_by_other_models(key):
+                images.delete(digest, "ok")
         return report
 
     def _reference(
@@ -347,11 +348,15 @@ class Fitter:
         except ArtefactCorrupt:
             return []
 
-    def _forget_others(self, key: ModelKey, images: ImageStore, bank: MemoryBank) -> None:
-        needed = {*bank.image_digests, *self._store.learned_by_other_models(key)}
-        for image in images.labelled("ok"):
-            if image.digest not in needed:
-                images.delete(image.digest, "ok")
+    def _replaced(self, key: ModelKey, request: FitRequest) -> set[str]:
+        """Return the images that were learned and that this fit may leave without a use."""
+        if request.mode == "add" or request.use_dataset:
+            return set()
+        try:
+            bank = self._store.load(key).bank
+        except ArtefactCorrupt:
+            return set()
+        return set() if bank is None else set(bank.image_digests)
 
 
 def _data_of(upload: Upload) -> bytes:

@@ -24,7 +24,8 @@ class Recipes:
     def contents(self) -> dict[str, list[ModelKey]]:
         """Return the models of every recipe that has any; ``default`` is always there."""
         others = self._models_dir / RECIPES_FOLDER
-        found = {entry.name: list_models(entry, entry.name) for entry in _folders(others) if _is_recipe(entry.name)}
+        named = {id_of_folder(entry.name): entry for entry in _folders(others)}
+        found = {name: list_models(entry, name) for name, entry in named.items() if _is_recipe(name)}
         return {
             DEFAULT_RECIPE: list_models(self._models_dir, DEFAULT_RECIPE),
             **{name: models for name, models in found.items() if models},
@@ -47,7 +48,7 @@ class Recipes:
         folder = self._folder(target)
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=TEMP_PREFIX, dir=folder.parent) as temp:
-            made = Path(temp) / target
+            made = Path(temp) / folder.name
             for roi_folder, key in {self._store.roi_folder(key): key for key in models}.items():
                 relative = roi_folder.relative_to(self._folder(source))
                 with self._store.lock(key):  # so that no fit is caught half-way
@@ -62,7 +63,7 @@ class Recipes:
     def _folder(self, recipe_id: str) -> Path:
         if recipe_id == DEFAULT_RECIPE:
             return self._models_dir
-        return self._models_dir / RECIPES_FOLDER / recipe_id
+        return self._models_dir / RECIPES_FOLDER / folder_name(recipe_id)
 
 
 def list_models(folder: Path, recipe_id: str) -> list[ModelKey]:

@@ -54,7 +54,7 @@ class Settings(BaseSettings):
         2.0, ge=0, le=100, description="How long an inspection waits for others to share its batch, ms; GPU only."
     )
     concurrent_jobs: int = Field(2, ge=1, le=64, description="Background calls that run at a time.")
-    max_pixels: int = Field(40_000_000, ge=64, le=1_000_000_000, description="Largest image, px.")
+    max_pixels: int = Field(40_000_000, ge=64, le=170_000_000, description="Largest image, px.")
     max_body_mb: int = Field(512, ge=1, le=65_536, description="Largest request body, MB.")
     max_images: int = Field(500, ge=1, le=1000, description="Most images in one request.")
     shutdown_s: int = Field(30, ge=1, le=3600, description="How long `roi-inspector serve` waits for calls to end, s.")

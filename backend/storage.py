@@ -76,7 +76,7 @@ class ArtefactStore:
         """Return the folder of a ROI, whether it exists or not."""
         root = self._models_dir
         if key.recipe_id != DEFAULT_RECIPE:
-            root = root / RECIPES_FOLDER / key.recipe_id
+            root = root / RECIPES_FOLDER / folder_name(key.recipe_id)
         return child_folder(child_folder(root, key.role_id), key.roi_id)
 
     def model_folder(self, key: ModelKey) -> Path:

@@ -103,3 +103,13 @@ def test_a_stamp_changes_whenever_a_file_is_replaced(tmp_path):
         stamps.append(stamp(path))
     assert stamps[0] != stamps[1] != stamps[2]
     assert stamp(path) == stamps[-1]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows keeps no mode bits")
+def test_a_file_is_readable_for_whom_the_umask_lets_read(tmp_path):
+    before = os.umask(0o027)
+    try:
+        write_atomic(tmp_path / "a", b"x")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "a").stat().st_mode & 0o777 == 0o640

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from fakes import FakeExtractor, defective_image, encoded, good_image
 
+from backend.datasets import Datasets, DatasetUpload
 from backend.errors import (
     AspectRatioMismatch,
     BadImage,
@@ -456,3 +457,11 @@ def test_the_memory_of_a_roi_survives_its_folder_being_moved(services, key, tmp_
     shutil.copytree(tmp_path / "here", tmp_path / "there")
     moved = ArtefactStore(tmp_path / "there").load(key).bank
     assert moved.checksum == ArtefactStore(tmp_path / "here").load(key).bank.checksum
+
+
+def test_replacing_a_memory_deletes_what_it_had_learned_and_nothing_else_of_the_data_set(service, key, tmp_path):
+    datasets = Datasets(ArtefactStore(tmp_path / "models"), max_pixels=10**6)
+    fit(service, key, uploads(1))
+    datasets.add(key, "ok", [DatasetUpload(name="kept.png", data=uploads(2)[0].data)])
+    fit(service, key, uploads(3), mode="replace")
+    assert {image.digest for image in datasets.list(key)["ok"]} == {digest(2), digest(3)}
