@@ -2,36 +2,35 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from backend.calib import Calibration
 from backend.calibrating import renewed, rule_of
 from backend.consistency import check_aspect_ratio, check_extractor, check_mm_per_px, check_same_scale
 from backend.coreset import Progress
+from backend.embedding_rows import EmbeddingRows
 from backend.errors import ArtefactCorrupt, InvalidInput
 from backend.extraction import Extraction
 from backend.extractor_loader import ExtractorLoader
 from backend.extractors import FeatureExtractor, embeddings_key
+from backend.fit_report import FitReport, fit_warnings
 from backend.image_codec import decode_image, image_suffix, pixel_digest
 from backend.image_store import ImageStore, StoredImage, safe_stem
 from backend.model_key import ModelKey
 from backend.patchcore import MemoryBank, PatchGrid, learn
 from backend.placement import Placement
 from backend.roi_mask import Shape, scale_shape, shape_fields, shape_from_fields, shape_mask
-from backend.scoring import LeaveOneOutScores, ScoreRule, leave_one_out_scores
+from backend.scoring import ScoreRule, leave_one_out_scores
 from backend.storage import ArtefactStore
 from backend.utils import Stopwatch, sha256_hex
 from backend.whitening import fit_whitening
 
 Mode = Literal["add", "replace"]
-FEW_PARTS = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,32 +72,6 @@ class FitRequest:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FitReport:
-    """What was learned.
-
-    Attributes:
-        bank: The memory.
-        n_new: Images that the memory did not know before.
-        n_duplicates: Uploads that repeat an image.
-        scores: Leave-one-image-out scores of all images.
-        calibration: What became of the ROI's calibration: ``none`` was there, it was ``kept`` (the memory is the same),
-            ``renewed``, or is ``stale``.
-        threshold: The threshold now in force, if any.
-        warnings: What the engineer should know.
-        timings_ms: Milliseconds by stage.
-    """
-
-    bank: MemoryBank
-    n_new: int
-    n_duplicates: int
-    scores: LeaveOneOutScores
-    calibration: Literal["none", "kept", "renewed", "stale"]
-    threshold: float | None
-    warnings: tuple[str, ...]
-    timings_ms: Mapping[str, float]
-
-
-@dataclass(frozen=True, kw_only=True)
 class _Learnable:
     """One image on its way into a memory; ``data`` is None when the store has it already."""
 
@@ -117,7 +90,7 @@ class Fitter:
     ) -> None:
         self._store = store
         self._extractor = extractor
-        self._extraction = extraction
+        self._rows = EmbeddingRows(extraction, max_pixels=max_pixels)
         self._max_pixels = max_pixels
 
     def fit(self, key: ModelKey, request: FitRequest, *, progress: Progress | None = None) -> FitReport:
@@ -212,7 +185,7 @@ class Fitter:
     ) -> dict[str, _Learnable]:
         sources = {digest: (upload.name, partial(_data_of, upload)) for upload, digest, _ in identified}
         parts = {digest: upload.part_id for upload, digest, _ in identified if upload.part_id}
-        rows = self._rows(images, sources, extractor, progress, keep=False)
+        rows = self._rows.of(images, sources, extractor, progress, keep=False)
         return {
             digest: _Learnable(
                 digest=digest,
@@ -223,48 +196,6 @@ class Fitter:
             )
             for upload, digest, placement in identified
         }
-
-    def _rows(
-        self,
-        images: ImageStore,
-        sources: Mapping[str, tuple[str, Callable[[], bytes]]],
-        extractor: FeatureExtractor,
-        progress: Progress | None,
-        *,
-        keep: bool,
-    ) -> dict[str, NDArray[np.float32]]:
-        """Return the extractor's rows by image digest: kept ones, or extracted in batches of one size.
-
-        ``sources`` gives each image's name and how to read its bytes. Between batches, inspections get their turn.
-        ``keep`` stores what was extracted, for images that the store holds.
-        """
-        rows: dict[str, NDArray[np.float32]] = {}
-        batch: dict[str, NDArray[np.uint8]] = {}
-
-        def extract() -> None:
-            if batch:
-                extracted = self._extraction.learn(extractor, list(batch.values()))
-                for digest, embeddings in zip(batch, extracted, strict=True):
-                    rows[digest] = embeddings
-                    if keep:
-                        images.put_embeddings(digest, embeddings_key(extractor), embeddings)
-                batch.clear()
-            if progress is not None:
-                progress(len(rows), len(sources))
-
-        for digest, (name, read) in sources.items():
-            kept = images.get_embeddings(digest, embeddings_key(extractor))
-            if kept is not None:
-                rows[digest] = kept
-                continue
-            image = decode_image(read(), max_pixels=self._max_pixels, name=name)
-            if batch and next(iter(batch.values())).shape != image.shape:
-                extract()
-            batch[digest] = image
-            if len(batch) == extractor.batch_size:
-                extract()
-        extract()
-        return rows
 
     def _stored_before(
         self, images: ImageStore, known: MemoryBank | None, request: FitRequest
@@ -289,7 +220,7 @@ class Fitter:
             if request.use_dataset:
                 check_same_scale(request.mm_per_px, image.mm_per_px, image.file_name)
         sources = {image.digest: (image.file_name, partial(images.read, image)) for image in stored}
-        rows = self._rows(images, sources, extractor, progress, keep=True)
+        rows = self._rows.of(images, sources, extractor, progress, keep=True)
         learnables = {}
         for image in stored:
             grid = PatchGrid(
@@ -322,7 +253,7 @@ class Fitter:
         known_digests = set() if known is None else set(known.image_digests)
         n_new = len(set(bank.image_digests) - known_digests)
         area_mm2_thr = request.area_mm2_thr if previous is None else previous.area_mm2_thr
-        warnings = [*_warnings(bank, scores, area_mm2_thr)]
+        warnings = [*fit_warnings(bank, scores, area_mm2_thr)]
         gone = len(known_digests - set(bank.image_digests))
         if gone:
             warnings.append(f"{gone} learned images were deleted from the store and are no longer part of the memory.")
@@ -419,31 +350,3 @@ def _memory(
         mm_per_px=request.mm_per_px if known is None else known.mm_per_px,
         precision=extractor.precision,
     )
-
-
-def _warnings(bank: MemoryBank, scores: LeaveOneOutScores, area_mm2_thr: float) -> Iterable[str]:
-    n = bank.n_parts
-    if n < 2:
-        yield (
-            "One good part is not enough for a threshold: nothing tells how much good parts differ. "
-            f"Fit at least {FEW_PARTS}, better 50."
-        )
-    elif n < FEW_PARTS:
-        yield (
-            f"{n} good parts prove little: with 95 % confidence no more than that fewer than "
-            f"{100 * (1 - 0.05 ** (1 / n)):.0f} % of good parts are rejected. Fit at least {FEW_PARTS}, better 50."
-        )
-    unscored = len(bank.image_digests) - len(scores.by_image)
-    if n >= 2 and unscored:
-        yield f"{unscored} images could not be scored without their own part: raise coreset_rate or fit more parts."
-    cell_mm = bank.placement.cell_mm(bank.mm_per_px)
-    if area_mm2_thr < cell_mm**2 / 4:
-        height, width = bank.placement.input_hw
-        cell_px = height // bank.placement.grid_hw[0]
-        wanted = math.sqrt(height * width) * cell_mm / (2 * math.sqrt(area_mm2_thr)) if area_mm2_thr > 0 else math.inf
-        size = 0 if math.isinf(wanted) else math.ceil(wanted / cell_px - 1e-9) * cell_px
-        remedy = f"BDI_INPUT_SIZE={size} would" if size else "no input_size can"
-        yield (
-            f"area_mm2_thr is {area_mm2_thr:g} mm², but one patch cell is {cell_mm:.2f} mm wide: an area below a "
-            f"quarter of a cell ({cell_mm**2 / 4:.2f} mm²) is not resolved; {remedy} resolve it."
-        )

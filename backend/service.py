@@ -18,7 +18,8 @@ from backend.device_queue import DeviceQueue
 from backend.errors import MemoryNotFound, ShapeOutsideImage
 from backend.extraction import Extraction
 from backend.extractor_loader import ExtractorLoader, ExtractorState
-from backend.fitting import FitReport, FitRequest, Fitter, Mode, Upload
+from backend.fit_report import FitReport
+from backend.fitting import FitRequest, Fitter, Mode, Upload
 from backend.image_codec import decode_image, pixel_digest, to_bgr_uint8
 from backend.infer import Decision, Inspection, Region, anomaly_map, find_regions, image_scores
 from backend.model_cache import LoadedModel, ModelCache

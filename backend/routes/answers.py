@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Mapping
 
-from backend.fitting import FitReport
+from backend.fit_report import FitReport
 from backend.image_codec import encode_png
 from backend.infer import Inspection, Region
 from backend.schemas import FitAnswer, RegionAnswer, ScoreSummary
