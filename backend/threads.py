@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 _CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+
+_blas_lock = threading.Lock()
+_blas_users = 0
+_blas_limit: Any = None
 
 
 def usable_cpus(quota_file: Path = _CPU_QUOTA) -> int:
@@ -49,3 +57,27 @@ def limit_threads(threads: int) -> None:
         cv2.setNumThreads(threads)
     if (torch := sys.modules.get("torch")) is not None:
         torch.set_num_threads(threads)
+
+
+@contextmanager
+def one_blas_thread() -> Iterator[None]:
+    """Let BLAS compute in the thread that calls it, until the last of those that asked for it has left.
+
+    For who spreads the work over threads himself. The threads of a BLAS product hand each other pieces and spin
+    meanwhile; where something else wants the cores too, such a product takes several times as long as on one thread.
+    The number belongs to the process, not to a thread, so concurrent users must not each restore what they found.
+    """
+    global _blas_users, _blas_limit
+    import threadpoolctl
+
+    with _blas_lock:
+        if _blas_users == 0:
+            _blas_limit = threadpoolctl.threadpool_limits(limits=1, user_api="blas")
+        _blas_users += 1
+    try:
+        yield
+    finally:
+        with _blas_lock:
+            _blas_users -= 1
+            if _blas_users == 0:
+                _blas_limit.restore_original_limits()
