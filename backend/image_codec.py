@@ -111,7 +111,9 @@ def image_suffix(data: bytes) -> str:
 
 def encode_png(pixels: NDArray[np.uint8]) -> bytes:
     """Return [H, W] or [H, W, 3] (BGR) uint8 pixels as a PNG file."""
-    ok, encoded = cv2.imencode(".png", pixels, [cv2.IMWRITE_PNG_COMPRESSION, 1])
+    # One filter for all rows: trying each, which is the default, takes up to twice as long and saves nothing on a map.
+    options = [cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_UP]
+    ok, encoded = cv2.imencode(".png", pixels, options)
     if not ok:
         raise ValueError(f"cannot encode an array of shape {pixels.shape} and dtype {pixels.dtype} as PNG")
     return encoded.tobytes()

@@ -61,7 +61,7 @@ _MEDIA_TYPES = {
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
 _BINARY_TYPES = [*_MEDIA_TYPES.values(), "application/octet-stream"]  # the last for generators of clients
 
-Images = Annotated[list[ImageFile], File(description="PNG or JPEG; one or many.")]
+Images = Annotated[list[ImageFile], File(min_length=1, description="PNG or JPEG; one or many.")]
 Metas = Annotated[
     list[JsonPart],
     File(
