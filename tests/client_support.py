@@ -236,6 +236,7 @@ class Process:
         self.client = Client("127.0.0.1", 0, models_dir)
 
     def start(self) -> Client:
+        assert self._process is None or self._process.poll() is not None, "it runs already"
         with socket.create_server(("127.0.0.1", 0)) as reserved:
             port = reserved.getsockname()[1]
         environment = {**self._environment, "BDI_BACKEND_PORT": str(port)}
