@@ -1,11 +1,11 @@
-# make demo · make serve · make test · make check; each makes .venv first when it is missing.
+# make demo · make serve · make test · make check · make bench; each makes .venv first when it is missing.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DATA ?=
 OUT ?= demo_output
 
-.PHONY: setup demo serve test check clean
+.PHONY: setup demo serve test check bench clean
 
 setup: $(VENV)/.installed
 
@@ -34,6 +34,13 @@ check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
+
+# Both tables, whatever the first one's limits say; make bench UPDATE=1 also puts them into docs/performance.md.
+bench: $(VENV)/.installed
+	@status=0; \
+	$(BIN)/python -m benchmarks.speed --json build/speed.json $(if $(UPDATE),--update docs/performance.md) || status=1; \
+	$(BIN)/python -m benchmarks.load --json build/load.json $(if $(UPDATE),--update docs/performance.md) || status=1; \
+	exit $$status
 
 clean:
 	rm -rf $(VENV) demo_output *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-import numpy as np
 import torch
 from safetensors.torch import save_file
+
+from benchmarks.seeded_weights import seeded_tensors
 
 MODEL_NAME = "vit_small_patch14_dinov2.lvd142m"
 REPO_ID = f"timm/{MODEL_NAME}"
@@ -27,33 +28,7 @@ def dinov2_tensors(seed: int = 0) -> dict[str, torch.Tensor]:
 
 @cache
 def _tensors(seed: int) -> dict[str, torch.Tensor]:
-    rng = np.random.default_rng(seed)
-
-    def normal(*shape: int, std: float, mean: float = 0.0) -> torch.Tensor:
-        return torch.from_numpy(mean + std * rng.standard_normal(shape, dtype=np.float32))
-
-    tensors = {
-        "cls_token": normal(1, 1, WIDTH, std=0.02),
-        "pos_embed": normal(1, 1 + GRID * GRID, WIDTH, std=0.2),
-        "patch_embed.proj.weight": normal(WIDTH, 3, PATCH_PX, PATCH_PX, std=(3 * PATCH_PX**2) ** -0.5),
-        "patch_embed.proj.bias": normal(WIDTH, std=0.02),
-        "norm.weight": normal(WIDTH, std=0.1, mean=1.0),
-        "norm.bias": normal(WIDTH, std=0.02),
-    }
-    for block in range(DEPTH):
-        for name, rows, columns in (
-            ("attn.qkv", 3 * WIDTH, WIDTH),
-            ("attn.proj", WIDTH, WIDTH),
-            ("mlp.fc1", 4 * WIDTH, WIDTH),
-            ("mlp.fc2", WIDTH, 4 * WIDTH),
-        ):
-            tensors[f"blocks.{block}.{name}.weight"] = normal(rows, columns, std=columns**-0.5)
-            tensors[f"blocks.{block}.{name}.bias"] = normal(rows, std=0.02)
-        for number in (1, 2):
-            tensors[f"blocks.{block}.norm{number}.weight"] = normal(WIDTH, std=0.1, mean=1.0)
-            tensors[f"blocks.{block}.norm{number}.bias"] = normal(WIDTH, std=0.02)
-            tensors[f"blocks.{block}.ls{number}.gamma"] = normal(WIDTH, std=0.1, mean=0.3)
-    return tensors
+    return seeded_tensors(seed)
 
 
 def write_timm_file(path: Path, tensors: dict[str, torch.Tensor]) -> Path:

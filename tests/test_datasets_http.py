@@ -678,7 +678,7 @@ def test_the_shape_in_an_image_s_metadata_is_what_counts(fitted: Client, field: 
     corner = {"kind": "rect", "x": 0, "y": 0, "w": 16, "h": 16}  # the defect lies in the middle
     data = encoded(defective_image(98))
     sent = json.dumps(corner) if as_text else corner
-    (name,) = fitted.upload("ng", [data], [{field: sent}]).ok()["saved"]
+    (name,) = fitted.upload("ng", [data], [{"shape": None, "shape_json": None, field: sent}]).ok()["saved"]
     scores = {item["filename"]: item["score"] for item in fitted.dataset("/infer_dataset").ok()["items"]}
     assert scores[name] == pytest.approx(fitted.infer(data, shape=json.dumps(corner)).ok()["score"])
     assert scores[name] < fitted.infer(data).ok()["score"]

@@ -33,27 +33,30 @@ from backend.settings import Settings
 AnswerT = TypeVar("AnswerT", bound=BaseModel)
 
 
-def _service(request: Request) -> InspectionService:
+# Coroutines, though none of them waits: FastAPI runs a plain function on a thread, and `/health` would wait for one.
+
+
+async def _service(request: Request) -> InspectionService:
     return cast("InspectionService", request.app.state.service)
 
 
-def _datasets(request: Request) -> Datasets:
+async def _datasets(request: Request) -> Datasets:
     return cast("Datasets", request.app.state.datasets)
 
 
-def _recipes(request: Request) -> Recipes:
+async def _recipes(request: Request) -> Recipes:
     return cast("Recipes", request.app.state.recipes)
 
 
-def _jobs(request: Request) -> Jobs:
+async def _jobs(request: Request) -> Jobs:
     return cast("Jobs", request.app.state.jobs)
 
 
-def _metrics(request: Request) -> Metrics:
+async def _metrics(request: Request) -> Metrics:
     return cast("Metrics", request.app.state.metrics)
 
 
-def _settings(request: Request) -> Settings:
+async def _settings(request: Request) -> Settings:
     return cast("Settings", request.app.state.settings)
 
 
@@ -65,7 +68,7 @@ MetricsOf = Annotated[Metrics, Depends(_metrics)]
 SettingsOf = Annotated[Settings, Depends(_settings)]
 
 
-def _prefers_async(
+async def _prefers_async(
     request: Request,
     prefer: Annotated[
         str | None,
@@ -86,7 +89,7 @@ def _prefers_async(
 PrefersAsync = Annotated[bool, Depends(_prefers_async)]
 
 
-def documented_headers(
+async def documented_headers(
     x_request_id: Annotated[
         str | None,
         Header(
@@ -108,7 +111,7 @@ def model_key_of(request: Request, role_id: str, roi_id: str, model_key: str | N
     return ModelKey(recipe_id=recipe, role_id=role_id, roi_id=roi_id, model_key=model_key or "")
 
 
-def _key_of_form(
+async def _key_of_form(
     request: Request,
     role_id: RoleIdForm,
     roi_id: RoiIdForm,
@@ -118,7 +121,7 @@ def _key_of_form(
     return model_key_of(request, role_id, roi_id, model_key, recipe_id)
 
 
-def _key_of_query(
+async def _key_of_query(
     request: Request,
     role_id: Annotated[
         str, Query(min_length=1, max_length=MAX_ID_CHARS, description=ROLE_TEXT, examples=["Inspection"])

@@ -1,0 +1,1 @@
+"""Measurements of the service: not part of what is installed."""

@@ -1,0 +1,117 @@
+"""The rows without a reference: an inspection without the network, starting up, and the memory of the process."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import statistics
+import time
+from collections.abc import Sequence
+from contextlib import closing
+
+from backend.image_codec import encode_png
+from benchmarks.servers import MM_PER_PX, ROLE, SERVICE, STUBBED, infer_form, serving, stub_settings
+from benchmarks.workbench import FITTED, Row, Workbench
+
+_REST_MS, _HEALTH_S, _ROIS_MB = 10.0, 3.0, 200.0
+_LAPS = ("decode", "post", "encode")
+
+
+def rest_rows(bench: Workbench) -> Sequence[Row]:
+    """Measure a whole inspection whose extractor answers at once, less its search, and tell where its time goes."""
+    service, _ = bench.fitted()
+    request = infer_form(FITTED, encode_png(bench.defective))
+    # A threshold below the part's score: there are to be regions.
+    score = json.loads(service.send(request))["score"]
+    body = {"role_id": ROLE, "roi_id": FITTED, "mm_per_px": MM_PER_PX, "ok_scores": [0.8 * score] * bench.plan.n_images}
+    service.post_json("/calibrate_ng", body)
+    settings = bench.environment(bench.models_dir()) | stub_settings(
+        bench.query, bench.features, bench.folder / "stub.npz"
+    )
+    times_ms, answers = [], []
+    with serving(STUBBED, bench.folder, settings=settings) as running:
+        running.seconds_until_ready()
+        with closing(running.caller()) as caller:
+            caller.send(request)
+            for _ in range(4 * bench.plan.rounds * bench.plan.calls):
+                started_s = time.perf_counter()
+                answer = caller.send(request)
+                times_ms.append((time.perf_counter() - started_s) * 1e3)
+                answers.append(json.loads(answer))
+    laps = {name: [answer["timings_ms"][name] for answer in answers] for name in ("search", *_LAPS)}
+    rest_ms = [whole - search for whole, search in zip(times_ms, laps["search"], strict=True)]
+    return [
+        Row(
+            work=f"/infer without network and search, {bench.plan.size_px} px",
+            service=statistics.median(rest_ms),
+            n_rounds=len(rest_ms),
+            limit=_REST_MS,
+            remark=f"round trip over HTTP, {len(answers[0]['regions'])} regions, base64 heat map; of it "
+            + ", ".join(f"{name} {statistics.median(laps[name]):.1f} ms" for name in _LAPS)
+            + f"; the search beside it {statistics.median(laps['search']):.1f} ms",
+        )
+    ]
+
+
+def start_and_memory_rows(bench: Workbench) -> Sequence[Row]:
+    """Measure starts with an empty and with a filled engine cache, and what cached ROIs hold."""
+    bench.fitted()
+    models = bench.folder / "models-none"
+    health_s, ready_s = [], []
+    resident_mb: float | None = None
+    for _ in range(1 + bench.plan.starts):
+        with serving(SERVICE, bench.folder, settings=bench.environment(models)) as running:
+            health_s.append(running.seconds_until_health_answers())
+            ready_s.append(running.seconds_until_ready())
+            resident_mb = running.resident_mb()
+    return [
+        Row(
+            work="start-up until /health answers",
+            service=max(health_s),
+            unit="s",
+            n_rounds=len(health_s),
+            limit=_HEALTH_S,
+            remark="the slowest of all starts",
+        ),
+        Row(work="start-up until ready, engine cache empty", service=ready_s[0], unit="s", n_rounds=1),
+        Row(
+            work="start-up until ready, engine cache filled",
+            service=statistics.median(ready_s[1:]),
+            unit="s",
+            n_rounds=bench.plan.starts,
+        ),
+        _memory_row(bench, resident_mb),
+    ]
+
+
+def _memory_row(bench: Workbench, without_mb: float | None) -> Row:
+    """Measure a fresh process after it has inspected with each of many ROIs beside one that has inspected nothing."""
+    n_rois, plan = bench.plan.n_rois, bench.plan
+    work = f"resident memory of {n_rois} cached ROIs of {plan.n_images} images, {100 * plan.coreset_rate:g} %"
+    if without_mb is None:
+        return Row(work=work, unit="MB", remark="not measured: this system does not tell")
+    models = bench.folder / "models-many"
+    shutil.copytree(bench.folder / "models-none" / ".engines", models / ".engines")
+    fitted = bench.models_dir() / ROLE / FITTED
+    for number in range(n_rois):
+        roi = models / ROLE / f"roi-{number}"
+        roi.mkdir(parents=True)
+        for name in ("memory.npz", "calib.json"):
+            shutil.copy(fitted / name, roi / name)
+    png = encode_png(bench.defective)
+    with serving(SERVICE, bench.folder, settings=bench.environment(models)) as running:
+        running.seconds_until_ready()
+        with closing(running.caller()) as caller:
+            for number in range(n_rois):
+                caller.send(infer_form(f"roi-{number}", png))
+        with_mb = running.resident_mb()
+    if with_mb is None:
+        raise OSError("the server process is gone")
+    return Row(
+        work=work,
+        service=with_mb - without_mb,
+        unit="MB",
+        n_rounds=1,
+        limit=_ROIS_MB,
+        remark=f"{with_mb:.0f} MB after an inspection with each, {without_mb:.0f} MB of a process before its first",
+    )
