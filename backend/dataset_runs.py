@@ -157,5 +157,5 @@ def _infer(service: InspectionService, key: ModelKey, data: bytes, image: Stored
 
 def _shape_of(image: StoredImage) -> Shape | None:
     """Return the shape in an image's metadata, an object or a JSON text; the published client says ``shape_json``."""
-    shape = image.meta.get("shape", image.meta.get("shape_json"))
+    shape = next((image.meta[name] for name in ("shape", "shape_json") if image.meta.get(name) is not None), None)
     return parse_shape(shape) if shape is None or isinstance(shape, str) else shape_from_fields(shape)

@@ -18,7 +18,7 @@ from benchmarks.seeded_weights import seeded_tensors
 
 MODEL_NAME = "vit_small_patch14_dinov2.lvd142m"
 REPO_ID = f"timm/{MODEL_NAME}"
-WIDTH, DEPTH, PATCH_PX, GRID = 384, 12, 14, 37
+WIDTH = 384
 
 
 def dinov2_tensors(seed: int = 0) -> dict[str, torch.Tensor]:
