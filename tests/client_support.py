@@ -233,6 +233,7 @@ class Process:
         chosen = {"models_dir": models_dir, "extractor": "filter-bank", "input_size": 112, **settings}
         self._environment.update({f"BDI_{name.upper()}": str(value) for name, value in chosen.items()})
         self._process: subprocess.Popen[bytes] | None = None
+        self.log = models_dir.with_suffix(".log")
         self.client = Client("127.0.0.1", 0, models_dir)
 
     def start(self) -> Client:
@@ -241,13 +242,10 @@ class Process:
             port = reserved.getsockname()[1]
         environment = {**self._environment, "BDI_BACKEND_PORT": str(port)}
         command = [sys.executable, "-c", "from backend.cli import main; main(['serve'])"]
-        self._process = subprocess.Popen(
-            command,
-            env=environment,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            cwd=Path(__file__).parents[1],
-        )
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                command, env=environment, stdout=log, stderr=log, cwd=Path(__file__).parents[1]
+            )
         self.client = replace(self.client, port=port)
         _wait_until(lambda: self._answers("ok"))
         return self.client
