@@ -80,8 +80,8 @@ class Case:
         return (self.inspection.decision == "ng") != self.image.is_defective
 
 
-def caption(measurement: Measurement) -> str:
-    """Return one sentence for each thing that a reader of the figures must know."""
+def caption(measurement: Measurement, *, n_sizes: int = 1) -> str:
+    """Return one sentence for each thing that a reader of the figures must know; ``n_sizes`` stand in the table."""
     run, n_runs = measurement.runs[0], len(measurement.runs)
     bounds = run.bounds
     drawn = "train/good and test/good together" if measurement.pooled else "train/good"
@@ -89,7 +89,8 @@ def caption(measurement: Measurement) -> str:
         f"{measurement.dataset}: {len(run.fit)} good images drawn from {drawn}, {len(run.good)} unseen good and "
         f"{len(run.defective)} defective ones inspected, "
         + (f"mean ± standard deviation over {n_runs} draws." if n_runs > 1 else "one draw."),
-        f"Images of {measurement.image_hw[1]}×{measurement.image_hw[0]} px; extractor {measurement.extractor_id}.",
+        f"Images of {measurement.image_hw[1]}×{measurement.image_hw[0]} px; extractor {measurement.extractor_id}"
+        + (", and the same with the other inputs." if n_sizes > 1 else "."),
         f"The service promises for its threshold {100 * bounds.expected_false_alarm_rate:.1f} % false alarms on "
         f"average, and with 95 % confidence no more than {100 * bounds.false_alarm_rate_upper_95:.1f} %.",
         _DAGGER,
@@ -132,7 +133,7 @@ def markdown_table(measurements: Sequence[Measurement]) -> str:
     headings, cells = rows(measurements)
     rules = ["---:", "---", *("---:" for _ in headings[2:])]
     lines = ["| " + " | ".join(row) + " |" for row in (headings, rules, *cells)]
-    return "\n".join([*lines, "", caption(measurements[0])])
+    return "\n".join([*lines, "", caption(measurements[0], n_sizes=len(measurements))])
 
 
 def mode_name(mode: ScoreMode, measurement: Measurement) -> str:
@@ -162,7 +163,7 @@ def render_page(measurements: Sequence[Measurement], cases: Sequence[Case]) -> s
         best=best,
         mode=mode_name(best.best_mode, best),
         figures=best.spreads(best.best_mode),
-        caption=caption(best),
+        caption=caption(best, n_sizes=len(measurements)),
         headings=headings,
         rows=[(row, row[:2] == winner) for row in cells],
         roc=_svg(roc_figure(best)),
@@ -220,7 +221,7 @@ def histogram_figure(measurement: Measurement) -> Figure:
             }
             axes.hist(values, edges.tolist(), label=f"{label} ({len(values)})", **bars)
         axes.axvline(scores.threshold, color="#111111", linewidth=2, label="the service's threshold")
-        dashes: dict[str, Any] = {"color": "#777777", "linewidth": 1.6, "linestyle": (0, (4, 3))}
+        dashes: dict[str, Any] = {"color": "#111111", "linewidth": 1.4, "linestyle": (0, (4, 3))}
         axes.axvline(scores.fit_image_threshold, label="threshold from fit-image scores", **dashes)
         axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
         axes.set_ylabel(mode_name(mode, measurement))

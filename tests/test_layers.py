@@ -22,7 +22,7 @@ CORE = {
     "scoring", "calibrating",
 }  # fmt: skip
 # What the arithmetic may rest on, beside itself.
-BENEATH = {"distances", "ladder", "model_key"}
+BENEATH = {"distances", "ladder", "model_key", "threads"}
 
 # The exceptions, imported in a function or for a type only, so that the arithmetic can be imported without them.
 ARROWS_OUTWARD = {
