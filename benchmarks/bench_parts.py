@@ -2,8 +2,8 @@
 
     python -m benchmarks.bench_parts [--rows embeddings.npy] [--rounds 7] [--large]
 
-Needs no network: the rows are noise on the unit sphere (nothing to exploit) and clusters on it (as patches are), or those
-of a file. Contenders take turns; a ratio is the median over the rounds of the ratio within a round.
+Needs no network: the rows are noise on the unit sphere (nothing to exploit) and clusters on it (as patches are), or
+those of a file. Contenders take turns; a ratio is the median over the rounds of the ratio within a round.
 """
 
 from __future__ import annotations
@@ -111,7 +111,8 @@ def print_rows(rows: Sequence[Row]) -> None:
         )
         verdict = "" if row.limit is None else f"{'met' if row.is_met else 'MISSED'} {row.limit_text}"
         print(
-            f"{row.work:48s} {times} {row.unit} {ratio} {verdict} {'' if row.same_result else 'OTHER RESULT'} {row.remark}"
+            f"{row.work:48s} {times} {row.unit} {ratio} {verdict} "
+            f"{'' if row.same_result else 'OTHER RESULT'} {row.remark}"
         )
 
 
