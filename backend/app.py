@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import anyio.to_thread
 from fastapi import APIRouter, Depends, FastAPI, Response
+from fastapi_offline import FastAPIOffline
 from starlette.requests import Request
 from starlette.routing import Route
 
@@ -50,7 +51,8 @@ def create_app(settings: Settings | None = None, service: InspectionService | No
         await anyio.to_thread.run_sync(state.jobs.close)
         await anyio.to_thread.run_sync(state.service.close)
 
-    app = FastAPI(
+    # Not FastAPI itself: its pages at /docs and /redoc load their scripts from the internet, which a line PC has not.
+    app = FastAPIOffline(
         title="ROI inspector",
         version=__version__,
         description="Learns from good images of a region of interest, and finds what is not normal.",

@@ -110,10 +110,8 @@ def print_rows(rows: Sequence[Row]) -> None:
             else f"{row.ratio:5.2f} ({row.spread[0]:.2f}–{row.spread[1]:.2f})"
         )
         verdict = "" if row.limit is None else f"{'met' if row.is_met else 'MISSED'} {row.limit_text}"
-        print(
-            f"{row.work:48s} {times} {row.unit} {ratio} {verdict} "
-            f"{'' if row.same_result else 'OTHER RESULT'} {row.remark}"
-        )
+        result = "" if row.same_result else "OTHER RESULT"
+        print(f"{row.work:48s} {times} {row.unit} {ratio} {verdict} {result} {row.remark}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -187,3 +188,13 @@ def _body(path: str) -> dict[str, Any]:
 def _form(path: str) -> dict[str, Any]:
     assert list(OPERATIONS[f"POST {path}"]["requestBody"]["content"]) == ["multipart/form-data"]
     return _body(path)
+
+
+def test_the_documentation_needs_no_internet(tmp_path: Path) -> None:
+    with running_app(tmp_path) as api:
+        page = api.client.get("/docs").text
+        scripts = re.findall(r'(?:src|href)="([^"]+)"', page)
+        assert any(script.endswith("swagger-ui-bundle.js") for script in scripts)
+        for script in scripts:
+            assert script.startswith("/"), "a line PC has no internet"
+            assert api.client.get(script).status_code == 200
