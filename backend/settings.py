@@ -45,7 +45,7 @@ class Settings(BaseSettings):
     area_mm2_thr: float = Field(1.0, ge=0, le=1e6, description="Smaller regions are dropped, mm².")
 
     min_ok_samples: int = Field(
-        2, ge=2, le=100_000, description="Good parts that a threshold from the service's own scores needs."
+        2, ge=0, le=100_000, description="Good parts that a threshold from the service's own scores needs; at least 2."
     )
 
     cache_max_entries: int = Field(50, ge=1, le=100_000, description="ROIs kept in memory.")

@@ -37,7 +37,7 @@ def build_service(settings: Settings, *, extractor: ExtractorLoader | None = Non
         rule=ScoreRule(mode=settings.score_mode, percentile=settings.score_percentile, blur_sigma=settings.blur_sigma),
         area_mm2_thr=settings.area_mm2_thr,
         max_pixels=settings.max_pixels,
-        min_ok_samples=settings.min_ok_samples,
+        min_ok_samples=max(settings.min_ok_samples, 2),  # one part tells nothing of how parts differ
     )
     return InspectionService(
         store=ArtefactStore(settings.models_dir),
