@@ -16,10 +16,9 @@ from backend.image_codec import decode_image, image_suffix, pixel_digest
 from backend.image_store import ImageStore, Label, StoredImage, safe_stem
 from backend.model_key import ModelKey
 from backend.storage import ArtefactStore
-from backend.utils import sha256_hex
+from backend.utils import MAX_MM_PER_PX, MIN_MM_PER_PX, sha256_hex
 
 LABELS: tuple[Label, Label] = ("ok", "ng")
-MIN_MM_PER_PX, MAX_MM_PER_PX = 1e-6, 100.0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -119,6 +119,10 @@ class MemoryBank:
         return digest.hexdigest()
 
     @cached_property
+    def _part_by_digest(self) -> dict[str, str]:
+        return dict(zip(self.image_digests, self.part_ids, strict=True))
+
+    @cached_property
     def index(self) -> NearestNeighbours:
         """The exact index over all vectors."""
         return build_index(self.vectors)
@@ -174,7 +178,7 @@ class MemoryBank:
 
     def part_of(self, image_digest: str) -> str | None:
         """Return the part that a learned image shows, or None for an image that was not learned."""
-        return dict(zip(self.image_digests, self.part_ids, strict=True)).get(image_digest)
+        return self._part_by_digest.get(image_digest)
 
 
 def build_memory(

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, WithJsonSche
 
 from backend.calib import MARGIN_RANGE, ScoreMode
 from backend.model_key import MAX_ID_CHARS
+from backend.utils import MAX_MM_PER_PX, MIN_MM_PER_PX
 
 ROLE_TEXT = "Role of the camera view; letters of any language, digits, '-', '_'."
 ROI_TEXT = "Region of interest; letters of any language, digits, '-', '_'."
@@ -26,7 +27,6 @@ SHAPE_EXAMPLES = [
     '{"kind":"annulus","cx":192,"cy":192,"r":180,"r_inner":60}',
     '{"kind":"rect","x":10,"y":20,"w":300,"h":200}',
 ]
-MIN_MM_PER_PX, MAX_MM_PER_PX = 1e-6, 100.0
 MAX_SCORE = 1e6
 
 Id = Annotated[str, Field(min_length=1, max_length=MAX_ID_CHARS)]

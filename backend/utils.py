@@ -12,6 +12,9 @@ from typing import Any
 
 import numpy as np
 
+MIN_MM_PER_PX, MAX_MM_PER_PX = 1e-6, 100.0
+"""Range of the scale that a request or an image's metadata may name, millimetres per pixel."""
+
 
 def mm2_to_px(area_mm2: float, mm_per_px: float) -> int:
     """Return the smallest whole number of pixels that covers an area.
