@@ -26,6 +26,7 @@ from backend.extractor_loader import ExtractorLoader
 from backend.extractors import FeatureExtractor
 from backend.placement import Placement, place
 from backend.settings import Settings
+from backend.threads import limit_threads, usable_cpus
 from backend.wiring import build_service
 
 SERVICE = ("backend.app:app",)
@@ -244,4 +245,5 @@ def stubbed_app() -> FastAPI:
         extractor = StubExtractor(
             stored["rows"], str(stored["extractor_id"]), str(stored["precision"]), settings.input_size
         )
+    limit_threads(usable_cpus())  # as the service does when it makes its extractor
     return create_app(settings, build_service(settings, extractor=ExtractorLoader(lambda: (extractor, None))))

@@ -22,7 +22,7 @@ CORE = {
     "scoring", "calibrating",
 }  # fmt: skip
 # What the arithmetic may rest on, beside itself.
-BENEATH = {"distances", "ladder", "model_key", "threads"}
+BENEATH = {"distances", "ladder", "model_key", "projection", "threads"}
 
 # The exceptions, imported in a function or for a type only, so that the arithmetic can be imported without them.
 ARROWS_OUTWARD = {
@@ -38,6 +38,7 @@ LIBRARY_HOMES = {
     "openvino": {"openvino_engine.py"},
     "huggingface_hub": {"weights.py"},
     "PIL": {"image_codec.py"},
+    "isal": {"image_codec.py"},
     "pydantic_settings": {"settings.py"},
     "pydantic": {"settings.py", "schemas.py", "store_schemas.py", "routes/dependencies.py"},
     "fastapi": {"app.py", "schemas.py", "http_errors.py", "routes/"},

@@ -3,15 +3,16 @@
 import sys
 import time
 import tracemalloc
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
-from backend import ladder
+from backend import ladder, projection
 from backend.distances import classes, fold, half_squares, slack
 from backend.ladder import Ladder
 from backend.nearest import build_index
+from backend.projection import ProjectedCandidates
 from backend.threads import one_blas_thread
 
 
@@ -46,15 +47,37 @@ KINDS = {
 }
 
 
+def at_once(call):
+    """``_in_background``, in the foreground."""
+    future = Future()
+    future.set_result(call())
+    return future
+
+
 @pytest.fixture
-def bf16(monkeypatch):
+def coarse_at_once(monkeypatch):
+    """A rung below float32 from the first query on."""
+    monkeypatch.setattr(ladder, "_in_background", at_once)
+    monkeypatch.setattr(ladder, "_LARGE", 1)
+    monkeypatch.setattr(ladder, "_PAYS_AFTER", 0)
+
+
+@pytest.fixture
+def bf16(monkeypatch, coarse_at_once):
     """The bf16 rung from the first query on, also where it is emulated."""
     pytest.importorskip("torch")
     rung = pytest.importorskip("backend.bf16")
     monkeypatch.setattr(rung, "has_bf16_units", lambda: True)
-    monkeypatch.setattr(ladder, "_BF16_FROM", 1)
-    monkeypatch.setattr(ladder, "_BF16_AFTER", 0)
+    monkeypatch.setattr(ladder, "_PROJECTED_FROM", 1 << 30)
     return rung
+
+
+@pytest.fixture
+def projected(monkeypatch, coarse_at_once):
+    """The projection from the first query on, also where it keeps less than it should; onto 31 of 96 dimensions."""
+    monkeypatch.setattr(ladder, "_PROJECTED_FROM", 1)
+    monkeypatch.setattr(projection, "_KEPT", 0.01)
+    monkeypatch.setattr(projection, "_BLOCK", 64)
 
 
 @pytest.fixture
@@ -83,6 +106,18 @@ def test_so_they_are_with_bf16_below(bf16, monkeypatch, kind, k):
     monkeypatch.setattr(bf16, "_ROWS_AT_ONCE", 64)
     monkeypatch.setattr(bf16, "_RESULTS_AT_ONCE", 9000)
     check(kind, k)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "one axis"])
+@pytest.mark.parametrize("k", [1, 2, 9, 300])
+def test_so_they_are_with_a_projection_below(projected, kind, k):
+    query, memory = KINDS[kind]
+    index = build_index(memory)
+    distances, indices = index.search(query, k)
+    expected, nearest = plain(query, memory, k)
+    assert isinstance(index._candidates._coarse.result(), ProjectedCandidates)
+    assert distances.tobytes() == expected.tobytes()
+    assert indices.tolist() == nearest.tolist()
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -143,23 +178,92 @@ def test_queries_that_a_rung_cannot_settle_are_passed_up(monkeypatch):
     assert asked == [("_float32", 13), ("_float64", 1)]
 
 
-def test_a_bf16_copy_is_made_only_when_it_pays(monkeypatch):
+def patches(n: int, seed: int = 0) -> np.ndarray:
+    """Unit rows as a network gives them for one part: 256 dimensions that vary in 20, and a little in all."""
+    rng = np.random.default_rng(7)
+    basis, centre = rng.standard_normal((20, 256)), rng.standard_normal(256)
+    rng = np.random.default_rng(seed)
+    rows = centre + rng.standard_normal((n, 20)) @ basis / 4 + 0.02 * rng.standard_normal((n, 256))
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+
+def test_a_projection_leaves_few_candidates_and_the_nearest_among_them():
+    memory, query = patches(3000), patches(200, seed=1)
+    projected = ProjectedCandidates.of(memory)
+    rows, columns = projected(query, 1)
+    assert projected._basis.shape[1] <= 63
+    assert len(rows) < 3 * len(query)
+    assert set(zip(range(200), plain(query, memory, 1)[1][:, 0], strict=True)) <= set(zip(rows, columns, strict=True))
+
+
+def test_the_nearest_in_the_projection_is_not_taken_for_the_nearest():
+    # Along the one direction that is kept the second vector coincides with the query; across it, it is far away.
+    memory = np.zeros((400, 96), np.float32)
+    memory[:, 0] = np.linspace(-1, 1, 400)
+    memory[200, 1] = 0.5
+    query = memory[200:201] * np.float32([1, *[0] * 95])
+    basis = np.eye(96, 31, dtype=np.float32)
+    basis[1] = 0
+    rows, columns = ProjectedCandidates(memory, np.zeros(96, np.float32), basis)(query, 1)
+    nearest = plain(query, memory, 1)[1][0, 0]
+    assert nearest in (199, 201)
+    assert nearest in columns[rows == 0]
+
+
+@pytest.mark.parametrize("offset", [0, 100])
+def test_rounding_moves_a_projected_row_by_no_more_than_the_projection_allows_for(offset):
+    memory = patches(3000) + np.float32(offset)
+    projected = ProjectedCandidates(memory, memory.mean(axis=0), ProjectedCandidates.of(patches(3000))._basis)
+    found, moves = projected._project(memory)
+    exact = (memory.astype(np.float64) - projected._mean) @ projected._basis.astype(np.float64)
+    moved = np.linalg.norm(found - exact, axis=1)
+    assert moved.max() > 0
+    assert (moved <= moves).all()
+
+
+def test_vectors_that_vary_in_all_directions_are_not_projected():
+    assert ProjectedCandidates.of(unit_rows(3000, 256)) is None
+
+
+def test_a_coarse_rung_is_made_only_when_it_pays(monkeypatch):
+    monkeypatch.setattr(ladder, "_in_background", at_once)
+    small, large = Ladder(patches(600)), Ladder(patches(2500))
+    for _ in range(2):
+        small(patches(600, 1), 1)
+        large(patches(500, 1), 1)
+    assert small._coarse is None
+    assert large._coarse is None
+    large(patches(500, 1), 1)
+    assert isinstance(large._coarse.result(), ProjectedCandidates)
+
+
+def test_a_search_does_not_wait_for_the_coarse_rung(monkeypatch):
+    asked = []
+    monkeypatch.setattr(ladder, "_in_background", lambda call: asked.append(call) or Future())  # never done
+    memory, query = patches(2500), patches(1200, 1)
+    index = build_index(memory)
+    for _ in range(3):
+        assert index.search(query)[1].tolist() == plain(query, memory, 1)[1].tolist()
+    assert len(asked) == 1
+
+
+def test_a_projection_that_settles_too_little_gives_way_to_bf16(monkeypatch, projected):
+    pytest.importorskip("torch")
     rung = pytest.importorskip("backend.bf16")
     monkeypatch.setattr(rung, "has_bf16_units", lambda: True)
-    small, large = Ladder(NOISE), Ladder(unit_rows(2500, 8))
+    monkeypatch.setattr(ladder, "_TRIED_WITH", 100)
+    memory, query = unit_rows(1500, 96), unit_rows(120, 96, 1)
+    index = build_index(memory)
     for _ in range(2):
-        small(unit_rows(600, 96, 1), 1)
-        large(unit_rows(500, 8, 1), 1)
-    assert small._bf16 is None
-    assert large._bf16 is None
-    large(unit_rows(500, 8, 1), 1)
-    assert large._bf16 is not None
+        assert index.search(query)[1].tolist() == plain(query, memory, 1)[1].tolist()
+    assert isinstance(index._candidates._coarse.result(), rung.Bf16Candidates)
 
 
-def test_without_torch_no_torch_is_imported(no_torch):
+def test_without_torch_no_torch_is_imported(no_torch, monkeypatch):
+    monkeypatch.setattr(ladder, "_in_background", at_once)
     found = Ladder(unit_rows(2500, 8))
     found(unit_rows(1500, 8, 1), 1)
-    assert found._bf16 is None
+    assert found._coarse.result() is None
     assert "torch" not in sys.modules
 
 
@@ -191,6 +295,15 @@ def test_a_search_needs_bounded_memory_however_many_the_queries(no_torch):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 48 << 20  # all products would be 206 MiB
+
+
+def test_threads_that_make_the_projection_at_once_all_get_the_same_answer():
+    query, memory = patches(700, 1), patches(2500)
+    expected = plain(query, memory, 3)[0]
+    index = build_index(memory)
+    with ThreadPoolExecutor(6) as threads:
+        for distances, _ in threads.map(lambda _: index.search(query, 3), range(18)):
+            assert distances.tobytes() == expected.tobytes()
 
 
 def test_threads_that_make_the_bf16_copy_at_once_all_get_the_same_answer(bf16):
@@ -236,3 +349,21 @@ def test_bf16_units_take_much_less_time_than_single_precision():
     finally:
         torch.set_num_threads(before)
     assert took["bf16"] < 0.85 * took["float32"]
+
+
+def test_a_projection_takes_much_less_time_than_all_dimensions():
+    # CPU time on one thread, as above. Measured: 0.3.
+    memory, query = np.tile(patches(8192), (1, 3)), np.tile(patches(729, 1), (1, 3))
+    float32, projected, off = Ladder(memory), ProjectedCandidates.of(memory), slack(768, 1.5)
+
+    def cpu_seconds(call):
+        started = time.process_time()
+        call()
+        return time.process_time() - started
+
+    with one_blas_thread():
+        took = [
+            min(cpu_seconds(call) for _ in range(5))
+            for call in (lambda: projected(query, 1), lambda: float32._float32(query, 1, off))
+        ]
+    assert took[0] < 0.6 * took[1]
