@@ -173,28 +173,32 @@ def find_regions(
         area_mm2_thr: Smaller areas are dropped, mm².
         mm_per_px: Millimetres per pixel.
     """
-    hot = ((image_map >= threshold) & mask).astype(np.uint8)
+    hot = (image_map >= threshold) & mask
     if not hot.any():
         return ()
     min_area_px = mm2_to_px(area_mm2_thr, mm_per_px)
-    n_labels, labels, stats, _ = cv2.connectedComponentsWithStats(hot, connectivity=8)
+    n_labels, found, stats, _ = cv2.connectedComponentsWithStats(hot.view(np.uint8), connectivity=8)
+    labels = found.astype(np.int32, copy=False)
+    peaks = np.zeros(n_labels, dtype=np.float32)
+    np.maximum.at(peaks, labels[hot], image_map[hot])
+    # Two levels, not only the outermost: an area may lie in the hole of another.
+    contours, levels = cv2.findContours(hot.view(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
+    outlines = {
+        int(labels[outline[0, 0, 1], outline[0, 0, 0]]): outline
+        for outline, (_, _, _, parent) in zip(contours, levels[0], strict=True)
+        if parent < 0
+    }
     regions = []
-    for label in range(1, n_labels):
-        x, y, w, h, area_px = (int(value) for value in stats[label])
-        if area_px < min_area_px:
+    for label, (x, y, w, h, area_px) in enumerate(stats.tolist()):
+        if label == 0 or area_px < min_area_px:
             continue
-        inside = labels[y : y + h, x : x + w] == label
-        contours, _ = cv2.findContours(
-            inside.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE, offset=(x, y)
-        )
-        outline = max(contours, key=len)
         regions.append(
             Region(
                 bbox_xywh_px=(x, y, w, h),
                 area_px=area_px,
                 area_mm2=px_to_mm2(area_px, mm_per_px),
-                peak_score=float(image_map[y : y + h, x : x + w][inside].max()),
-                contour_xy=tuple((int(px), int(py)) for px, py in outline.reshape(-1, 2)),
+                peak_score=float(peaks[label]),
+                contour_xy=tuple((px, py) for px, py in outlines[label].reshape(-1, 2).astype(int).tolist()),
             )
         )
     return tuple(sorted(regions, key=lambda region: (-region.area_px, region.bbox_xywh_px)))

@@ -456,3 +456,15 @@ def test_a_learned_image_is_scored_without_itself(fitted):
 def test_infer_one_on_a_roi_that_was_never_fitted_says_so(service):
     with pytest.raises(MemoryNotFound, match="run /fit_ok first"):
         inspect_one(service, good_image(0))
+
+
+def test_a_region_in_the_hole_of_another_has_its_own_outline_and_peak():
+    image_map = np.zeros((60, 60), np.float32)
+    image_map[10:50, 10:50] = 0.7
+    image_map[15:45, 15:45] = 0.1
+    image_map[25:30, 27:33] = 0.9
+    ring, dot = find_regions(image_map, np.ones((60, 60), bool), threshold=0.5, area_mm2_thr=0, mm_per_px=1)
+    assert (ring.bbox_xywh_px, ring.area_px, ring.peak_score) == ((10, 10, 40, 40), 1600 - 900, np.float32(0.7))
+    assert set(ring.contour_xy) == {(10, 10), (10, 49), (49, 49), (49, 10)}
+    assert (dot.bbox_xywh_px, dot.area_px, dot.peak_score) == ((27, 25, 6, 5), 30, np.float32(0.9))
+    assert set(dot.contour_xy) == {(27, 25), (27, 29), (32, 29), (32, 25)}
