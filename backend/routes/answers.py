@@ -50,7 +50,8 @@ def heatmap_base64(inspection: Inspection) -> str:
 
 def _region(region: Region) -> RegionAnswer:
     x, y, w, h = region.bbox_xywh_px
-    return RegionAnswer(
+    # Our own numbers need no validation, and a part may have many regions.
+    return RegionAnswer.model_construct(
         bbox=region.bbox_xywh_px,
         x=x,
         y=y,
