@@ -16,6 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from backend.extractors import EngineOrigin
+
 logger = logging.getLogger(__name__)
 
 CELL_PX: Final = 14
@@ -39,9 +41,11 @@ class Engine(Protocol):
         device: ``cpu``, ``cuda:0``, ….
         precision: In what the products are computed; embeddings leave as float32 whatever it is.
         batch_size: How many images of one size it is worth giving at once.
+        origin: How the graph that it runs came about.
     """
 
     name: EngineName
+    origin: EngineOrigin
     device: str
     precision: Precision
     batch_size: int
@@ -108,6 +112,7 @@ class TorchEngine:
     """
 
     name: EngineName = "torch"
+    origin: EngineOrigin = "as it is"
 
     def __init__(
         self, embedder: PatchEmbedder, *, device: str = "cpu", precision: Precision | Literal["auto"] = "auto"

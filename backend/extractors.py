@@ -3,12 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from backend.placement import Placement
+
+
+EngineOrigin = Literal["as it is", "converted", "read from cache"]
+"""How the graph that an engine runs came about."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineFacts:
+    """What computes an extractor's network.
+
+    Attributes:
+        name: ``torch`` or ``openvino``.
+        precision: What it multiplies in.
+        origin: Whether the graph is the network itself, was converted at this start, or at an earlier one.
+        warm_input_hw: The input sizes, px, that it has computed since: the next image of such a size waits for nothing.
+    """
+
+    name: str
+    precision: str
+    origin: EngineOrigin
+    warm_input_hw: tuple[tuple[int, int], ...]
 
 
 class FeatureExtractor(Protocol):
@@ -47,6 +69,15 @@ class FeatureExtractor(Protocol):
 
     def extract_batch(self, images_bgr: Sequence[NDArray[np.uint8]]) -> list[NDArray[np.float32]]:
         """Return the embeddings of several images of one size; each equals what ``extract`` returns, to rounding."""
+        ...
+
+
+@runtime_checkable
+class HasEngine(Protocol):
+    """An extractor whose network one of several engines computes."""
+
+    def engine_facts(self) -> EngineFacts:
+        """Return what computes the network, as it stands now."""
         ...
 
 

@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from backend.engines import CELL_PX, EngineName, PatchEmbedder, Precision, choose_engine
 from backend.errors import Unavailable
+from backend.extractors import EngineFacts
 from backend.placement import Placement, Resize, place
 from backend.weights import find_weights, load_backbone, tensors_digest
 
@@ -71,6 +72,7 @@ class DinoV2Features:
         threads: int | None = None,
     ) -> None:
         self.name = _public_name(model_name)
+        self._warm_input_hw: set[tuple[int, int]] = set()
         self._input_size = input_size // CELL_PX * CELL_PX
         self._scales = tuple(float(scale) for scale in scales)
         self._resize = resize
@@ -121,6 +123,15 @@ class DinoV2Features:
     def precision(self) -> Precision:
         """Return what the engine multiplies in; a memory remembers it beside the extractor's id."""
         return self._engine.precision
+
+    def engine_facts(self) -> EngineFacts:
+        """Return what computes the network, as it stands now."""
+        return EngineFacts(
+            name=self._engine.name,
+            precision=self._engine.precision,
+            origin=self._engine.origin,
+            warm_input_hw=tuple(sorted(self._warm_input_hw)),
+        )
 
     @property
     def batch_size(self) -> int:
@@ -180,6 +191,8 @@ class DinoV2Features:
             placement = self._placement(image_hw, scale)
             part = self._engine.embed(np.stack([to_input(image, placement.input_hw) for image in images_bgr]))
             parts.append(_to_grid(part, placement.grid_hw, grid_hw))
+            if placement.input_hw not in self._warm_input_hw:
+                self._warm_input_hw = self._warm_input_hw | {placement.input_hw}  # a reader never sees it change
         embeddings = parts[0] if len(parts) == 1 else _unit_rows(np.concatenate(parts, axis=-1))
         if not np.isfinite(embeddings).all():
             raise FloatingPointError(f"{self.name} in {self.precision} gave embeddings that are not finite")

@@ -27,6 +27,7 @@ from torch import nn
 
 from backend.engines import CELL_PX, EngineName, PatchEmbedder, Precision
 from backend.errors import Unavailable
+from backend.extractors import EngineOrigin
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +63,7 @@ class OpenVinoEngine:
     """
 
     name: EngineName = "openvino"
+    origin: EngineOrigin = "converted"
     device = "cpu"
     batch_size = 1  # One image fills all cores; two or four at once take 1.0 to 1.17 times the time per image.
 
@@ -151,7 +153,9 @@ class OpenVinoEngine:
         if folder.exists():
             try:
                 _check_sums(folder)
-                return self._core.read_model(folder / _GRAPH_FILES[0])
+                graph = self._core.read_model(folder / _GRAPH_FILES[0])
+                self.origin = "read from cache"
+                return graph
             except (OSError, ValueError, RuntimeError) as error:
                 logger.warning("the converted network in %s is rebuilt: %s", folder, error)
                 shutil.rmtree(folder, ignore_errors=True)

@@ -190,6 +190,7 @@ def test_the_network_is_converted_once_and_then_read_from_the_cache(
 ) -> None:
     monkeypatch.setattr(OpenVinoEngine, "_convert", forbid_converting)
     engine = make_openvino(cache_dir=own_cache)
+    assert engine.origin == "read from cache"
     np.testing.assert_allclose(engine.embed(images()), reference.embed(images()), atol=2e-6)
     with pytest.raises(AssertionError, match="converted again"):
         make_openvino(cache_dir=own_cache, weights_digest="other weights")
@@ -222,7 +223,7 @@ def test_a_cache_that_does_not_match_its_digests_is_rebuilt_aloud(
     graph = make_openvino(cache_dir=own_cache)._graph
     spoil(only_folder(own_cache))
     monkeypatch.setattr(OpenVinoEngine, "_convert", lambda engine: graph)  # Converting takes seconds each time.
-    make_openvino(cache_dir=own_cache)
+    assert make_openvino(cache_dir=own_cache).origin == "converted"
     assert "is rebuilt" in caplog.text
     monkeypatch.setattr(OpenVinoEngine, "_convert", forbid_converting)
     assert make_openvino(cache_dir=own_cache).embed(images()).shape == (1, 48, 768)

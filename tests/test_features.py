@@ -17,6 +17,7 @@ from PIL import Image
 
 import backend.features
 from backend.errors import Unavailable, WeightsUnavailable
+from backend.extractors import EngineFacts
 from backend.features import DinoV2Features, resolve_device, to_input
 from backend.weights import load_backbone
 
@@ -63,6 +64,14 @@ def plain_embeddings(network: Any, image_bgr: NDArray[np.uint8]) -> NDArray[np.f
 
 
 # Embeddings
+
+
+def test_it_tells_what_computes_and_which_sizes_wait_for_nothing(both_forms: files.DinoV2Files) -> None:
+    features = DinoV2Features(device="cpu", weights=both_forms.timm, engine="torch", input_size=112)
+    assert features.engine_facts() == EngineFacts(name="torch", precision="fp32", origin="as it is", warm_input_hw=())
+    features.warm_up((64, 64))
+    features.extract(photo(56, 112))
+    assert features.engine_facts().warm_input_hw == ((84, 154), (112, 112))
 
 
 def test_embeddings_are_those_of_the_plain_forward_pass(features: DinoV2Features, network: Any) -> None:
