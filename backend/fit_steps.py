@@ -1,0 +1,37 @@
+"""The progress of a fit: what its stages tell of themselves, as one count that only grows."""
+
+from __future__ import annotations
+
+from backend.coreset import Progress
+
+_PICKING_SHARE = 4
+"""Picking the coreset counts as one image for every so many: about the time it takes with DINOv2 on a processor."""
+
+
+class FitSteps:
+    """Counts one step for each image, and some for the coreset.
+
+    Args:
+        progress: Told (steps done, steps in all); None tells nobody.
+        n_images: Images of the fit, uploaded or stored.
+    """
+
+    def __init__(self, progress: Progress | None, n_images: int) -> None:
+        self._progress = progress
+        self._n_images = n_images
+        self._before = 0
+        self._picking = -(-n_images // _PICKING_SHARE)
+
+    def images(self, done: int, n_images: int) -> None:
+        """Hear of images whose embeddings are there, of those of a stage; another stage follows on its end."""
+        self._tell(self._before + done)
+        if done == n_images:
+            self._before += n_images
+
+    def picks(self, done: int, n_picks: int) -> None:
+        """Hear of the coreset's picks."""
+        self._tell(self._n_images + self._picking * done // n_picks)
+
+    def _tell(self, done: int) -> None:
+        if self._progress is not None:
+            self._progress(done, self._n_images + self._picking)
