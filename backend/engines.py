@@ -129,6 +129,11 @@ class TorchEngine:
 
     def embed(self, images_rgb: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return patch embeddings [B, N, D] float32, unit rows, of images [B, h, w, 3] uint8."""
+        embeddings: NDArray[np.float32] = self.embed_on_device(images_rgb).cpu().numpy()
+        return embeddings
+
+    def embed_on_device(self, images_rgb: NDArray[np.uint8]) -> torch.Tensor:
+        """Return what ``embed`` does, where it was computed."""
         images = torch.from_numpy(np.ascontiguousarray(images_rgb))
         if self._on_cuda:
             images = images.pin_memory().to(self._device, non_blocking=True)
@@ -136,7 +141,7 @@ class TorchEngine:
             self._device.type, TORCH_DTYPES[self.precision], enabled=self.precision != "fp32", cache_enabled=False
         )
         with self._lock, torch.inference_mode(), autocast:
-            embeddings: NDArray[np.float32] = self._embedder(images).cpu().numpy()
+            embeddings: torch.Tensor = self._embedder(images)
         return embeddings
 
 

@@ -17,10 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backend.device_queue import DeviceQueue, Priority
-from backend.extractors import FeatureExtractor
+from backend.extractors import EmbedsOnDevice, FeatureExtractor
+from backend.nearest import RowsOnDevice
 from backend.utils import Stopwatch
 
 _POLL_S = 0.0002
+
+Rows = NDArray[np.float32] | RowsOnDevice
+"""The embeddings of an image, here or on the device."""
 
 
 @dataclass(eq=False)
@@ -28,8 +32,13 @@ class _Waiting:
     """An image and where its rows go; compared by identity."""
 
     image_bgr: NDArray[np.uint8]
-    rows: Future[NDArray[np.float32]] = field(default_factory=Future)
+    rows: Future[Rows] = field(default_factory=Future)
     started_s: float = 0.0
+
+
+def _extracted(extractor: FeatureExtractor, images_bgr: Sequence[NDArray[np.uint8]]) -> Sequence[Rows]:
+    on_device = extractor.extract_on_device(images_bgr) if isinstance(extractor, EmbedsOnDevice) else None
+    return extractor.extract_batch(images_bgr) if on_device is None else on_device
 
 
 _Pending = deque[_Waiting]
@@ -48,8 +57,8 @@ class Extraction:
 
     def inspect(
         self, extractor: FeatureExtractor, image_bgr: NDArray[np.uint8], watch: Stopwatch
-    ) -> NDArray[np.float32]:
-        """Return the rows [N, D] of an image; blocks until the device has made them.
+    ) -> Rows:
+        """Return the rows [N, D] of an image, on the device where it can search; blocks until it has made them.
 
         Args:
             extractor: Makes them.
@@ -97,7 +106,7 @@ class Extraction:
         for waiting in batch:
             waiting.started_s = time.perf_counter()
         try:
-            found = extractor.extract_batch([waiting.image_bgr for waiting in batch])
+            found = _extracted(extractor, [waiting.image_bgr for waiting in batch])
         except BaseException as error:
             for waiting in batch:
                 waiting.rows.set_exception(error)

@@ -9,6 +9,7 @@ from typing import Literal, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from backend.nearest import RowsOnDevice
 from backend.placement import Placement
 
 
@@ -69,6 +70,15 @@ class FeatureExtractor(Protocol):
 
     def extract_batch(self, images_bgr: Sequence[NDArray[np.uint8]]) -> list[NDArray[np.float32]]:
         """Return the embeddings of several images of one size; each equals what ``extract`` returns, to rounding."""
+        ...
+
+
+@runtime_checkable
+class EmbedsOnDevice(Protocol):
+    """An extractor that can leave embeddings where it made them, for a search there."""
+
+    def extract_on_device(self, images_bgr: Sequence[NDArray[np.uint8]]) -> list[RowsOnDevice] | None:
+        """Return what ``extract_batch`` does, on the device; None where there is no device but the processor."""
         ...
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,9 +15,11 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
-from backend.engines import CELL_PX, EngineName, PatchEmbedder, Precision, choose_engine
+from backend.device_search import DeviceRows, DeviceSearch
+from backend.engines import CELL_PX, EngineName, PatchEmbedder, Precision, TorchEngine, choose_engine
 from backend.errors import Unavailable
 from backend.extractors import EngineFacts
+from backend.nearest import RowsOnDevice
 from backend.placement import Placement, Resize, place
 from backend.weights import find_weights, load_backbone, tensors_digest
 
@@ -114,6 +116,10 @@ class DinoV2Features:
             threads=threads,
         )
 
+        # On the CPU there is nowhere to leave rows: the search there has them already.
+        on_device = isinstance(self._engine, TorchEngine) and self.device != "cpu"
+        self._search = DeviceSearch(torch.device(self.device)) if on_device else None
+
     @property
     def engine(self) -> EngineName:
         """Return which engine computes."""
@@ -165,20 +171,37 @@ class DinoV2Features:
         Raises:
             ValueError: If an image has another shape or dtype, or the images differ in size.
         """
-        for image in images_bgr:
-            if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
-                raise ValueError(f"an image must be [H, W, 3] uint8, got {image.shape} {image.dtype}")
-        if len({image.shape for image in images_bgr}) > 1:
-            raise ValueError("a batch must hold images of one size")
+        self._check(images_bgr)
         embeddings: list[NDArray[np.float32]] = []
         for start in range(0, len(images_bgr), self.batch_size):
             embeddings.extend(self._embed(images_bgr[start : start + self.batch_size]))
         return embeddings
 
+    def extract_on_device(self, images_bgr: Sequence[NDArray[np.uint8]]) -> list[RowsOnDevice] | None:
+        """Return what `extract_batch` does, left on the device; None on the CPU, and where several scales are joined.
+
+        Raises:
+            ValueError: As `extract_batch`.
+        """
+        if self._search is None or len(self._scales) > 1:
+            return None
+        self._check(images_bgr)
+        rows: list[RowsOnDevice] = []
+        for start in range(0, len(images_bgr), self.batch_size):
+            rows.extend(self._embed_on_device(images_bgr[start : start + self.batch_size], self._search))
+        return rows
+
     def warm_up(self, image_hw: tuple[int, int]) -> None:
         """Make the engine ready for images of this size, so that the first inspection is as fast as the next."""
         blank = np.zeros((*image_hw, 3), np.uint8)
         self.extract_batch([blank] * (self.batch_size + 1))  # a full batch, and a single image
+
+    def _check(self, images_bgr: Sequence[NDArray[np.uint8]]) -> None:
+        for image in images_bgr:
+            if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
+                raise ValueError(f"an image must be [H, W, 3] uint8, got {image.shape} {image.dtype}")
+        if len({image.shape for image in images_bgr}) > 1:
+            raise ValueError("a batch must hold images of one size")
 
     def _placement(self, image_hw: tuple[int, int], scale: float) -> Placement:
         return place(image_hw, input_size=round(self._input_size * scale), cell_px=CELL_PX, resize=self._resize)
@@ -194,9 +217,20 @@ class DinoV2Features:
             if placement.input_hw not in self._warm_input_hw:
                 self._warm_input_hw = self._warm_input_hw | {placement.input_hw}  # a reader never sees it change
         embeddings = parts[0] if len(parts) == 1 else _unit_rows(np.concatenate(parts, axis=-1))
-        if not np.isfinite(embeddings).all():
-            raise FloatingPointError(f"{self.name} in {self.precision} gave embeddings that are not finite")
+        self._check_finite(bool(np.isfinite(embeddings).all()))
         return embeddings
+
+    def _embed_on_device(self, images_bgr: Sequence[NDArray[np.uint8]], search: DeviceSearch) -> Iterator[DeviceRows]:
+        assert isinstance(self._engine, TorchEngine)
+        input_hw = self._placement(images_bgr[0].shape[:2], 1.0).input_hw
+        embeddings = self._engine.embed_on_device(np.stack([to_input(image, input_hw) for image in images_bgr]))
+        self._check_finite(bool(torch.isfinite(embeddings).all()))
+        self._warm_input_hw = self._warm_input_hw | {input_hw}
+        return (DeviceRows(rows, search) for rows in embeddings)
+
+    def _check_finite(self, is_finite: bool) -> None:
+        if not is_finite:
+            raise FloatingPointError(f"{self.name} in {self.precision} gave embeddings that are not finite")
 
 
 def resolve_device(device: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,18 @@ Backend = Literal["auto", "numpy", "faiss", "sklearn"]
 
 _QUERIES_AT_ONCE = 1024
 """Bounds the memory of a search: 16 MiB of products, however many queries there are."""
+
+
+class RowsOnDevice(Protocol):
+    """Embeddings [N, D] float32 that lie on another device, and are searched for there; numpy copies them here."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[np.float32]: ...
+
+    def distances_to(self, name: str, vectors: NDArray[np.float32], k: int) -> NDArray[np.float32]:
+        """Return the mean distance [N] float32 to the k nearest of vectors [M, D]; the name tells memories apart."""
+        ...
 
 
 class _CandidateSearch(Protocol):

@@ -1,9 +1,9 @@
 """PatchCore's nouns: the patch grid of one image, and the memory bank of a ROI.
 
 Roth et al. 2022, "Towards Total Recall in Industrial Anomaly Detection", arXiv:2106.08265. We deviate in three places:
-the coreset is the exact greedy (no random projection), the image score is a percentile of the map by default (not the
-re-weighted maximum), and every memory vector remembers the image that it came from, so that an image the memory was
-built from can be scored without its own vectors.
+the coreset is the exact greedy (a random projection only on request), the image score is a percentile of the map by
+default (not the re-weighted maximum), and every memory vector remembers the image that it came from, so that an image
+the memory was built from can be scored without its own vectors.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from backend.coreset import Progress, coreset_size, kcenter_greedy
-from backend.nearest import NearestNeighbours, build_index
+from backend.coreset import CoresetMethod, Progress, coreset_size, kcenter_greedy, kcenter_greedy_projected
+from backend.nearest import NearestNeighbours, RowsOnDevice, build_index
 from backend.placement import Placement
 from backend.utils import canonical_json
 from backend.whitening import Whitening
@@ -66,6 +66,9 @@ class MemoryBank:
         whitening: What brings the extractor's raw rows to unit rows, or None when they are unit rows already.
         k: Neighbours that a distance is the mean of.
         coreset_rate: The rate asked for.
+        coreset_method: How the coreset was picked.
+        covering_radius: The largest distance of a learned row to the nearest vector, where an approximate method
+            picked; None where the exact greedy did.
         seed: Drew the first centre.
         n_embeddings: Rows that the coreset was taken from.
         mm_per_px: Millimetres per pixel of the learned images.
@@ -84,6 +87,8 @@ class MemoryBank:
     whitening: Whitening | None = field(compare=False)
     k: int
     coreset_rate: float
+    coreset_method: CoresetMethod = "exact"
+    covering_radius: float | None = None
     seed: int
     n_embeddings: int
     mm_per_px: float
@@ -140,6 +145,8 @@ class MemoryBank:
             "precision": self.precision,
             "k": self.k,
             "coreset_rate": self.coreset_rate,
+            "coreset_method": self.coreset_method,
+            "covering_radius": self.covering_radius,
             "seed": self.seed,
             "n_embeddings": self.n_embeddings,
             "mm_per_px": self.mm_per_px,
@@ -160,21 +167,26 @@ class MemoryBank:
         """Return an extractor's rows [N, D'] as unit rows [N, D], whitened where this memory whitens."""
         return embeddings if self.whitening is None else self.whitening.apply(embeddings)
 
-    def distances(self, embeddings: NDArray[np.float32], *, k: int | None = None) -> NDArray[np.float32]:
+    def distances(self, embeddings: NDArray[np.float32] | RowsOnDevice, *, k: int | None = None) -> NDArray[np.float32]:
         """Return the distance [N] float32 in [0, 2] of an extractor's rows [N, D'] to this memory.
+
+        Rows that lie on another device are searched for there, unless this memory whitens.
 
         Args:
             embeddings: The extractor's rows.
             k: Neighbours that a distance is the mean of; the memory's own by default, M at most.
         """
-        return self.index.knn(self.unit_rows(embeddings), min(k or self.k, len(self.vectors)))
+        k = min(k or self.k, len(self.vectors))
+        if self.whitening is None and not isinstance(embeddings, np.ndarray):
+            return embeddings.distances_to(self.checksum, self.vectors, k)
+        return self.index.knn(self.unit_rows(np.asarray(embeddings)), k)
 
     def distances_without(
-        self, embeddings: NDArray[np.float32], part_id: str, *, k: int | None = None
+        self, embeddings: NDArray[np.float32] | RowsOnDevice, part_id: str, *, k: int | None = None
     ) -> NDArray[np.float32] | None:
         """Return the distances to the vectors that did not come from a part, or None when no vector is left."""
         keep = np.asarray([self.part_ids[image] != part_id for image in self.source.tolist()])
-        return _distances_to(self.vectors[keep], self.unit_rows(embeddings), k or self.k)
+        return _distances_to(self.vectors[keep], self.unit_rows(np.asarray(embeddings)), k or self.k)
 
     def part_of(self, image_digest: str) -> str | None:
         """Return the part that a learned image shows, or None for an image that was not learned."""
@@ -208,6 +220,7 @@ def learn(
     shape: Mapping[str, Any] | None,
     whitening: Whitening | None,
     coreset_rate: float,
+    coreset_method: CoresetMethod = "exact",
     seed: int,
     k: int,
     mm_per_px: float,
@@ -223,7 +236,8 @@ def learn(
         shape: JSON object of the shape that ``mask_cells`` was made from, in pixels of the first image by digest.
         whitening: Brings the raw rows to unit rows, or None.
         coreset_rate: In (0, 1].
-        seed: Draws the first centre.
+        coreset_method: ``exact``, or ``random-projection``, which is approximate.
+        seed: Draws the first centre, and the projection.
         k: Neighbours that a distance is the mean of.
         mm_per_px: Millimetres per pixel of the images.
         precision: What the extractor multiplied in.
@@ -246,7 +260,8 @@ def learn(
     ]
     cells = int(mask_cells.sum())
     rows = np.concatenate(rows_by_image, axis=0)
-    picks = kcenter_greedy(rows, coreset_size(len(rows), coreset_rate), seed=seed, progress=progress)
+    greedy = kcenter_greedy if coreset_method == "exact" else kcenter_greedy_projected
+    picks = greedy(rows, coreset_size(len(rows), coreset_rate), seed=seed, progress=progress)
     vectors, source = np.ascontiguousarray(rows[picks]), (picks // cells).astype(np.int32)
     parts = tuple(part_ids.get(digest, digest) for digest in digests)
     return MemoryBank(
@@ -263,10 +278,17 @@ def learn(
         whitening=whitening,
         k=k,
         coreset_rate=coreset_rate,
+        coreset_method=coreset_method,
+        covering_radius=None if coreset_method == "exact" else covering_radius(rows, vectors),
         seed=seed,
         n_embeddings=len(rows),
         mm_per_px=mm_per_px,
     )
+
+
+def covering_radius(rows: NDArray[np.float32], vectors: NDArray[np.float32]) -> float:
+    """Return the largest distance of rows [N, D] to the nearest of vectors [M, D]: what a coreset is to make small."""
+    return float(build_index(vectors).knn(rows).max())
 
 
 def _leave_one_part_out(

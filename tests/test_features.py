@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 from functools import cache
 from pathlib import Path
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import backend.features
+from backend.device_search import DeviceSearch
 from backend.errors import Unavailable, WeightsUnavailable
 from backend.extractors import EngineFacts
 from backend.features import DinoV2Features, resolve_device, to_input
@@ -64,6 +66,19 @@ def plain_embeddings(network: Any, image_bgr: NDArray[np.uint8]) -> NDArray[np.f
 
 
 # Embeddings
+
+
+def test_rows_left_on_the_device_are_those_that_are_handed_out(features: DinoV2Features) -> None:
+    batch = [photo(112, 112, seed) for seed in range(3)]
+    assert features.extract_on_device(batch) is None  # nowhere to leave them
+    on_device = copy.copy(features)
+    on_device._search = DeviceSearch(torch.device("cpu"))
+    rows = on_device.extract_on_device(batch)
+    assert rows is not None
+    for found, expected in zip(rows, features.extract_batch(batch), strict=True):
+        np.testing.assert_array_equal(np.asarray(found), expected)
+    with pytest.raises(ValueError, match="one size"):
+        on_device.extract_on_device([photo(112, 112), photo(56, 112)])
 
 
 def test_it_tells_what_computes_and_which_sizes_wait_for_nothing(both_forms: files.DinoV2Files) -> None:
