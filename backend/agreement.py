@@ -13,7 +13,6 @@ from backend.errors import ExtractorMismatch, InspectionError
 from backend.extraction import Extraction
 from backend.extractors import FeatureExtractor
 from backend.image_codec import decode_image
-from backend.image_store import ImageStore
 from backend.infer import anomaly_map, image_scores
 from backend.model_key import ModelKey
 from backend.patchcore import MemoryBank
@@ -64,7 +63,7 @@ class PrecisionCheck:
         threshold = known.suggested_threshold()
         if not threshold:
             return None
-        images = ImageStore(self._store.roi_folder(key))
+        images = self._store.images(key)
         mask = learned_mask(bank, bank.placement.image_hw)
         changes: list[float] = []
         for digest, score in sorted(known.by_image.items()):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from backend.artefacts import LearnedFacts
 from backend.errors import AspectRatioMismatch, ExtractorMismatch, MmPerPxMismatch
 from backend.extractors import FeatureExtractor
 from backend.patchcore import MemoryBank
@@ -11,7 +12,7 @@ MM_PER_PX_TOLERANCE = 0.01
 ASPECT_TOLERANCE = 0.02
 
 
-def check_extractor(bank: MemoryBank, extractor: FeatureExtractor) -> None:
+def check_extractor(bank: MemoryBank | LearnedFacts, extractor: FeatureExtractor) -> None:
     """Raise ExtractorMismatch if the memory was made by another extractor, or by this one with other settings."""
     if bank.extractor_id != extractor.extractor_id:
         raise ExtractorMismatch(
@@ -21,7 +22,7 @@ def check_extractor(bank: MemoryBank, extractor: FeatureExtractor) -> None:
         )
 
 
-def check_mm_per_px(bank: MemoryBank, mm_per_px: float) -> None:
+def check_mm_per_px(bank: MemoryBank | LearnedFacts, mm_per_px: float) -> None:
     """Raise MmPerPxMismatch if the scale differs by more than 1 % from that of the first fit."""
     if abs(mm_per_px / bank.mm_per_px - 1) > MM_PER_PX_TOLERANCE + 1e-9:
         raise MmPerPxMismatch(

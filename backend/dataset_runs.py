@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from backend.calib import Calibration
 from backend.coreset import Progress
 from backend.datasets import Datasets
-from backend.errors import InspectionError, InvalidInput, QueueFull, Unavailable
+from backend.errors import InspectionError, InvalidInput, QueueFull, StorageFailed, Unavailable
 from backend.image_store import Label, StoredImage
 from backend.infer import Inspection
 from backend.model_key import ModelKey
@@ -47,6 +48,7 @@ def inspect_dataset(
     labels: Sequence[Label],
     default_mm_per_px: float | None = None,
     progress: Progress | None = None,
+    for_calibration: bool = False,
 ) -> Iterator[DatasetItem]:
     """Yield one item per stored image, whatever became of it. Images that were learned are scored leave-one-out.
 
@@ -59,17 +61,21 @@ def inspect_dataset(
         labels: Which classes; one that stands twice counts once.
         default_mm_per_px: For images whose metadata do not name a scale; else the ROI's own.
         progress: Told (done, total).
+        for_calibration: Leave the ROI's own calibration out: a new one is to be made with the scores.
 
     Raises:
         MemoryNotFound: If the ROI was never fitted.
+        ArtefactCorrupt: If its memory or calibration is damaged.
         Unavailable: If nothing can be inspected now; that is no fault of an image.
     """
     bank = service.fitted_bank(key)
+    if not for_calibration:
+        _ = service.describe(key).calibration  # damaged, it is no image's fault, and not to be told once for each
     listed = datasets.list(key)
     images = [image for label in dict.fromkeys(labels) for image in listed[label]]
     for done, image in enumerate(images):
         mm_per_px = image.mm_per_px or default_mm_per_px or bank.mm_per_px
-        yield _inspect(service, datasets, key, image, mm_per_px)
+        yield _inspect(service, datasets, key, image, mm_per_px, for_calibration)
         if progress is not None:
             progress(done + 1, len(images))
 
@@ -99,7 +105,13 @@ def calibrate_from_dataset(
         raise InvalidInput("The data set has no ng images. Upload one, or send require_ng=false.")
     rule = service.rule_after(key, score_percentile=score_percentile)
     items = inspect_dataset(
-        service, datasets, key, labels=("ok", "ng"), default_mm_per_px=default_mm_per_px, progress=progress
+        service,
+        datasets,
+        key,
+        labels=("ok", "ng"),
+        default_mm_per_px=default_mm_per_px,
+        progress=progress,
+        for_calibration=True,
     )
     worst: dict[tuple[Label, str], float] = {}
     failed: list[DatasetItem] = []
@@ -131,24 +143,30 @@ def calibrate_from_dataset(
 
 
 def _inspect(
-    service: InspectionService, datasets: Datasets, key: ModelKey, image: StoredImage, mm_per_px: float
+    service: InspectionService,
+    datasets: Datasets,
+    key: ModelKey,
+    image: StoredImage,
+    mm_per_px: float,
+    for_calibration: bool,
 ) -> DatasetItem:
+    infer = partial(service.infer, key, mm_per_px=mm_per_px, name=image.file_name, for_calibration=for_calibration)
     try:
-        inspection = _infer(service, key, datasets.read(key, image), image, mm_per_px)
-    except Unavailable:
-        raise
+        inspection = _infer(infer, datasets.read(key, image), image)
     except InspectionError as error:
+        if isinstance(error, Unavailable) and not isinstance(error, StorageFailed):
+            raise
         return DatasetItem(label=image.label, image=image, mm_per_px=mm_per_px, inspection=None, error=error.sentence)
     return DatasetItem(label=image.label, image=image, mm_per_px=mm_per_px, inspection=inspection, error=None)
 
 
-def _infer(service: InspectionService, key: ModelKey, data: bytes, image: StoredImage, mm_per_px: float) -> Inspection:
+def _infer(infer: Callable[..., Inspection], data: bytes, image: StoredImage) -> Inspection:
     """Inspect one image; where the queue is full, wait for a place: a long run must not end for a short rush."""
     shape = _shape_of(image)
     waited_until = time.monotonic() + _QUEUE_PATIENCE_S
     while True:
         try:
-            return service.infer(key, data, mm_per_px=mm_per_px, shape=shape, name=image.file_name)
+            return infer(data, shape=shape)
         except QueueFull:
             if time.monotonic() > waited_until:
                 raise

@@ -45,10 +45,14 @@ class Datasets:
             MmPerPxMismatch: If its metadata contradict the ROI's fit.
             InvalidInput: If its metadata are out of range.
             Conflict: If an image is stored under the other label.
+            StorageFull, StorageFailed: If one cannot be written.
         """
         if not uploads:
             raise InvalidInput("The field images is missing. Send at least one image.", details={"field": "images"})
-        bank = self._store.load(key).bank
+        try:
+            bank = self._store.load(key).bank
+        except ArtefactCorrupt:
+            bank = None  # Images are what a damaged memory is learned from again; that fit compares their scales.
         described = []
         for upload in uploads:
             image = decode_image(upload.data, max_pixels=self._max_pixels, name=upload.name)
@@ -73,7 +77,8 @@ class Datasets:
             images = self._images(key)
             for stored, upload in zip(described, uploads, strict=True):
                 images.check_label(stored.digest, label, upload.name)
-            return [images.put(stored, upload.data) for stored, upload in zip(described, uploads, strict=True)]
+            with images.all_or_none():
+                return [images.put(stored, upload.data) for stored, upload in zip(described, uploads, strict=True)]
 
     def list(self, key: ModelKey) -> dict[Label, list[StoredImage]]:
         """Return the images of each label, by file name."""
@@ -113,10 +118,10 @@ class Datasets:
             return 0
         with self._store.lock(key):
             images = self._images(key)
-            return sum(images.delete(image.digest, label) for image in images.labelled(label))
+            return images.delete_all([image.digest for image in images.labelled(label)], label)
 
     def _images(self, key: ModelKey) -> ImageStore:
-        return ImageStore(self._store.roi_folder(key))
+        return self._store.images(key)
 
 
 def _mm_per_px(upload: DatasetUpload) -> float | None:

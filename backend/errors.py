@@ -11,7 +11,10 @@ InspectionError
 │   ├── BadShape                 shape JSON that is broken or of unknown kind
 │   ├── MemoryNotFound           the ROI was never fitted
 │   └── CalibrationMissing       the ROI was never calibrated
+├── Unauthorized                 no API key, or one that nobody knows
+├── Forbidden                    the API key does not have the role that the call needs
 ├── NotFound                     no such stored thing
+│   └── AuditOff                 no decisions are kept
 ├── JobCancelled                 the job was cancelled by its owner
 ├── TooLarge                     body, image or pixel count over the limit
 ├── Conflict                     the call contradicts what the ROI was fitted with
@@ -21,7 +24,11 @@ InspectionError
 ├── Unavailable                  the service cannot do it now
 │   ├── WeightsUnavailable
 │   ├── QueueFull
-│   └── ShuttingDown
+│   ├── RequestTimeout           it took longer than a request may
+│   ├── AuditUnavailable         the decision could not be written down, so it is not given
+│   ├── ShuttingDown
+│   ├── StorageFull              the disk, or the limit set for the models folder, is full
+│   └── StorageFailed            the disk refuses to read or to write
 └── ArtefactCorrupt              a stored file does not match its digest
 
 Each error carries one sentence that a line engineer can act on. It never holds a path or a stack trace: it is shown to
@@ -111,10 +118,28 @@ class CalibrationMissing(BadRequest):
     code = "calibration_missing"
 
 
+class Unauthorized(InspectionError):
+    """No API key, or one that nobody knows."""
+
+    code = "unauthorized"
+
+
+class Forbidden(InspectionError):
+    """The API key does not have the role that the call needs."""
+
+    code = "forbidden"
+
+
 class NotFound(InspectionError):
     """No such stored thing."""
 
     code = "not_found"
+
+
+class AuditOff(NotFound):
+    """No decisions are kept here."""
+
+    code = "audit_off"
 
 
 class JobCancelled(InspectionError):
@@ -173,11 +198,36 @@ class QueueFull(Unavailable):
     retry_after_s = 1
 
 
+class RequestTimeout(Unavailable):
+    """The call took longer than ``request_timeout_s``."""
+
+    code = "request_timeout"
+
+
+class AuditUnavailable(Unavailable):
+    """The decision could not be written down; a decision that nobody can look up later is not given."""
+
+    code = "audit_unavailable"
+    retry_after_s = 5
+
+
 class ShuttingDown(Unavailable):
     """The service is stopping and takes no new work."""
 
     code = "shutting_down"
     retry_after_s = 5
+
+
+class StorageFull(Unavailable):
+    """The disk, or the limit set for the models folder, is full; what was stored before is untouched."""
+
+    code = "storage_full"
+
+
+class StorageFailed(Unavailable):
+    """The disk refuses to read or to write; says nothing about whether what is stored is damaged."""
+
+    code = "storage_failed"
 
 
 class ArtefactCorrupt(InspectionError):
@@ -190,6 +240,8 @@ STATUS_BY_ERROR: dict[type[InspectionError], HTTPStatus] = {
     InspectionError: HTTPStatus.INTERNAL_SERVER_ERROR,
     InvalidInput: HTTPStatus.UNPROCESSABLE_ENTITY,
     BadRequest: HTTPStatus.BAD_REQUEST,
+    Unauthorized: HTTPStatus.UNAUTHORIZED,
+    Forbidden: HTTPStatus.FORBIDDEN,
     NotFound: HTTPStatus.NOT_FOUND,
     JobCancelled: HTTPStatus.CONFLICT,
     TooLarge: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,

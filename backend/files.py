@@ -1,52 +1,281 @@
-"""Writing a file so that a reader sees the old one or the new one, whatever happens in between."""
+"""Writing and deleting files so that a reader sees the old one or the new one, whatever happens in between.
+
+What the system refuses comes out as an error of ours that says what to do; its number is in the log.
+"""
 
 from __future__ import annotations
 
+import errno
+import logging
 import os
 import secrets
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from backend.errors import StorageFailed, StorageFull
+
+if sys.platform != "win32":
+    import fcntl
+
+_log = logging.getLogger(__name__)
+
 TEMP_PREFIX = ".tmp-"
+OWNER_FILE = ".owner"
+
+SETTLED_S = 10.0
+"""A temporary file that is younger may not have been claimed by its writer yet."""
+
+ABANDONED_S = 86_400.0
+"""A temporary file that is older belongs to nobody, where locks cannot tell (Windows, some network shares)."""
+
+_FULL = frozenset({errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG})
+_NO_FOLDER_SYNC = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP})
+_REPLACE_PATIENCE_S = 2.0
 
 
 def write_atomic(path: Path, data: bytes) -> None:
     """Write a file durably: a temporary file beside it, fsync, rename over it, fsync of the folder.
 
     Raises:
-        OSError: If the disk is full, broken or read-only; the old file is untouched then.
+        StorageFull: If the disk is full; the old file is untouched then.
+        StorageFailed: If it is broken, or may not be written; if only the last step failed, the new file is there, but
+            may not outlive a power cut.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temp = path.parent / f"{TEMP_PREFIX}{secrets.token_hex(8)}"
-    # Not mkstemp: its files are for their owner alone, and a backup or a second service may run under another account.
-    handle = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
+    with writing(), staged(path, data) as temp:
+        replace(temp, path)
+        sync_folder(path.parent)
+
+
+@contextmanager
+def staged(path: Path, data: bytes) -> Iterator[Path]:
+    """Yield a temporary file beside ``path`` that holds the data durably; it is gone afterwards, unless renamed.
+
+    Where the system has such locks it is locked until then, so that nobody takes it for what a crash has left.
+
+    Raises:
+        StorageFull, StorageFailed: As ``write_atomic``.
+    """
+    with writing():
+        make_folder(path.parent)
+        temp = path.parent / f"{TEMP_PREFIX}{secrets.token_hex(8)}"
+        # Not mkstemp: its files are for their owner alone, and a backup or a second service may run as another account.
+        descriptor = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
+        is_open = True
+        try:
+            _claim(descriptor)
+            _write_all(descriptor, data)
+            os.fsync(descriptor)
+            if os.name == "nt":  # where an open file cannot be renamed
+                os.close(descriptor)
+                is_open = False
+            yield temp
+        finally:
+            with suppress(OSError):  # what it failed with before is what counts
+                if is_open:
+                    os.close(descriptor)
+                temp.unlink(missing_ok=True)
+
+
+@contextmanager
+def scratch_folder(parent: Path) -> Iterator[Path]:
+    """Yield a new folder beside its final place; it is gone afterwards. It is locked as ``staged`` files are."""
+    make_folder(parent)
+    with tempfile.TemporaryDirectory(prefix=TEMP_PREFIX, dir=parent, ignore_cleanup_errors=True) as name:
+        descriptor = os.open(Path(name, OWNER_FILE), os.O_WRONLY | os.O_CREAT, 0o666)
+        try:
+            _claim(descriptor)
+            yield Path(name)
+        finally:
+            os.close(descriptor)
+
+
+def is_ownerless(temp: Path, now_s: float) -> bool:
+    """Return whether nobody writes a temporary file or folder any more, so that it can be deleted.
+
+    The lock of its writer ends with the writer's process, on this machine or another on the same folder. Without locks
+    its age must tell.
+    """
+    owner = temp / OWNER_FILE if temp.is_dir() else temp
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temp.replace(path)
-    except BaseException:
-        temp.unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
+        age_s = now_s - max(temp.stat().st_mtime, (owner if owner.exists() else temp).stat().st_mtime)
+        if age_s < SETTLED_S:
+            return False
+        if age_s > ABANDONED_S:
+            return True
+        descriptor = os.open(owner, os.O_RDWR)
+    except OSError:  # gone, or of an account that we may not look at
+        return False
+    try:
+        return _claim(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def remove(*paths: Path) -> None:
+    """Delete files durably; those that are gone already do no harm.
+
+    Raises:
+        StorageFailed: If one cannot be deleted, or its folder cannot be made durable.
+    """
+    with writing():
+        for path in paths:
+            path.unlink(missing_ok=True)
+        for folder in dict.fromkeys(path.parent for path in paths):
+            sync_folder(folder)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those above it that are missing, durably.
+
+    Raises:
+        StorageFull, StorageFailed: As ``write_atomic``.
+    """
+    with writing():
+        missing = []
+        while not folder.is_dir():
+            missing.append(folder)
+            if folder == folder.parent:
+                break
+            folder = folder.parent
+        for each in reversed(missing):
+            each.mkdir(exist_ok=True)
+            sync_folder(each.parent)
+
+
+def replace(source: Path, target: Path) -> None:
+    """Rename a file over another in one step."""
+    patient_until_s = time.monotonic() + _REPLACE_PATIENCE_S
+    while True:
+        try:
+            source.replace(target)
+        except PermissionError:
+            # Windows replaces no file that somebody reads, which takes milliseconds.
+            if os.name != "nt" or time.monotonic() > patient_until_s:
+                raise
+            time.sleep(0.01)
+        else:
+            return
 
 
 def sync_folder(folder: Path) -> None:
     """Make the folder's entries durable, where the system lets a folder be opened (Windows does not)."""
     try:
         descriptor = os.open(folder, os.O_RDONLY)
-    except OSError:
+    except (PermissionError, FileNotFoundError):
         return
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_FOLDER_SYNC:
+            raise
     finally:
         os.close(descriptor)
 
 
+def sync_tree(folder: Path) -> None:
+    """Make everything in a folder durable before the folder is renamed to its final name."""
+    for root, _, names in os.walk(folder):
+        for name in names:
+            # For writing: Windows flushes no other descriptor.
+            descriptor = os.open(Path(root, name), os.O_RDWR | getattr(os, "O_BINARY", 0))
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+        sync_folder(Path(root))
+
+
 def stamp(path: Path) -> tuple[int, int, int] | None:
-    """Return what changes whenever a file is replaced (time, size, inode), or None when there is none."""
+    """Return what changes whenever a file is replaced (time, size, inode), or None when there is none.
+
+    Raises:
+        StorageFailed: If the system does not tell.
+    """
     try:
         status = path.stat()
     except FileNotFoundError:
         return None
+    except OSError as error:
+        raise unreadable(error) from error
     return status.st_mtime_ns, status.st_size, status.st_ino
+
+
+def read_file(path: Path) -> bytes | None:
+    """Return a file's bytes, or None when there is none.
+
+    Raises:
+        StorageFailed: If the system does not hand them out. That says nothing of the file, which stays where it is.
+    """
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise unreadable(error) from error
+
+
+def names_in(folder: Path) -> list[str]:
+    """Return the names in a folder, none where there is no such folder.
+
+    Raises:
+        StorageFailed: If it cannot be read; ``glob`` would say that it is empty.
+    """
+    try:
+        return [entry.name for entry in folder.iterdir()]
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise unreadable(error) from error
+
+
+@contextmanager
+def writing() -> Iterator[None]:
+    """Turn what the system refuses while something is stored into an error of ours; its number goes to the log."""
+    try:
+        yield
+    except OSError as error:
+        name = errno.errorcode.get(error.errno or 0, "?")
+        _log.error("the models folder cannot be written: errno %s (%s)", error.errno, name, exc_info=error)
+        if error.errno in _FULL:
+            raise StorageFull(
+                "The disk of the models folder is full. What was stored before serves on. Free some space, then send "
+                "it again."
+            ) from error
+        raise StorageFailed(
+            "The models folder cannot be written. What was stored before serves on. See that its disk works and that "
+            "the service's account may write there, then send it again; the log has the reason."
+        ) from error
+
+
+def unreadable(error: OSError) -> StorageFailed:
+    """Return the error to raise where the system does not let us read; its number goes to the log."""
+    name = errno.errorcode.get(error.errno or 0, "?")
+    _log.error("the models folder cannot be read: errno %s (%s)", error.errno, name, exc_info=error)
+    return StorageFailed(
+        "What is stored of this ROI cannot be read now. See that the disk works and that the service's account may "
+        "read the models folder; the log has the reason."
+    )
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    left = memoryview(data)
+    while left:
+        written = os.write(descriptor, left)
+        if written <= 0:
+            raise OSError(errno.EIO, "nothing was written")
+        left = left[written:]
+
+
+def _claim(descriptor: int) -> bool:
+    """Lock an open file for this process; return whether it worked. The lock ends with the descriptor."""
+    if sys.platform == "win32":
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:  # another's, or a file system without locks
+        return False
+    return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -9,16 +10,18 @@ from typing import Literal
 
 import numpy as np
 
+from backend.artefacts import LearnedFacts
 from backend.calib import Calibration
 from backend.calibrating import renewed, rule_of
 from backend.consistency import check_aspect_ratio, check_extractor, check_mm_per_px, check_same_scale
-from backend.coreset import Progress
+from backend.coreset import CoresetMethod, Progress
 from backend.embedding_rows import EmbeddingRows
-from backend.errors import ArtefactCorrupt, InvalidInput
+from backend.errors import ArtefactCorrupt, InspectionError, InvalidInput, Unavailable
 from backend.extraction import Extraction
 from backend.extractor_loader import ExtractorLoader
 from backend.extractors import FeatureExtractor, embeddings_key
 from backend.fit_report import FitReport, fit_warnings
+from backend.fit_steps import FitSteps
 from backend.image_codec import decode_image, image_suffix, pixel_digest
 from backend.image_store import ImageStore, StoredImage, safe_stem
 from backend.model_key import ModelKey
@@ -29,6 +32,8 @@ from backend.scoring import ScoreRule, leave_one_out_scores
 from backend.storage import ArtefactStore
 from backend.utils import Stopwatch, sha256_hex
 from backend.whitening import fit_whitening
+
+_log = logging.getLogger(__name__)
 
 Mode = Literal["add", "replace"]
 
@@ -53,6 +58,7 @@ class FitRequest:
         mode: ``add`` to what was learned, or ``replace`` it.
         use_dataset: Learn exactly the ``ok`` images of the data set, and the uploads.
         coreset_rate: In (0, 1].
+        coreset_method: How the coreset is picked.
         k: Neighbours that a distance is the mean of.
         seed: Draws the coreset's first centre.
         rule: How maps become scores, for a ROI that was never calibrated.
@@ -65,6 +71,7 @@ class FitRequest:
     mode: Mode
     use_dataset: bool
     coreset_rate: float
+    coreset_method: CoresetMethod
     k: int
     seed: int
     rule: ScoreRule
@@ -101,7 +108,7 @@ class Fitter:
         Args:
             key: The model.
             request: What to learn.
-            progress: Told (images extracted, images in all).
+            progress: Told (steps done, steps in all); see ``FitSteps``.
 
         Raises:
             BadImage, TooLarge: If an upload cannot be used; the sentence names it.
@@ -113,20 +120,22 @@ class Fitter:
         """
         watch = Stopwatch()
         extractor = self._extractor.get()
-        images = ImageStore(self._store.roi_folder(key))
+        images = self._store.images(key)
         with watch.lap("decode"):
             identified = [(upload, *self._identify(upload, extractor)) for upload in request.uploads]
         first = self._reference(request, identified, images, extractor)
         for upload, _, placement in identified:
             check_aspect_ratio(first, placement, upload.name)
         shape_mask(request.shape, first.image_hw)
-        self._check(self._learned(key, request.mode), request, extractor, first)
+        self._check(self._learned(key, request)[0], request, extractor, first)
+        of_dataset = images.labelled("ok") if request.use_dataset else []
+        steps = FitSteps(progress, len({digest for _, digest, _ in identified}) + len(of_dataset))
         with watch.lap("extract"):
-            fresh = self._extract(images, identified, extractor, progress)
-            if request.use_dataset:  # before the lock, so that nobody waits for it; under it the rows are there
-                self._learnables(images, images.labelled("ok"), request, first, extractor, progress)
-        with self._store.lock(key):
-            known = self._learned(key, request.mode)
+            fresh = self._extract(images, identified, extractor, steps.images)
+            # Before the lock, so that nobody waits for it; under it the rows are there.
+            self._learnables(images, of_dataset, request, first, extractor, steps.images)
+        with self._store.lock(key), images.all_or_none():
+            known, was_damaged = self._learned(key, request)
             self._check(known, request, extractor, first)
             for upload, digest, _ in identified:
                 images.check_label(digest, "ok", upload.name)
@@ -135,13 +144,20 @@ class Fitter:
                 stored = self._stored_before(images, known, request)
                 learnables = {**self._learnables(images, stored, request, first, extractor, None), **fresh}
             with watch.lap("coreset"):
-                bank = _memory(learnables, known, request, extractor, first.image_hw)
-            replaced = self._replaced(key, request)
+                bank = _memory(learnables, known, request, extractor, first.image_hw, steps.picks)
+            replaced = self._replaced(key, request, bank)
             with watch.lap("write"):
                 repeats = len(identified) - len(set(fresh) - set(() if known is None else known.image_digests))
-                report = self._switch(key, request, known, bank, repeats, watch)
-            for digest in replaced - set(bank.image_digests) - self._store.learned_by_other_models(key):
-                images.delete(digest, "ok")
+                try:
+                    report = self._switch(key, request, known, bank, repeats, watch)
+                except BaseException:
+                    if self._is_in_force(key, bank):  # and may not outlive a power cut; its images stay with it
+                        images.keep()
+                    raise
+            images.keep()
+            if was_damaged:
+                report = replace(report, warnings=(*report.warnings, _learned_again(bank, known)))
+            self._forget(images, replaced)
         return report
 
     def _reference(
@@ -164,12 +180,34 @@ class Fitter:
         image = decode_image(upload.data, max_pixels=self._max_pixels, name=upload.name)
         return pixel_digest(image), extractor.placement((image.shape[0], image.shape[1]))
 
-    def _learned(self, key: ModelKey, mode: Mode) -> MemoryBank | None:
-        """Return the memory that this fit adds to."""
-        return self._store.load(key).bank if mode == "add" else None
+    def _learned(self, key: ModelKey, request: FitRequest) -> tuple[MemoryBank | LearnedFacts | None, bool]:
+        """Return the memory that this fit adds to, and whether it is damaged.
+
+        Of a damaged one only what it had learned is known, if that: those images are learned again.
+
+        Raises:
+            ArtefactCorrupt: If nobody knows any more what it had learned, and the request does not say what to learn.
+        """
+        if request.mode == "replace":
+            return None, False
+        try:
+            return self._store.load(key).bank, False
+        except ArtefactCorrupt as error:
+            facts = self._store.learned_facts(key)
+            if facts is None and not request.use_dataset:
+                raise ArtefactCorrupt(
+                    "The stored memory of this ROI is damaged, and so is its list of the images that it had learned. "
+                    "Fit again with use_dataset=true to learn all stored good images, or with mode=replace.",
+                    details=error.details,
+                ) from error
+            return facts, True
 
     def _check(
-        self, known: MemoryBank | None, request: FitRequest, extractor: FeatureExtractor, placement: Placement
+        self,
+        known: MemoryBank | LearnedFacts | None,
+        request: FitRequest,
+        extractor: FeatureExtractor,
+        placement: Placement,
     ) -> None:
         if known is not None:
             check_extractor(known, extractor)
@@ -198,7 +236,7 @@ class Fitter:
         }
 
     def _stored_before(
-        self, images: ImageStore, known: MemoryBank | None, request: FitRequest
+        self, images: ImageStore, known: MemoryBank | LearnedFacts | None, request: FitRequest
     ) -> Sequence[StoredImage]:
         """Return the stored images that the fit learns beside its uploads: the data set's, or those learned before."""
         if request.use_dataset:
@@ -235,13 +273,13 @@ class Fitter:
         self,
         key: ModelKey,
         request: FitRequest,
-        known: MemoryBank | None,
+        known: MemoryBank | LearnedFacts | None,
         bank: MemoryBank,
         n_duplicates: int,
         watch: Stopwatch,
     ) -> FitReport:
         """Make the memory the ROI's own, with its calibration renewed where that can be done, and report."""
-        stored = self._calibrations(key)
+        stored, calibration_damaged = self._calibrations(key)
         previous = next(iter(stored), None)
         own = next((calibration for calibration in stored if calibration.memory_checksum == bank.checksum), None)
         rule = request.rule if previous is None else rule_of(previous, request.rule.blur_sigma)
@@ -255,6 +293,8 @@ class Fitter:
         area_mm2_thr = request.area_mm2_thr if previous is None else previous.area_mm2_thr
         warnings = [*fit_warnings(bank, scores, area_mm2_thr)]
         gone = len(known_digests - set(bank.image_digests))
+        if calibration_damaged:
+            warnings.append("The stored calibration is damaged; until you calibrate again, inspections are refused.")
         if gone:
             warnings.append(f"{gone} learned images were deleted from the store and are no longer part of the memory.")
         if previous is not None and in_force is None:
@@ -273,21 +313,47 @@ class Fitter:
             timings_ms=watch.timings_ms(),
         )
 
-    def _calibrations(self, key: ModelKey) -> list[Calibration]:
+    def _calibrations(self, key: ModelKey) -> tuple[list[Calibration], bool]:
+        """Return the stored calibrations, and whether they are damaged."""
         try:
-            return self._store.calibrations(key)
+            return self._store.calibrations(key), False
         except ArtefactCorrupt:
-            return []
+            return [], True
 
-    def _replaced(self, key: ModelKey, request: FitRequest) -> set[str]:
-        """Return the images that were learned and that this fit may leave without a use."""
+    def _replaced(self, key: ModelKey, request: FitRequest, new: MemoryBank) -> set[str]:
+        """Return the images that were learned and that this fit leaves without a use."""
         if request.mode == "add" or request.use_dataset:
             return set()
         try:
-            bank = self._store.load(key).bank
+            old = self._store.load(key).bank
+            others = self._store.learned_by_other_models(key)
         except ArtefactCorrupt:
-            return set()
-        return set() if bank is None else set(bank.image_digests)
+            return set()  # Nobody knows what else needs them.
+        return set() if old is None else set(old.image_digests) - set(new.image_digests) - others
+
+    def _is_in_force(self, key: ModelKey, bank: MemoryBank) -> bool:
+        try:
+            stored = self._store.load(key).bank
+        except InspectionError:
+            return False
+        return stored is not None and stored.checksum == bank.checksum
+
+    def _forget(self, images: ImageStore, digests: set[str]) -> None:
+        try:
+            images.delete_all(digests, "ok")
+        except Unavailable:
+            # The new memory is in force and on disk: the fit has not failed.
+            _log.exception("images that are no longer learned could not be deleted")
+
+
+def _learned_again(bank: MemoryBank, known: MemoryBank | LearnedFacts | None) -> str:
+    if known is None:
+        return (
+            "The memory before this fit was damaged, and so was its list of the images that it had learned: "
+            f"{len(bank.image_digests)} images, all good ones that are stored, were learned in their place."
+        )
+    n_again = len(set(known.image_digests) & set(bank.image_digests))
+    return f"The memory before this fit was damaged; {n_again} images that it had learned were learned again."
 
 
 def _data_of(upload: Upload) -> bytes:
@@ -322,10 +388,11 @@ def _keep(images: ImageStore, fresh: Iterable[_Learnable], mm_per_px: float, mad
 
 def _memory(
     learnables: Mapping[str, _Learnable],
-    known: MemoryBank | None,
+    known: MemoryBank | LearnedFacts | None,
     request: FitRequest,
     extractor: FeatureExtractor,
     upload_hw: tuple[int, int],
+    progress: Progress,
 ) -> MemoryBank:
     first = learnables[min(learnables)].grid.placement
     shape: Shape | None = None
@@ -345,8 +412,10 @@ def _memory(
         shape=None if shape is None else shape_fields(shape),
         whitening=whitening,
         coreset_rate=request.coreset_rate,
+        coreset_method=request.coreset_method,
         seed=request.seed,
         k=request.k,
         mm_per_px=request.mm_per_px if known is None else known.mm_per_px,
         precision=extractor.precision,
+        progress=progress,
     )

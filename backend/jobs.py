@@ -7,7 +7,6 @@ that lock knows that the process is gone. A job has no other life: what it store
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 import threading
@@ -15,6 +14,7 @@ import time
 import uuid
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -22,8 +22,9 @@ from typing import Any, Literal, get_args
 from filelock import FileLock, Timeout
 
 from backend.coreset import Progress
-from backend.errors import InspectionError, JobCancelled, NotFound, QueueFull, ShuttingDown
-from backend.files import stamp, write_atomic
+from backend.errors import InspectionError, JobCancelled, NotFound, QueueFull, ShuttingDown, Unavailable
+from backend.files import make_folder, read_file, stamp, write_atomic
+from backend.utils import sealed_json, unsealed_json
 
 _log = logging.getLogger(__name__)
 
@@ -110,7 +111,7 @@ class Jobs:
             if sum(job.state == "queued" for job in self._own.values()) >= self._max_waiting:
                 raise QueueFull(f"{self._max_waiting} jobs are waiting. Start this one when some have ended.")
             if self._alive is None:
-                self._folder.mkdir(parents=True, exist_ok=True)
+                make_folder(self._folder)
                 self._alive = FileLock(self._alive_path(self._owner), thread_local=False)
                 self._alive.acquire(timeout=0)
             job = Job(job_id=uuid.uuid4().hex, kind=kind, owner=self._owner, created_s=time.time())
@@ -163,6 +164,10 @@ class Jobs:
             write_atomic(self._cancel_path(job_id), b"")
         return job
 
+    def stop(self) -> None:
+        """Let what runs end at its next step, and take nothing new; those jobs are ``lost``. Waits for nothing."""
+        self._stopping.set()
+
     def close(self) -> None:
         """End what runs and what waits, and wait for the end of the current steps: those jobs are ``lost``."""
         self._stopping.set()
@@ -205,7 +210,8 @@ class Jobs:
             state = replace(state, state="failed", error={"error": sentence, "code": "internal_error"})
         with self._lock:
             self._save(replace(state, finished_s=time.time()))
-        self._cancel_path(job.job_id).unlink(missing_ok=True)
+        with suppress(OSError):
+            self._cancel_path(job.job_id).unlink(missing_ok=True)
 
     def _save(self, job: Job, *, on_disk: bool = True) -> None:
         """Keep what is known of an own job; call it under the lock. A result is not held in memory beside its file."""
@@ -222,7 +228,7 @@ class Jobs:
     def _write(self, job: Job) -> bool:
         try:
             write_atomic(self._path(job.job_id), _job_bytes(job))
-        except OSError:
+        except Unavailable:
             # The work itself decides whether a full disk matters; its own writes will say so.
             _log.exception("job %s: its state could not be written", job.job_id)
             return False
@@ -233,8 +239,9 @@ class Jobs:
         for _, path in sorted(written)[:-KEPT_JOBS]:
             job = self._read(path)
             if job is None or job.state in FINAL or not self._is_alive(job.owner):
-                path.unlink(missing_ok=True)
-                path.with_suffix(".cancel").unlink(missing_ok=True)
+                with suppress(OSError):  # the next job tidies up as well
+                    path.unlink(missing_ok=True)
+                    path.with_suffix(".cancel").unlink(missing_ok=True)
 
     def _is_alive(self, owner: str) -> bool:
         if owner == self._owner:
@@ -251,11 +258,13 @@ class Jobs:
         return False
 
     def _read(self, path: Path) -> Job | None:
+        """Return the job of a file, or None where there is none, or a damaged one."""
+        data = read_file(path)
         try:
-            job = Job(**json.loads(path.read_bytes()))
-        except (OSError, ValueError, TypeError):
+            return None if data is None else job_from_bytes(data)
+        except ValueError as error:
+            _log.warning("the job file %s is damaged: %s", path.name, error)
             return None
-        return job if job.state in get_args(State) else None
 
     def _path(self, job_id: str) -> Path:
         if not _JOB_ID.fullmatch(job_id):
@@ -269,5 +278,20 @@ class Jobs:
         return self._folder / f"{owner}.alive"
 
 
+def job_from_bytes(data: bytes) -> Job:
+    """Return the job of a stored file.
+
+    Raises:
+        ValueError: If a byte of it has changed, or it is of no state that a job can have.
+    """
+    try:
+        job = Job(**unsealed_json(data))
+    except TypeError as error:
+        raise ValueError("not a job") from error
+    if job.state not in get_args(State):
+        raise ValueError("a job of an unknown state")
+    return job
+
+
 def _job_bytes(job: Job) -> bytes:
-    return json.dumps(asdict(job), ensure_ascii=False, allow_nan=False).encode()
+    return sealed_json(asdict(job))

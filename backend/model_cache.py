@@ -6,6 +6,7 @@ import threading
 from collections import OrderedDict
 from functools import cached_property
 
+from backend.calib import Calibration
 from backend.model_key import ModelKey
 from backend.scoring import ScoreRule, leave_one_out_scores
 from backend.storage import ArtefactStore, StoredModel
@@ -18,10 +19,19 @@ class LoadedModel:
 
     def __init__(self, stored: StoredModel, default_rule: ScoreRule) -> None:
         self.bank = stored.bank
-        self.calibration = stored.calibration
-        self.stale = stored.stale
         self.stamps = stored.stamps
+        self._stored = stored
         self._default_rule = default_rule
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """The calibration that belongs to the memory, or None; raises as ``StoredModel.calibration``."""
+        return self._stored.calibration
+
+    @property
+    def stale(self) -> bool:
+        """True when there is a calibration, but only of another memory; raises as ``StoredModel.calibration``."""
+        return self._stored.stale
 
     @cached_property
     def heatmap_full_scale(self) -> float:
@@ -30,7 +40,7 @@ class LoadedModel:
         Twice the threshold; without one, twice the p99 of the memory's own leave-one-image-out scores; without those,
         the whole range of distances.
         """
-        if self.calibration is not None:
+        if not self._stored.calibration_damaged and self.calibration is not None:
             return 2 * self.calibration.threshold
         summary = None if self.bank is None else leave_one_out_scores(self.bank, self._default_rule).summary()
         return _WHOLE_RANGE if summary is None or summary["p99"] <= 0 else 2 * float(summary["p99"])
@@ -50,7 +60,8 @@ class ModelCache:
         """Return the model as it is stored now.
 
         Raises:
-            ArtefactCorrupt: If a stored file is damaged.
+            ArtefactCorrupt: If the memory is damaged.
+            StorageFailed: If a file cannot be read.
         """
         stamps = self._store.stamps(key)
         with self._lock:

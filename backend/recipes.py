@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
-import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 
-from backend.errors import Conflict, InvalidId, NotFound, ReservedRecipe
-from backend.files import TEMP_PREFIX, sync_folder
+from backend.errors import Conflict, NotFound
+from backend.files import scratch_folder, sync_folder, sync_tree, writing
+from backend.layout import files_below, id_leading_to, is_recipe_folder
 from backend.model_key import DEFAULT_RECIPE, RECIPES_FOLDER, ModelKey, checked_recipe, folder_name, id_of_folder
 from backend.storage import ArtefactStore
 
@@ -24,8 +23,8 @@ class Recipes:
     def contents(self) -> dict[str, list[ModelKey]]:
         """Return the models of every recipe that has any; ``default`` is always there."""
         others = self._models_dir / RECIPES_FOLDER
-        named = {id_of_folder(entry.name): entry for entry in _folders(others)}
-        found = {name: list_models(entry, name) for name, entry in named.items() if _is_recipe(name)}
+        named = {id_of_folder(entry.name): entry for entry in _folders(others) if is_recipe_folder(entry.name)}
+        found = {name: list_models(entry, name) for name, entry in named.items()}
         return {
             DEFAULT_RECIPE: list_models(self._models_dir, DEFAULT_RECIPE),
             **{name: models for name, models in found.items() if models},
@@ -38,6 +37,7 @@ class Recipes:
             ReservedRecipe: If a name is malformed or reserved.
             NotFound: If there is no such recipe to copy.
             Conflict: If the new recipe exists.
+            StorageFull, StorageFailed: If it cannot be written.
         """
         source, target = checked_recipe(source), checked_recipe(target)
         models = list_models(self._folder(source), source)
@@ -46,18 +46,22 @@ class Recipes:
         if target == DEFAULT_RECIPE or self._folder(target).exists():
             raise Conflict(f"The recipe {target!r} exists. Choose another name.", details={"recipe_id": target})
         folder = self._folder(target)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=TEMP_PREFIX, dir=folder.parent) as temp:
-            made = Path(temp) / folder.name
-            for roi_folder, key in {self._store.roi_folder(key): key for key in models}.items():
+        rois = {self._store.roi_folder(key): key for key in models}
+        n_bytes = sum(status.st_size for roi_folder in rois for _, status in files_below(roi_folder))
+        with writing(), self._store.disk.room_for(folder, n_bytes), scratch_folder(folder.parent) as temp:
+            made = temp / folder.name
+            for roi_folder, key in rois.items():
                 relative = roi_folder.relative_to(self._folder(source))
                 with self._store.lock(key):  # so that no fit is caught half-way
-                    shutil.copytree(roi_folder, made / relative, ignore=_not_copied)
+                    shutil.copytree(roi_folder, made / relative, ignore=_not_copied, copy_function=_copy)
+            sync_tree(made)
             try:
                 made.rename(folder)
             except OSError as error:
+                if not folder.exists():
+                    raise
                 raise Conflict(f"The recipe {target!r} exists. Choose another name.") from error
-        sync_folder(folder.parent)
+            sync_folder(folder.parent)
         return list_models(folder, target)
 
     def _folder(self, recipe_id: str) -> Path:
@@ -76,7 +80,7 @@ def list_models(folder: Path, recipe_id: str) -> list[ModelKey]:
         if role.name == RECIPES_FOLDER and recipe_id == DEFAULT_RECIPE:
             continue
         for roi in _folders(role):
-            role_id, roi_id = _id_of(role), _id_of(roi)
+            role_id, roi_id = id_leading_to(role.name), id_leading_to(roi.name)
             if role_id is None or roi_id is None:
                 continue
             if (roi / "memory.npz").exists() or any(roi.glob("images/*/*.json")):
@@ -85,33 +89,19 @@ def list_models(folder: Path, recipe_id: str) -> list[ModelKey]:
                 keys += [
                     ModelKey(recipe_id=recipe_id, role_id=role_id, roi_id=roi_id, model_key=model_key)
                     for entry in _folders(roi / "keys")
-                    if (model_key := _id_of(entry)) is not None and (entry / "memory.npz").exists()
+                    if (model_key := id_leading_to(entry.name)) is not None and (entry / "memory.npz").exists()
                 ]
     return keys
-
-
-def _id_of(folder: Path) -> str | None:
-    """Return the id that leads to a folder, or None where none does."""
-    try:
-        an_id = id_of_folder(folder.name)
-        ModelKey(role_id=an_id, roi_id=an_id)
-    except (InvalidId, UnicodeDecodeError):
-        return None
-    name = unicodedata.normalize("NFC", folder.name)
-    return an_id if name in (folder_name(an_id), folder_name(an_id, escape_all=True)) else None
-
-
-def _is_recipe(name: str) -> bool:
-    """Return whether a folder can be a recipe's; an operator's backup beside them is none."""
-    try:
-        return checked_recipe(name) == name != DEFAULT_RECIPE
-    except ReservedRecipe:
-        return False
 
 
 def _not_copied(folder: str, names: list[str]) -> set[str]:
     # "heatmaps" below "keys" is a model of that name.
     return {name for name in names if name.startswith(".") or (name == "heatmaps" and Path(folder).name != "keys")}
+
+
+def _copy(source: str, target: str) -> None:
+    with writing():  # copytree turns the system's errors into texts
+        shutil.copy2(source, target)
 
 
 def _folders(folder: Path) -> Iterator[Path]:

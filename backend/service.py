@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -13,10 +13,10 @@ from backend.agreement import PrecisionCheck
 from backend.calib import OK_PERCENTILE, Calibration, ScoreMode
 from backend.calibrating import CalibrationRequest, calibrated, rule_of
 from backend.consistency import check_aspect_ratio, check_extractor, check_mm_per_px
-from backend.coreset import Progress
+from backend.coreset import CoresetMethod, Progress
 from backend.device_queue import DeviceQueue
-from backend.errors import MemoryNotFound, ShapeOutsideImage
-from backend.extraction import Extraction
+from backend.errors import ArtefactCorrupt, MemoryNotFound, ShapeOutsideImage
+from backend.extraction import Extraction, Rows
 from backend.extractor_loader import ExtractorLoader, ExtractorState
 from backend.fit_report import FitReport
 from backend.fitting import FitRequest, Fitter, Mode, Upload
@@ -36,6 +36,7 @@ class Defaults:
     """What holds where a request or a ROI's calibration says nothing; units as in ``Settings``."""
 
     coreset_rate: float
+    coreset_method: CoresetMethod
     seed: int
     k: int
     rule: ScoreRule
@@ -67,6 +68,11 @@ class InspectionService:
         self._fitter = Fitter(
             store=store, extractor=extractor, extraction=self._extraction, max_pixels=defaults.max_pixels
         )
+
+    @property
+    def store(self) -> ArtefactStore:
+        """Where the artefacts lie."""
+        return self._store
 
     @property
     def extractor_state(self) -> ExtractorState:
@@ -106,6 +112,7 @@ class InspectionService:
             mode=mode,
             use_dataset=use_dataset,
             coreset_rate=self.defaults.coreset_rate if coreset_rate is None else coreset_rate,
+            coreset_method=self.defaults.coreset_method,
             k=self.defaults.k,
             seed=self.defaults.seed,
             rule=self.defaults.rule,
@@ -142,7 +149,7 @@ class InspectionService:
             bank = _fitted(key, self._store.load(key))
             if mm_per_px is not None:
                 check_mm_per_px(bank, mm_per_px)
-            last = next(iter(self._store.calibrations(key)), None)
+            last, warnings = self._last_calibration(key)
             kept_area = self.defaults.area_mm2_thr if last is None else last.area_mm2_thr
             request = CalibrationRequest(
                 ok_scores=ok_scores,
@@ -156,6 +163,7 @@ class InspectionService:
                 min_parts=self.defaults.min_ok_samples,
             )
             calibration = calibrated(bank, request)
+            calibration = replace(calibration, warnings=(*calibration.warnings, *warnings))
             self._store.save_calibration(key, calibration)
         return calibration
 
@@ -171,6 +179,7 @@ class InspectionService:
         score_percentile: float | None = None,
         blur_sigma: float | None = None,
         area_mm2_thr: float | None = None,
+        for_calibration: bool = False,
     ) -> Inspection:
         """Inspect one image.
 
@@ -187,9 +196,11 @@ class InspectionService:
             score_percentile: For a ROI without a calibration.
             blur_sigma: Overrides the setting, px.
             area_mm2_thr: For a ROI without a calibration, mm².
+            for_calibration: Leave the ROI's own calibration out: a new one is to be made with the score.
 
         Raises:
             MemoryNotFound: If the ROI was never fitted.
+            ArtefactCorrupt: If its memory or calibration is damaged.
             BadImage, TooLarge: If the image cannot be used.
             AspectRatioMismatch, MmPerPxMismatch, ExtractorMismatch: If it contradicts the fit.
             ShapeOutsideImage: If the shape covers nothing that was learned.
@@ -197,7 +208,8 @@ class InspectionService:
         """
         watch = Stopwatch()
         model = self._models.get(key)
-        bank, calibration = _fitted(key, model), model.calibration
+        bank = _fitted(key, model)
+        calibration, stale = (None, False) if for_calibration else (model.calibration, model.stale)
         check_mm_per_px(bank, mm_per_px)
         with watch.lap("decode"):
             if isinstance(image, bytes):
@@ -217,7 +229,7 @@ class InspectionService:
             distances, scoring = _distances(bank, embeddings, digest, k)
         with watch.lap("post"):
             # A calibration that is set aside still says what its successor's scores are to be.
-            last = next(iter(self._store.calibrations(key)), None) if model.stale else calibration
+            last = next(iter(self._store.calibrations(key)), None) if stale else calibration
             rule = self._rule(last)
             percentile = score_percentile if calibration is None and score_percentile else rule.percentile
             blur_sigma = rule.blur_sigma if blur_sigma is None else blur_sigma
@@ -253,7 +265,7 @@ class InspectionService:
             "area_mm2_thr": min_area_mm2,
             "heatmap_scale": model.heatmap_full_scale,
             "cell_mm": placement.cell_mm(bank.mm_per_px),
-            "calibration_stale": model.stale,
+            "calibration_stale": stale,
             "shape": None if shape is None else shape_fields(shape),
             "learned_shape": bank.shape,
             "n_ok": len(bank.image_digests),
@@ -285,7 +297,7 @@ class InspectionService:
         self, key: ModelKey, *, score_mode: ScoreMode | None = None, score_percentile: float | None = None
     ) -> ScoreRule:
         """Return how a ROI's maps become scores after a calibration that asks for these; None keeps what was."""
-        last = self._rule(next(iter(self._store.calibrations(key)), None))
+        last = self._rule(self._last_calibration(key)[0])
         return ScoreRule(
             mode=score_mode or last.mode,
             percentile=score_percentile or last.percentile,
@@ -303,6 +315,16 @@ class InspectionService:
             ArtefactCorrupt: If a stored file is damaged.
         """
         return self._models.get(key)
+
+    def _last_calibration(self, key: ModelKey) -> tuple[Calibration | None, list[str]]:
+        """Return the newest calibration, of whatever memory, and what to warn of where it cannot be read any more."""
+        try:
+            return next(iter(self._store.calibrations(key)), None), []
+        except ArtefactCorrupt:
+            return None, [
+                "The calibration before this one was damaged: settings that this call does not name (score_mode, "
+                "score_percentile, area_mm2_thr) are the service's defaults now."
+            ]
 
     def _rule(self, calibration: Calibration | None) -> ScoreRule:
         blur_sigma = self.defaults.rule.blur_sigma
@@ -331,9 +353,7 @@ def _mask(shape: Shape | None, bank: MemoryBank, image_hw: tuple[int, int]) -> N
     return mask
 
 
-def _distances(
-    bank: MemoryBank, embeddings: NDArray[np.float32], digest: str, k: int | None
-) -> tuple[NDArray[np.float32], str]:
+def _distances(bank: MemoryBank, embeddings: Rows, digest: str, k: int | None) -> tuple[NDArray[np.float32], str]:
     part = bank.part_of(digest)
     if part is None:
         return bank.distances(embeddings, k=k), "new"

@@ -51,6 +51,31 @@ def canonical_json(value: Mapping[str, Any]) -> bytes:
     return text.encode()
 
 
+def sealed_json(value: Mapping[str, Any]) -> bytes:
+    """Return a JSON object in its one byte form, with a digest of itself under ``sha256``; ``unsealed_json`` reads it.
+
+    Raises:
+        ValueError: If a value has no JSON form.
+    """
+    return canonical_json({**value, "sha256": sha256_hex(canonical_json(value))})
+
+
+def unsealed_json(data: bytes) -> dict[str, Any]:
+    """Return the object of ``sealed_json``.
+
+    Raises:
+        ValueError: If a single byte is not as it was sealed.
+    """
+    try:
+        value: dict[str, Any] = json.loads(data)
+        value.pop("sha256")
+        if sealed_json(value) == data:
+            return value
+    except (TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise ValueError("not a sealed JSON object") from error
+    raise ValueError("digest mismatch")
+
+
 class Stopwatch:
     """Adds up the milliseconds spent under each name."""
 

@@ -1,10 +1,27 @@
+import errno
 import os
 import stat
 import threading
+import time
 
 import pytest
 
-from backend.files import TEMP_PREFIX, stamp, sync_folder, write_atomic
+from backend.errors import StorageFailed, StorageFull
+from backend.files import (
+    ABANDONED_S,
+    SETTLED_S,
+    TEMP_PREFIX,
+    is_ownerless,
+    make_folder,
+    names_in,
+    read_file,
+    remove,
+    scratch_folder,
+    staged,
+    stamp,
+    sync_folder,
+    write_atomic,
+)
 
 
 def names(folder):
@@ -33,15 +50,8 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monke
     elif step == "replace":
         monkeypatch.setattr(type(path), "replace", full_disk)
     else:
-        opened = os.fdopen
-
-        def fdopen(handle, mode):
-            file = opened(handle, mode, buffering=0)
-            file.close()  # so that the write fails as on a broken disk
-            return file
-
-        monkeypatch.setattr(os, "fdopen", fdopen)
-    with pytest.raises((OSError, ValueError)):
+        monkeypatch.setattr(os, "write", full_disk)
+    with pytest.raises(StorageFull):
         write_atomic(path, b"new and longer")
     monkeypatch.undo()
     assert path.read_bytes() == b"old"
@@ -113,3 +123,126 @@ def test_a_file_is_readable_for_whom_the_umask_lets_read(tmp_path):
     finally:
         os.umask(before)
     assert (tmp_path / "a").stat().st_mode & 0o777 == 0o640
+
+
+# -- what the system refuses --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("number", "error"),
+    [
+        (errno.ENOSPC, StorageFull),
+        (errno.EDQUOT, StorageFull),
+        (errno.EIO, StorageFailed),
+        (errno.EACCES, StorageFailed),
+        (errno.EROFS, StorageFailed),
+    ],
+)
+def test_what_the_system_refuses_is_an_error_that_says_what_to_do_and_the_log_has_its_number(
+    tmp_path, monkeypatch, caplog, number, error
+):
+    def refuse(*_args):
+        raise OSError(number, f"secret {tmp_path}")
+
+    monkeypatch.setattr(os, "write", refuse)
+    with pytest.raises(error) as refused:
+        write_atomic(tmp_path / "a", b"x")
+    assert str(tmp_path) not in refused.value.sentence
+    assert "serves on" in refused.value.sentence
+    assert errno.errorcode[number] in caplog.text
+
+
+def test_a_disk_that_takes_a_part_of_what_it_is_given_gets_the_rest(tmp_path, monkeypatch):
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda descriptor, data: write(descriptor, data[:7]))
+    data = bytes(range(256)) * 3
+    write_atomic(tmp_path / "a", data)
+    assert (tmp_path / "a").read_bytes() == data
+    monkeypatch.setattr(os, "write", lambda _descriptor, _data: 0)
+    with pytest.raises(StorageFailed):
+        write_atomic(tmp_path / "a", b"new")
+    monkeypatch.undo()
+    assert (tmp_path / "a").read_bytes() == data
+
+
+def test_a_folder_that_cannot_be_made_durable_is_told_of(tmp_path, monkeypatch):
+    fsync = os.fsync
+
+    def refuse(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(number, "no")
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    number = errno.EINVAL  # a file system that knows no such thing
+    write_atomic(tmp_path / "a", b"x")
+    number = errno.EIO
+    with pytest.raises(StorageFailed):
+        write_atomic(tmp_path / "a", b"y")
+    with pytest.raises(StorageFailed):
+        remove(tmp_path / "a")
+
+
+def test_a_folder_is_made_with_all_that_are_missing_above_it_and_each_is_durable(tmp_path, monkeypatch):
+    synced = []
+    monkeypatch.setattr("backend.files.sync_folder", synced.append)
+    make_folder(tmp_path / "a" / "b" / "c")
+    make_folder(tmp_path / "a" / "b" / "c")
+    assert (tmp_path / "a" / "b" / "c").is_dir()
+    assert synced == [tmp_path, tmp_path / "a", tmp_path / "a" / "b"]
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageFailed):
+        make_folder(tmp_path / "file" / "d")
+
+
+def test_files_are_deleted_durably_and_those_that_are_gone_do_no_harm(tmp_path, monkeypatch):
+    synced = []
+    for name in ("a/1", "a/2", "b/3"):
+        write_atomic(tmp_path / name, b"x")
+    monkeypatch.setattr("backend.files.sync_folder", synced.append)
+    remove(tmp_path / "a" / "1", tmp_path / "a" / "2", tmp_path / "b" / "3", tmp_path / "b" / "4")
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+    assert synced == [tmp_path / "a", tmp_path / "b"]
+
+
+def test_what_cannot_be_read_is_told_apart_from_what_is_not_there(tmp_path):
+    assert (read_file(tmp_path / "a"), names_in(tmp_path / "a"), stamp(tmp_path / "a")) == (None, [], None)
+    (tmp_path / "a").touch()
+    for ask in (lambda: read_file(tmp_path), lambda: names_in(tmp_path / "a"), lambda: stamp(tmp_path / "a" / "b")):
+        with pytest.raises(StorageFailed):
+            ask()
+
+
+# -- whose a temporary file is ------------------------------------------------------------------------------------
+
+
+def test_a_staged_file_is_gone_afterwards_unless_it_was_renamed(tmp_path):
+    with staged(tmp_path / "a", b"x") as temp:
+        assert temp.read_bytes() == b"x"
+    assert names(tmp_path) == []
+    with staged(tmp_path / "a", b"x") as temp:
+        temp.replace(tmp_path / "a")
+    assert names(tmp_path) == ["a"]
+    with pytest.raises(ZeroDivisionError), staged(tmp_path / "b", b"x"):
+        raise ZeroDivisionError
+    assert names(tmp_path) == ["a"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="tells by age alone there")
+def test_a_temporary_file_has_an_owner_while_it_is_written(tmp_path):
+    later = time.time() + SETTLED_S + 60
+    with staged(tmp_path / "a", b"x") as temp, scratch_folder(tmp_path) as scratch:
+        assert not is_ownerless(temp, later)
+        assert not is_ownerless(scratch, later)
+    temp.touch()
+    assert is_ownerless(temp, later)
+    assert not is_ownerless(temp, time.time()), "its writer may be about to lock it"
+    assert is_ownerless(temp, time.time() + ABANDONED_S + 60)
+    assert not is_ownerless(tmp_path / "gone", later)
+
+
+def test_without_locks_age_alone_tells(tmp_path, monkeypatch):
+    monkeypatch.setattr("backend.files._claim", lambda _descriptor: False)
+    (tmp_path / "temp").touch()
+    assert not is_ownerless(tmp_path / "temp", time.time() + ABANDONED_S - 60)
+    assert is_ownerless(tmp_path / "temp", time.time() + ABANDONED_S + 60)

@@ -9,7 +9,7 @@ from fakes import encoded, good_image
 from backend.errors import ArtefactCorrupt, NotFound
 from backend.image_codec import image_suffix, pixel_digest
 from backend.image_store import FILE_NAME_DIGITS, ImageStore, StoredImage, safe_stem
-from backend.utils import sha256_hex
+from backend.utils import canonical_json, sealed_json, sha256_hex, unsealed_json
 
 
 @pytest.fixture
@@ -195,3 +195,51 @@ def test_facts_are_values_that_compare(images):
     image = described(png())
     assert image == dataclasses.replace(image)
     assert not image.is_damaged
+
+
+def test_facts_without_a_digest_or_with_a_wrong_one_are_damaged(images, tmp_path):
+    image = images.put(described(png()), png())
+    path = tmp_path / "roi" / "images" / "ok" / f"{image.digest}.json"
+    fields = unsealed_json(path.read_bytes())
+    for content in (canonical_json(fields), sealed_json({**fields, "more": 1}), path.read_bytes() + b" "):
+        path.write_bytes(content)
+        assert images.get(image.digest, "ok").is_damaged
+    path.write_bytes(sealed_json(fields))
+    assert images.get(image.digest, "ok") == image
+
+
+@pytest.mark.parametrize("change", [{"digest": "e" * 64}, {"label": "ng"}])
+def test_sound_facts_of_another_image_are_damage(images, tmp_path, change):
+    image = images.put(described(png()), png())
+    path = tmp_path / "roi" / "images" / "ok" / f"{image.digest}.json"
+    path.write_bytes(sealed_json({**unsealed_json(path.read_bytes()), **change}))
+    assert images.get(image.digest, "ok").is_damaged
+
+
+def test_a_block_that_fails_takes_back_what_it_stored_and_nothing_else(images):
+    old = images.put(described(png()), png())
+
+    def fail(*, keep=False):
+        with images.all_or_none():
+            images.put(described(png(), part_id="P9"), png())  # was there before
+            images.put(described(png(2), 2), png(2))
+            if keep:
+                images.keep()
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert [image.digest for image in images.labelled("ok")] == [old.digest]
+    with images.all_or_none():
+        images.put(described(png(1), 1), png(1))
+    with pytest.raises(KeyError):
+        fail(keep=True)
+    assert len(images.labelled("ok")) == 3
+
+
+def test_many_are_deleted_at_once_and_counted(images):
+    stored = [images.put(described(png(seed), seed), png(seed)) for seed in range(4)]
+    gone = [image.digest for image in stored[:3]]
+    assert images.delete_all([*gone, "f" * 64], "ok") == 3
+    assert images.delete_all(gone, "ok") == 0
+    assert images.labelled("ok") == [stored[3]]

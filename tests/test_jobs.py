@@ -14,8 +14,9 @@ import pytest
 
 from backend import jobs as jobs_module
 from backend.coreset import Progress
-from backend.errors import MmPerPxMismatch, NotFound, QueueFull, ShuttingDown
+from backend.errors import MmPerPxMismatch, NotFound, QueueFull, ShuttingDown, StorageFull
 from backend.jobs import FINAL, Job, Jobs
+from backend.utils import sealed_json
 
 _DEADLINE_S = 20.0
 
@@ -75,7 +76,7 @@ def _leave_behind(folder: Path, **fields: object) -> str:
     job_id = "0123456789abcdef" * 2
     known = {"job_id": job_id, "kind": "fit_ok", "owner": "f" * 32, "state": "running", "created_s": 1.0, **fields}
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{job_id}.json").write_text(json.dumps(known))
+    (folder / f"{job_id}.json").write_bytes(sealed_json(known))
     return job_id
 
 
@@ -136,7 +137,7 @@ def test_a_job_ends_though_its_state_cannot_be_written(
     steps.begun.wait(_DEADLINE_S)
 
     def full(_path: Path, _data: bytes) -> None:
-        raise OSError(28, "No space left on device")
+        raise StorageFull("The disk is full.")
 
     monkeypatch.setattr(jobs_module, "write_atomic", full)
     steps.allow(2)

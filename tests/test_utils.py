@@ -7,7 +7,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backend.utils import Stopwatch, canonical_json, generator, mm2_to_px, px_to_mm2, sha256_hex
+from backend.utils import (
+    Stopwatch,
+    canonical_json,
+    generator,
+    mm2_to_px,
+    px_to_mm2,
+    sealed_json,
+    sha256_hex,
+    unsealed_json,
+)
 
 
 @pytest.mark.parametrize(
@@ -82,3 +91,17 @@ def test_a_lap_that_fails_is_counted_and_its_error_goes_on():
     with pytest.raises(KeyError), watch.lap("failing"):
         raise KeyError("x")
     assert "failing" in watch.timings_ms()
+
+
+def test_a_sealed_object_opens_only_as_it_was_sealed():
+    value = {"b": [1, 2.5, None], "a": "größe"}
+    sealed = sealed_json(value)
+    assert unsealed_json(sealed) == value
+    for at in range(len(sealed)):
+        with pytest.raises(ValueError, match=r"\w"):
+            unsealed_json(sealed[:at] + bytes([sealed[at] ^ 1]) + sealed[at + 1 :])
+        with pytest.raises(ValueError, match=r"\w"):
+            unsealed_json(sealed[:at])
+    for other in (sealed + b"\n", b"[]", b"null", b'{"sha256":1}', b"[" * 100_000):
+        with pytest.raises(ValueError, match=r"\w"):
+            unsealed_json(other)
