@@ -13,14 +13,28 @@ from starlette.requests import Request
 from starlette.routing import Route
 
 from backend import __version__
-from backend.http_errors import ERROR_RESPONSES, UnexpectedErrors, install_error_handlers
+from backend.access import SECURITY_SCHEMES, AccessTable, KeyCheck
+from backend.access_log import AccessLog
+from backend.draining import Draining, Gate
+from backend.http_errors import ERROR_RESPONSES, ErrorAnswers, install_error_handlers
+from backend.logs import json_lines
 from backend.metrics import Metrics
 from backend.middleware import BodyLimit, Cors, HeadAsGet, RequestIds
-from backend.routes import datasets, inspection, jobs, models, monitoring
+from backend.routes import audit, datasets, inspection, jobs, models, monitoring
 from backend.routes.dependencies import documented_headers
 from backend.service import InspectionService
 from backend.settings import Settings
-from backend.wiring import build_datasets, build_jobs, build_recipes, build_service, check_requirements
+from backend.sweeping import Upkeep
+from backend.time_limits import TimeLimits
+from backend.wiring import (
+    build_api_keys,
+    build_audit,
+    build_datasets,
+    build_jobs,
+    build_recipes,
+    build_service,
+    check_requirements,
+)
 
 _THREADS_BESIDE_INSPECTIONS = 24  # fits, calibrations, listings
 
@@ -37,19 +51,29 @@ def create_app(settings: Settings | None = None, service: InspectionService | No
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         state = app.state
         state.settings = settings or Settings()
-        check_requirements(state.settings)
-        state.service = service or build_service(state.settings)
-        state.datasets = build_datasets(state.settings)
-        state.recipes = build_recipes(state.settings)
-        state.metrics = Metrics()
-        state.jobs = build_jobs(state.settings)
-        # Every waiting inspection holds a thread; the queue must be what bounds them, with its 503.
-        threads = state.settings.queue_length + _THREADS_BESIDE_INSPECTIONS
-        anyio.to_thread.current_default_thread_limiter().total_tokens = threads
-        state.service.start()
-        yield
-        await anyio.to_thread.run_sync(state.jobs.close)
-        await anyio.to_thread.run_sync(state.service.close)
+        with json_lines(state.settings):
+            state.api_keys = build_api_keys(state.settings)
+            check_requirements(state.settings)
+            state.service = service or build_service(state.settings)
+            state.datasets = build_datasets(state.settings, state.service.store)
+            state.recipes = build_recipes(state.settings, state.service.store)
+            upkeep = Upkeep(state.service.store)
+            state.audit = build_audit(state.settings)
+            state.gate = Gate()
+            state.metrics = Metrics()
+            state.metrics.watch_in_flight(lambda: state.gate.in_flight)
+            state.jobs = build_jobs(state.settings)
+            # Every waiting inspection holds a thread; the queue must be what bounds them, with its 503.
+            threads = state.settings.queue_length + _THREADS_BESIDE_INSPECTIONS
+            anyio.to_thread.current_default_thread_limiter().total_tokens = threads
+            state.service.start()
+            upkeep.start()
+            yield
+            state.gate.stopping = True
+            for close in (upkeep.close, state.jobs.close, state.service.close, state.audit.close):
+                # A job's step that does not end must not keep the service from ending: it writes whole files or none.
+                with anyio.move_on_after(state.settings.shutdown_s):
+                    await anyio.to_thread.run_sync(close, abandon_on_cancel=True)
 
     # Not FastAPI itself: its pages at /docs and /redoc load their scripts from the internet, which a line PC has not.
     app = FastAPIOffline(
@@ -61,16 +85,34 @@ def create_app(settings: Settings | None = None, service: InspectionService | No
         generate_unique_id_function=lambda route: route.name,  # what a generated client calls its methods
     )
     app.router.routes.extend([*_options_routes(app.router)])  # of /docs and /openapi.json
-    for room in (inspection, models, datasets, jobs, monitoring):
+    rooms = (inspection, models, datasets, jobs, audit, monitoring)
+    for room in rooms:
         app.include_router(room.router, dependencies=[Depends(documented_headers)])
         app.router.routes.extend(_options_routes(room.router))
-    app.add_middleware(UnexpectedErrors)
-    app.add_middleware(HeadAsGet)
     app.add_middleware(BodyLimit)
+    app.add_middleware(TimeLimits)
+    app.add_middleware(Draining)
+    app.add_middleware(KeyCheck, table=AccessTable(route for room in rooms for route in room.router.routes))
+    app.add_middleware(ErrorAnswers)
     app.add_middleware(Cors)
-    app.add_middleware(RequestIds)
+    app.add_middleware(AccessLog)
+    app.add_middleware(HeadAsGet)
+    app.add_middleware(RequestIds)  # the outermost
     install_error_handlers(app)
+    _declare_keys(app)
     return app
+
+
+def _declare_keys(app: FastAPI) -> None:
+    """Let the document say how a key is sent, in the words that the page at /docs has a button for."""
+    generate = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        document = generate()
+        document["components"]["securitySchemes"] = SECURITY_SCHEMES
+        return document
+
+    app.openapi = openapi  # type: ignore[method-assign]
 
 
 def _options_routes(router: APIRouter) -> Iterator[Route]:

@@ -33,26 +33,34 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--mm-per-px", type=float, default=0.2, help="scale of the images (%(default)s)")
     demo.add_argument("--keep-models", action="store_true", help="keep the fitted artefacts in the output folder")
     demo.set_defaults(run=_demo)
+    verify = commands.add_parser("verify", help="check every file of a models folder; exit status 1 if one is wrong")
+    verify.add_argument("--models", type=Path, help="the folder (BDI_MODELS_DIR)")
+    verify.set_defaults(run=_verify)
+
+    backup = commands.add_parser("backup", help="write ROIs to one archive file")
+    backup.add_argument("out", type=Path, help="the archive, a zip file")
+    backup.add_argument("--recipe", help="only of this recipe")
+    backup.add_argument("--role", help="only of this role")
+    backup.add_argument("--roi", help="only ROIs of this id")
+    backup.add_argument("--models", type=Path, help="the models folder (BDI_MODELS_DIR)")
+    backup.set_defaults(run=_backup)
+
+    restore = commands.add_parser("restore", help="bring the ROIs of an archive back")
+    restore.add_argument("archive", type=Path, help="what `backup` wrote")
+    restore.add_argument("--replace", action="store_true", help="put them in the place of ROIs that are there")
+    restore.add_argument("--models", type=Path, help="the models folder (BDI_MODELS_DIR)")
+    restore.set_defaults(run=_restore)
     return parser
 
 
 def _serve(arguments: argparse.Namespace) -> int:
     # Imported here, as below: the other commands do not need what one command needs.
-    import uvicorn
-
-    from backend.app import create_app
+    from backend.server import serve
     from backend.settings import Settings
 
     settings = Settings()
-    uvicorn.run(
-        create_app(settings),
-        host=arguments.host or settings.backend_host,
-        port=settings.backend_port if arguments.port is None else arguments.port,
-        server_header=False,
-        # A client that stalls in the middle of an upload must not keep the service from stopping.
-        timeout_graceful_shutdown=settings.shutdown_s,
-    )
-    return 0
+    port = settings.backend_port if arguments.port is None else arguments.port
+    return serve(settings, host=arguments.host or settings.backend_host, port=port)
 
 
 def _demo(arguments: argparse.Namespace) -> int:
@@ -65,3 +73,33 @@ def _demo(arguments: argparse.Namespace) -> int:
         mm_per_px=arguments.mm_per_px,
         keep_models=arguments.keep_models,
     )
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    from backend.archive_commands import run_verify
+
+    return run_verify(_models_dir(arguments))
+
+
+def _backup(arguments: argparse.Namespace) -> int:
+    from backend.archive_commands import run_backup
+
+    return run_backup(
+        _models_dir(arguments),
+        arguments.out,
+        recipe_id=arguments.recipe,
+        role_id=arguments.role,
+        roi_id=arguments.roi,
+    )
+
+
+def _restore(arguments: argparse.Namespace) -> int:
+    from backend.archive_commands import run_restore
+
+    return run_restore(arguments.archive, _models_dir(arguments), replace=arguments.replace)
+
+
+def _models_dir(arguments: argparse.Namespace) -> Path:
+    from backend.settings import Settings
+
+    return Path(arguments.models or Settings().models_dir)

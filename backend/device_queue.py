@@ -10,7 +10,8 @@ from concurrent.futures import Future
 from enum import IntEnum
 from typing import Any, TypeVar
 
-from backend.errors import QueueFull, ShuttingDown
+from backend.deadlines import end_if_late, remaining_s
+from backend.errors import QueueFull, RequestTimeout, ShuttingDown
 
 T = TypeVar("T")
 
@@ -53,6 +54,7 @@ class DeviceQueue:
         Raises:
             QueueFull: If as many inspections wait as may.
             ShuttingDown: If the queue was closed.
+            RequestTimeout: If the request must have ended before its turn has.
         """
         future: Future[T] = Future()
         with self._lock:
@@ -67,7 +69,17 @@ class DeviceQueue:
                 self._waiting += 1
             self._work.put((priority, next(self._order), future, call))
         try:
-            return future.result()
+            return future.result(remaining_s())
+        except TimeoutError:
+            if future.done():
+                raise  # the call's own
+            future.cancel()
+            if priority is Priority.FIT:
+                end_if_late(0, 0)
+            raise RequestTimeout(
+                "The device did not come to it in the time that a request may take. Send it again, fewer at a time, or "
+                "a long call with the header `Prefer: respond-async`."
+            ) from None
         finally:
             if priority is Priority.INSPECTION:
                 with self._lock:
@@ -85,6 +97,8 @@ class DeviceQueue:
             _, _, future, call = self._work.get()
             if future is None:
                 return
+            if not future.set_running_or_notify_cancel():
+                continue  # whoever asked for it has given up
             try:
                 future.set_result(call())
             except BaseException as error:

@@ -8,7 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from backend.errors import InspectionError, WeightsUnavailable
+from backend.deadlines import remaining_s
+from backend.errors import InspectionError, RequestTimeout, WeightsUnavailable
 from backend.extractors import FeatureExtractor
 
 _log = logging.getLogger(__name__)
@@ -61,9 +62,11 @@ class ExtractorLoader:
 
         Raises:
             WeightsUnavailable: If it cannot be had.
+            RequestTimeout: If it is not there by the time the request must have ended.
         """
         self.start()
-        self._done.wait()
+        if not self._done.wait(remaining_s()):
+            raise RequestTimeout("The feature extractor is still being loaded. Send the request again in a while.")
         if self._state.extractor is None:
             if isinstance(self._error, InspectionError):
                 raise self._error

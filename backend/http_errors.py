@@ -13,20 +13,27 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from backend.errors import InspectionError, Unavailable, status_of
+from backend.errors import InspectionError, ShuttingDown, Unauthorized, Unavailable, status_of
 from backend.model_key import DEFAULT_RECIPE
 from backend.schemas import ErrorBody
 
 _log = logging.getLogger(__name__)
 
+_CODES = {404: "not_found", 405: "method_not_allowed", 408: "body_timeout", 413: "too_large"}
 _MEANINGS = {
     HTTPStatus.BAD_REQUEST: "The request cannot be understood, or the ROI was never fitted.",
+    HTTPStatus.UNAUTHORIZED: "No API key, or one that is not known; only where BDI_API_KEYS is set.",
+    HTTPStatus.FORBIDDEN: "The API key does not have the role, or a page of another web site calls.",
     HTTPStatus.NOT_FOUND: "No such stored thing.",
+    HTTPStatus.REQUEST_TIMEOUT: "The upload paused for too long.",
     HTTPStatus.CONFLICT: "The call contradicts what the ROI was fitted with.",
     HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "Body, image or pixel count over the limit.",
     HTTPStatus.UNPROCESSABLE_ENTITY: "A field is missing or out of range.",
     HTTPStatus.INTERNAL_SERVER_ERROR: "The service failed; its log has the reason under the request id.",
-    HTTPStatus.SERVICE_UNAVAILABLE: "The queue is full, the weights are not available, or the service is stopping.",
+    HTTPStatus.SERVICE_UNAVAILABLE: (
+        "The queue is full, it took too long, the weights are not available, the decision cannot be kept, or the "
+        "service is stopping."
+    ),
 }
 
 ERROR_RESPONSES: dict[int, dict[str, Any]] = {
@@ -41,8 +48,8 @@ def install_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, _on_http_exception)
 
 
-class UnexpectedErrors:
-    """Answers an error that nobody foresaw with a 500 that says nothing internal.
+class ErrorAnswers:
+    """Answers what middleware refuses; an error that nobody foresaw with a 500 that says nothing internal.
 
     Starlette's own handler for these raises on after its answer, and the server then cuts the connection, under the
     next request of a client that keeps it open.
@@ -65,7 +72,12 @@ class UnexpectedErrors:
         except Exception as error:
             if scope["type"] != "http" or begun:
                 raise  # nothing can be mended in an answer that has begun
-            await _on_unexpected(Request(scope), error)(scope, receive, send)
+            request = Request(scope)
+            if isinstance(error, InspectionError):
+                answer = await _on_inspection_error(request, error)
+            else:
+                answer = _on_unexpected(request, error)
+            await answer(scope, receive, send)
 
 
 def _answer(
@@ -77,6 +89,7 @@ def _answer(
     headers: Mapping[str, str] | None = None,
 ) -> JSONResponse:
     request.app.state.metrics.count_error(code)
+    request.state.error_code = code  # for the log
     body: dict[str, Any] = {
         "error": sentence,
         "code": code,
@@ -91,11 +104,17 @@ def _answer(
 async def _on_inspection_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, InspectionError)
     status = status_of(type(error))
-    if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+    if isinstance(error, Unavailable):  # a full queue is no fault of the program; what caused it may be
+        _log.warning("%s: %s", error.code, error.sentence, exc_info=error.__cause__)
+    elif status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         _log.error("%s: %s", error.code, error.sentence, exc_info=error)
     headers = {}
     if isinstance(error, Unavailable) and error.retry_after_s is not None:
         headers["Retry-After"] = str(error.retry_after_s)
+    if isinstance(error, ShuttingDown):
+        headers["Connection"] = "close"
+    if isinstance(error, Unauthorized):
+        headers["WWW-Authenticate"] = request.state.challenge
     return _answer(request, status, error.sentence, error.code, error.details, headers)
 
 
@@ -122,7 +141,7 @@ async def _on_http_exception(request: Request, error: Exception) -> JSONResponse
         sentence = "There is no such address. See /docs for those that there are."
     elif status == HTTPStatus.METHOD_NOT_ALLOWED:
         sentence = f"{request.method} is not possible here. See /docs."
-    code = {404: "not_found", 405: "method_not_allowed", 413: "too_large"}.get(status, "bad_request")
+    code = _CODES.get(status, "bad_request")
     return _answer(request, status, sentence, code, headers=error.headers)
 
 

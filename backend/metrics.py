@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from backend.infer import Decision
 from backend.model_key import ModelKey
@@ -34,6 +34,14 @@ class Metrics:
         )
         self._fits = Counter("bdi_fits", "Fits by ROI.", ["recipe_id", "role_id", "roi_id"], registry=self._registry)
         self._errors = Counter("bdi_errors", "Error answers by code.", ["code"], registry=self._registry)
+
+        self._in_flight = Gauge(
+            "bdi_requests_in_flight", "Requests that have begun and are not answered yet.", registry=self._registry
+        )
+
+    def watch_in_flight(self, count: Callable[[], int]) -> None:
+        """Let a function tell how many requests are under way."""
+        self._in_flight.set_function(count)
 
     def count_inspection(self, key: ModelKey, decision: Decision | None, timings_ms: Mapping[str, float]) -> None:
         """Count one inspection and its times."""

@@ -1,4 +1,4 @@
-"""What happens to every request before a route sees it: an id, and a limit on the body."""
+"""What happens to every request before a route sees it: an id, headers for browsers, and a limit on the body."""
 
 from __future__ import annotations
 
@@ -11,15 +11,39 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from backend.errors import ReservedRecipe
+from backend.logs import REQUEST_ID
 from backend.model_key import DEFAULT_RECIPE, checked_recipe
 
 REQUEST_ID_HEADER = "X-Request-Id"
 RECIPE_ID_HEADER = "X-Recipe-Id"
 _USABLE_ID = re.compile(r"[!-~]{1,128}")
 
+_STATIC = "/static-offline-docs/"
+_PAGES = ("/docs", "/redoc")
+_SAFETY = [
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"x-frame-options", b"DENY"),
+]
+_OF_ANSWERS = [
+    *_SAFETY,
+    (b"cache-control", b"no-store"),
+    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
+]
+# The pages of the documentation begin with a script of their own, and ReDoc runs a worker and draws its logo.
+_OF_PAGES = [
+    *_SAFETY,
+    (b"cache-control", b"no-store"),
+    (
+        b"content-security-policy",
+        b"default-src 'self'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; "
+        b"img-src 'self' data:; worker-src 'self' blob:; frame-ancestors 'none'",
+    ),
+]
+
 
 class RequestIds:
-    """Gives every request an id, the client's where it sent a usable one, and echoes it."""
+    """Gives every request an id, the client's where it sent a usable one, and echoes it beside what browsers obey."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -35,9 +59,12 @@ class RequestIds:
         # What an error answers that comes before a route has looked at the recipe.
         recipe_id = _named_recipe(headers.get(RECIPE_ID_HEADER, ""))
         scope.setdefault("state", {}).update(request_id=request_id, recipe_id=recipe_id)
+        REQUEST_ID.set(request_id)  # for what is logged on the way
+        safety = _safety_headers(scope)  # now: a mounted application changes the path
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
+                message.setdefault("headers", []).extend(safety)
                 MutableHeaders(scope=message)[REQUEST_ID_HEADER] = request_id
             await send(message)
 
@@ -113,6 +140,13 @@ class BodyLimit:
             return message
 
         await self._app(scope, receive_some, send)
+
+
+def _safety_headers(scope: Scope) -> list[tuple[bytes, bytes]]:
+    path = scope["path"].removeprefix(scope.get("root_path", ""))
+    if path.startswith(_STATIC):
+        return _SAFETY  # the same for every installation; a browser may keep it
+    return _OF_PAGES if path.startswith(_PAGES) else _OF_ANSWERS
 
 
 def _named_recipe(sent: str) -> str:

@@ -11,6 +11,8 @@ from fastapi import Form, UploadFile
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, WithJsonSchema
 
 from backend.calib import MARGIN_RANGE, ScoreMode
+from backend.coreset import CoresetMethod
+from backend.extractors import EngineOrigin
 from backend.model_key import MAX_ID_CHARS
 from backend.utils import MAX_MM_PER_PX, MIN_MM_PER_PX
 
@@ -112,15 +114,31 @@ class ErrorBody(BaseModel):
     recipe_id: str = Field(description="The recipe of the call.", examples=["default"])
 
 
+class EngineAnswer(BaseModel):
+    """What computes the extractor's network."""
+
+    name: str = Field(description="`torch` or `openvino`.", examples=["openvino"])
+    precision: str = Field(description="What it multiplies in.", examples=["bf16"])
+    origin: EngineOrigin = Field(
+        description="Whether the graph is the network itself, was converted at this start, or at an earlier one.",
+        examples=["read from cache"],
+    )
+    warm_input_hw: list[Pair] = Field(
+        description="Input sizes (height, width, px) whose next image waits for nothing.", examples=[[[378, 378]]]
+    )
+
+
 class HealthAnswer(BaseModel):
     """Whether the service can inspect."""
 
-    status: Literal["ok", "degraded", "starting"] = Field(
-        description="`starting` while the extractor loads.", examples=["ok"]
+    status: Literal["ok", "degraded", "starting", "stopping"] = Field(
+        description="`starting` while the extractor loads, `stopping` while the last calls are answered.",
+        examples=["ok"],
     )
     device: Literal["cpu", "cuda"] = Field(description="Where the extractor runs.", examples=["cpu"])
     model: str = Field(description="The extractor.", examples=["dinov2-vit-s/14"])
     version: str = Field(description="Version of the service.", examples=["0.1.0"])
+    engine: EngineAnswer | None = Field(None, description="null: the extractor is still loading, or has no network.")
     reason: str | None = Field(None, description="What is degraded, and how to mend it.", examples=[None])
     request_id: str = Field(description="The header X-Request-Id, or a new id.", examples=["8f0c6d0e6d2e4f0a"])
 
@@ -149,6 +167,11 @@ class FitAnswer(Answer):
     coreset_size: Count = Field(description="Embeddings that were kept.", examples=[438])
     coreset_rate_requested: Share = Field(description="Share asked for.", examples=[0.02])
     coreset_rate_applied: Share = Field(description="coreset_size ÷ n_embeddings.", examples=[0.02003])
+    coreset_method: CoresetMethod = Field(description="How they were picked.", examples=["exact"])
+    covering_radius: Amount | None = Field(
+        description="For an approximate method: the largest distance of an embedding to the nearest one that was kept.",
+        examples=[None],
+    )
     token_shape: Pair = Field(description="Rows and columns of the patch grid.", examples=[[27, 27]])
     cell_mm: Size = Field(description="Edge of one patch cell, mm.", examples=[2.84])
     mm_per_px: Size = Field(description="The ROI's scale.", examples=[0.2])

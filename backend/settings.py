@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from backend.calib import ScoreMode
+from backend.coreset import CoresetMethod
 from backend.placement import Resize
 
 
@@ -37,6 +38,9 @@ class Settings(BaseSettings):
     resize: Resize = Field("aspect", description="`aspect` keeps a ROI's aspect ratio, `square` does not.")
 
     coreset_rate: float = Field(0.02, gt=0, le=1, description="Share of the patch embeddings that is kept.")
+    coreset_method: CoresetMethod = Field(
+        "exact", description="`random-projection` is approximate and faster; the memory records its covering radius."
+    )
     seed: int = Field(0, ge=0, le=2**31 - 1, description="Draws the coreset's first centre.")
     k: int = Field(1, ge=1, le=64, description="Neighbours that a distance is the mean of.")
     blur_sigma: float = Field(1.0, ge=0, le=50, description="Blur of the anomaly map, px of the image.")
@@ -56,8 +60,25 @@ class Settings(BaseSettings):
     concurrent_jobs: int = Field(2, ge=1, le=64, description="Background calls that run at a time.")
     max_pixels: int = Field(40_000_000, ge=64, le=170_000_000, description="Largest image, px.")
     max_body_mb: int = Field(512, ge=1, le=65_536, description="Largest request body, MB.")
+    max_disk_gb: float = Field(0.0, ge=0, le=1e6, description="Most that the models folder may hold, GB; 0 = no limit.")
     max_images: int = Field(500, ge=1, le=1000, description="Most images in one request.")
+    request_timeout_s: float = Field(
+        600.0, gt=0, le=86_400, description="Longest time a request may take, s; background jobs have no limit."
+    )
+    body_timeout_s: float = Field(30.0, gt=0, le=3600, description="Longest pause in an upload, s.")
     shutdown_s: int = Field(30, ge=1, le=3600, description="How long `roi-inspector serve` waits for calls to end, s.")
+
+    api_keys: SecretStr | None = Field(
+        None, description="Keys that may call, `role:secret`, by commas; roles `inspect`, `admin`; without: everybody."
+    )
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Least level that is logged.")
+    log_file: Path | None = Field(None, description="File that the log goes to beside standard error.")
+    log_max_mb: float = Field(10.0, gt=0, le=10_000, description="Size at which the log file is rotated, MB.")
+    log_files: int = Field(5, ge=1, le=1000, description="Rotated log files that are kept.")
+    audit: bool = Field(False, description="Keep every decision, for `GET /audit`.")
+    audit_file: Path | None = Field(
+        None, description="SQLite file of the decisions; `audit.sqlite3` in the models folder by default."
+    )
 
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="Web origins that may call, separated by commas; none by default."
@@ -80,7 +101,7 @@ class Settings(BaseSettings):
             raise ValueError("scales must begin with 1.0 and lie in 0.25 … 2")
         return scales
 
-    @field_validator("weights", mode="before")
+    @field_validator("weights", "api_keys", "log_file", "audit_file", mode="before")
     @classmethod
     def _empty_is_unset(cls, value: object) -> object:
         return None if value == "" else value

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from backend.coreset import CoresetMethod
 from backend.image_store import Label
 from backend.jobs import State
 from backend.schemas import (
@@ -62,6 +63,11 @@ class FitFacts(BaseModel):
     n_embeddings: Count = Field(description="Patch embeddings of all images.", examples=[21870])
     coreset_size: Count = Field(description="Embeddings that were kept.", examples=[438])
     coreset_rate: Share = Field(description="Share asked for.", examples=[0.02])
+    coreset_method: CoresetMethod = Field(description="How they were picked.", examples=["exact"])
+    covering_radius: Amount | None = Field(
+        description="For an approximate method: the largest distance of an embedding to the nearest one that was kept.",
+        examples=[None],
+    )
     token_shape: Pair = Field(description="Rows and columns of the patch grid.", examples=[[27, 27]])
     image_width: Count = Field(description="px.", examples=[384])
     image_height: Count = Field(description="px.", examples=[384])

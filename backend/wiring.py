@@ -5,9 +5,11 @@ from __future__ import annotations
 from functools import cache
 from typing import TYPE_CHECKING
 
+from backend.api_keys import ApiKeys
+from backend.audit import Audit
 from backend.datasets import Datasets
 from backend.device_queue import DeviceQueue
-from backend.errors import ArtefactCorrupt, WeightsUnavailable
+from backend.errors import InspectionError, WeightsUnavailable
 from backend.extractor_loader import ExtractorLoader
 from backend.extractors import FeatureExtractor
 from backend.filter_bank import FilterBankFeatures
@@ -32,6 +34,7 @@ def build_service(settings: Settings, *, extractor: ExtractorLoader | None = Non
     """
     defaults = Defaults(
         coreset_rate=settings.coreset_rate,
+        coreset_method=settings.coreset_method,
         seed=settings.seed,
         k=settings.k,
         rule=ScoreRule(mode=settings.score_mode, percentile=settings.score_percentile, blur_sigma=settings.blur_sigma),
@@ -40,7 +43,7 @@ def build_service(settings: Settings, *, extractor: ExtractorLoader | None = Non
         min_ok_samples=max(settings.min_ok_samples, 2),  # one part tells nothing of how parts differ
     )
     return InspectionService(
-        store=ArtefactStore(settings.models_dir),
+        store=build_store(settings),
         extractor=extractor or ExtractorLoader(lambda: make_extractor(settings)),
         device=DeviceQueue(settings.queue_length),
         defaults=defaults,
@@ -49,19 +52,38 @@ def build_service(settings: Settings, *, extractor: ExtractorLoader | None = Non
     )
 
 
-def build_datasets(settings: Settings) -> Datasets:
-    """Return the data sets below the models folder."""
-    return Datasets(ArtefactStore(settings.models_dir), max_pixels=settings.max_pixels)
+def build_store(settings: Settings) -> ArtefactStore:
+    """Return the artefacts below the models folder."""
+    return ArtefactStore(settings.models_dir, max_disk_gb=settings.max_disk_gb)
 
 
-def build_recipes(settings: Settings) -> Recipes:
+def build_datasets(settings: Settings, store: ArtefactStore | None = None) -> Datasets:
+    """Return the data sets below the models folder; one ``store`` for all knows of what each finds damaged."""
+    return Datasets(store or build_store(settings), max_pixels=settings.max_pixels)
+
+
+def build_recipes(settings: Settings, store: ArtefactStore | None = None) -> Recipes:
     """Return the recipes below the models folder."""
-    return Recipes(settings.models_dir, ArtefactStore(settings.models_dir))
+    return Recipes(settings.models_dir, store or build_store(settings))
 
 
 def build_jobs(settings: Settings) -> Jobs:
     """Return the runner of background calls."""
     return Jobs(settings.models_dir / ".jobs", concurrent=settings.concurrent_jobs)
+
+
+def build_api_keys(settings: Settings) -> ApiKeys:
+    """Return the keys that may call.
+
+    Raises:
+        ValueError: If the setting is malformed.
+    """
+    return ApiKeys() if settings.api_keys is None else ApiKeys.parse(settings.api_keys.get_secret_value())
+
+
+def build_audit(settings: Settings) -> Audit:
+    """Return where decisions are kept; no file is made yet."""
+    return Audit(settings.audit_file or settings.models_dir / "audit.sqlite3", keeps=settings.audit)
 
 
 def check_requirements(settings: Settings) -> None:
@@ -128,12 +150,12 @@ def _dinov2(settings: Settings) -> DinoV2Features:
 def _image_sizes_in_use(settings: Settings) -> list[tuple[int, int]]:
     """Return the sizes of images that fitted ROIs were fitted with, and the square one that a new ROI likely has."""
     sizes = {(settings.input_size, settings.input_size)}
-    store = ArtefactStore(settings.models_dir)
+    store = build_store(settings)
     for keys in build_recipes(settings).contents().values():
         for key in keys:
             try:
                 bank = store.load(key).bank
-            except ArtefactCorrupt:
+            except InspectionError:
                 continue  # whoever asks for it is told
             if bank is not None:
                 sizes.add(bank.placement.image_hw)

@@ -32,7 +32,10 @@ KNOWN = {
     "bad_shape": 400,
     "memory_not_found": 400,
     "calibration_missing": 400,
+    "unauthorized": 401,
+    "forbidden": 403,
     "not_found": 404,
+    "audit_off": 404,
     "job_cancelled": 409,
     "too_large": 413,
     "conflict": 409,
@@ -42,7 +45,11 @@ KNOWN = {
     "unavailable": 503,
     "weights_unavailable": 503,
     "queue_full": 503,
+    "request_timeout": 503,
+    "audit_unavailable": 503,
     "shutting_down": 503,
+    "storage_full": 503,
+    "storage_failed": 503,
     "artefact_corrupt": 500,
 }
 

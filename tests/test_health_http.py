@@ -17,7 +17,7 @@ from http_support import SMALL_INPUT_PX, Api, answer_of, error_of, plates, ready
 from backend import __version__
 from backend.errors import WeightsUnavailable
 from backend.extractor_loader import ExtractorLoader
-from backend.extractors import FeatureExtractor
+from backend.extractors import EngineFacts, FeatureExtractor
 from backend.filter_bank import FilterBankFeatures
 from backend.placement import Placement
 
@@ -66,12 +66,28 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
         ("device", lambda value: value == "cpu"),
         ("model", lambda value: value == "filter-bank"),
         ("version", lambda value: value == __version__ and re.match(r"\d+\.\d+", value)),
+        ("engine", lambda value: value is None),  # the filter bank has no network
         ("reason", lambda value: value is None),
         ("request_id", lambda value: value == GUID),
     ],
 )
 def test_health_answers_every_field(api: Api, field: str, is_right: Callable[[Any], bool]) -> None:
     assert is_right(answer_of(api.client.get("/health", headers={"X-Request-Id": GUID}))[field])
+
+
+class WithEngine(Gated):
+    """An extractor whose network an engine computes."""
+
+    def engine_facts(self) -> EngineFacts:
+        return EngineFacts(name="openvino", precision="bf16", origin="read from cache", warm_input_hw=((378, 378),))
+
+
+def test_health_says_what_computes_the_network_and_for_which_sizes_it_is_warm(tmp_path: Path) -> None:
+    with running_app(tmp_path / "models", loader=ready(WithEngine())) as api:
+        _until(lambda: api.client.get("/health").json()["status"] != "starting")
+        assert answer_of(api.client.get("/health"))["engine"] == {
+            "name": "openvino", "precision": "bf16", "origin": "read from cache", "warm_input_hw": [[378, 378]]
+        }  # fmt: skip
 
 
 def test_health_writes_nothing(tmp_path: Path) -> None:

@@ -176,7 +176,7 @@ def test_progress_and_the_time_left_are_visible(client: Client, gate: GatedExtra
     client.wait_for_job(job_id, until={"running"})
     gate.let_through(2)
     job = _wait_for(client, job_id, lambda job: job["done"] == 2)
-    assert (job["total"], job["progress"], job["state"]) == (4, 0.5, "running")
+    assert (job["total"], job["progress"], job["state"]) == (5, 0.4, "running")
     assert job["eta_s"] > 0
     assert client.get("/health").ok()["status"] == "ok"
     assert client.about("/state").ok()["memory_fitted"] is False
@@ -205,7 +205,7 @@ def test_the_progress_of_a_fit_from_the_data_set_is_visible_too(client: Client, 
     client.upload("ok", [png(1), png(2), png(3)]).ok()
     job_id = client.fit(use_dataset=True, headers=_ASYNC).ok(202)["job_id"]
     gate.let_through(1)
-    assert _wait_for(client, job_id, lambda job: job["done"] == 1)["total"] == 3
+    assert _wait_for(client, job_id, lambda job: job["done"] == 1)["total"] == 4
     gate.open_gate()
     assert client.wait_for_job(job_id)["result"]["n_ok_total"] == 3
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
 
+from backend.extractors import FeatureExtractor, HasEngine
 from backend.fit_report import FitReport
 from backend.image_codec import encode_png
 from backend.infer import Inspection, Region
-from backend.schemas import FitAnswer, RegionAnswer, ScoreSummary
+from backend.schemas import EngineAnswer, FitAnswer, RegionAnswer, ScoreSummary
 
 
 def fit_answer(report: FitReport, extractor_name: str, identity: Mapping[str, str]) -> FitAnswer:
@@ -24,6 +27,8 @@ def fit_answer(report: FitReport, extractor_name: str, identity: Mapping[str, st
         coreset_size=len(bank.vectors),
         coreset_rate_requested=bank.coreset_rate,
         coreset_rate_applied=bank.coreset_rate_applied,
+        coreset_method=bank.coreset_method,
+        covering_radius=bank.covering_radius,
         token_shape=bank.placement.grid_hw,
         cell_mm=bank.placement.cell_mm(bank.mm_per_px),
         mm_per_px=bank.mm_per_px,
@@ -38,6 +43,11 @@ def fit_answer(report: FitReport, extractor_name: str, identity: Mapping[str, st
     )
 
 
+def engine_answer(extractor: FeatureExtractor | None) -> EngineAnswer | None:
+    """Return what computes an extractor's network, or None where there is none."""
+    return EngineAnswer(**asdict(extractor.engine_facts())) if isinstance(extractor, HasEngine) else None
+
+
 def region_answers(inspection: Inspection) -> list[RegionAnswer]:
     """Return the regions of an inspection."""
     return [_region(region) for region in inspection.regions]
@@ -46,6 +56,17 @@ def region_answers(inspection: Inspection) -> list[RegionAnswer]:
 def heatmap_base64(inspection: Inspection) -> str:
     """Return the heat map of an inspection as a PNG in base64."""
     return base64.b64encode(encode_png(inspection.heatmap)).decode()
+
+
+def found_by(inspection: Inspection, timings_ms: Mapping[str, float]) -> dict[str, Any]:
+    """Return what the log says of an inspection."""
+    return {
+        "score": inspection.score,
+        "threshold": inspection.threshold,
+        "decision": inspection.decision or "none",
+        "image_digest": inspection.params["image_digest"],
+        "timings_ms": {stage: round(elapsed_ms, 3) for stage, elapsed_ms in timings_ms.items()},
+    }
 
 
 def _region(region: Region) -> RegionAnswer:

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, File, Query, Request, Response, UploadFile
 from fastapi.responses import JSONResponse
 
+from backend.access import ADMIN, INSPECT
 from backend.coreset import Progress
 from backend.dataset_runs import DatasetItem, calibrate_from_dataset, inspect_dataset
 from backend.datasets import LABELS, Datasets, DatasetUpload
@@ -16,6 +17,7 @@ from backend.errors import BadRequest, InvalidInput
 from backend.image_store import Label
 from backend.model_key import ModelKey
 from backend.routes.answers import heatmap_base64, region_answers
+from backend.routes.audit import BookkeeperOf
 from backend.routes.dependencies import (
     DatasetsOf,
     JobsOf,
@@ -75,7 +77,7 @@ FileName = Annotated[
 ]
 
 
-@router.post("/datasets/ok/upload", summary="Keep good images")
+@router.post("/datasets/ok/upload", summary="Keep good images", **ADMIN)
 def upload_ok(
     request: Request,
     datasets: DatasetsOf,
@@ -88,7 +90,7 @@ def upload_ok(
     return _upload(request, datasets, settings, key, "ok", images, metas)
 
 
-@router.post("/datasets/ng/upload", summary="Keep bad images")
+@router.post("/datasets/ng/upload", summary="Keep bad images", **ADMIN)
 def upload_ng(
     request: Request,
     datasets: DatasetsOf,
@@ -101,7 +103,7 @@ def upload_ng(
     return _upload(request, datasets, settings, key, "ng", images, metas)
 
 
-@router.get("/datasets/list", summary="The stored images")
+@router.get("/datasets/list", summary="The stored images", **INSPECT)
 def list_files(request: Request, datasets: DatasetsOf, key: KeyOfQuery) -> ListAnswer:
     """List the files of each class by name."""
     classes = {
@@ -120,6 +122,7 @@ def list_files(request: Request, datasets: DatasetsOf, key: KeyOfQuery) -> ListA
     summary="One stored image",
     response_class=Response,
     responses={200: {"description": "The bytes as uploaded.", "content": dict.fromkeys(_BINARY_TYPES, _BINARY)}},
+    **INSPECT,
 )
 def get_file(datasets: DatasetsOf, key: KeyOfQuery, label: LabelOf, filename: FileName) -> Response:
     """Return the original bytes."""
@@ -127,7 +130,7 @@ def get_file(datasets: DatasetsOf, key: KeyOfQuery, label: LabelOf, filename: Fi
     return Response(datasets.read(key, image), media_type=_MEDIA_TYPES[image.suffix])
 
 
-@router.get("/datasets/meta", summary="The metadata of one stored image")
+@router.get("/datasets/meta", summary="The metadata of one stored image", **INSPECT)
 def get_meta(request: Request, datasets: DatasetsOf, key: KeyOfQuery, label: LabelOf, filename: FileName) -> MetaAnswer:
     """Return what was uploaded with the image, and what the service knows of it."""
     image = datasets.get(key, label, filename)
@@ -146,7 +149,7 @@ def get_meta(request: Request, datasets: DatasetsOf, key: KeyOfQuery, label: Lab
     return MetaAnswer.model_validate({**image.meta, **known})
 
 
-@router.delete("/datasets/file", summary="Delete one stored image")
+@router.delete("/datasets/file", summary="Delete one stored image", **ADMIN)
 def delete_file(
     request: Request, datasets: DatasetsOf, key: KeyOfQuery, label: LabelOf, filename: FileName
 ) -> DeleteAnswer:
@@ -154,7 +157,7 @@ def delete_file(
     return DeleteAnswer(**identity(request, key), deleted=datasets.delete(key, label, filename))
 
 
-@router.delete("/datasets/clear", summary="Delete all stored images of a class")
+@router.delete("/datasets/clear", summary="Delete all stored images of a class", **ADMIN)
 def clear(request: Request, datasets: DatasetsOf, key: KeyOfQuery, label: LabelOf) -> ClearAnswer:
     """Delete a class. A memory that has learned its images keeps them until the next fit."""
     return ClearAnswer(**identity(request, key), cleared=datasets.clear(key, label))
@@ -165,6 +168,7 @@ def clear(request: Request, datasets: DatasetsOf, key: KeyOfQuery, label: LabelO
     summary="Set a ROI's threshold from its data set",
     response_model=CalibrateDatasetAnswer,
     responses={202: {"model": JobStarted}},
+    **ADMIN,
 )
 def calibrate_dataset(
     request: Request,
@@ -178,7 +182,7 @@ def calibrate_dataset(
     key = model_key_of(request, body.role_id, body.roi_id, body.model_key, body.recipe_id)
     answer_fields = identity(request, key)
 
-    def calibrate(progress: Progress | None) -> CalibrateDatasetAnswer:
+    def calibrate(progress: Progress) -> CalibrateDatasetAnswer:
         found = calibrate_from_dataset(
             service,
             datasets,
@@ -202,6 +206,7 @@ def calibrate_dataset(
     summary="Inspect a data set",
     response_model=InferDatasetAnswer,
     responses={202: {"model": JobStarted}},
+    **INSPECT,
 )
 def infer_dataset(
     request: Request,
@@ -209,13 +214,14 @@ def infer_dataset(
     datasets: DatasetsOf,
     jobs: JobsOf,
     prefers_async: PrefersAsync,
+    bookkeeper: BookkeeperOf,
     body: InferDatasetBody,
 ) -> InferDatasetAnswer | JSONResponse:
     """Inspect all stored images; an image that cannot be inspected has its error in its own line."""
     key = model_key_of(request, body.role_id, body.roi_id, body.model_key, body.recipe_id)
     answer_fields = identity(request, key)
 
-    def inspect(progress: Progress | None) -> InferDatasetAnswer:
+    def inspect(progress: Progress) -> InferDatasetAnswer:
         found = inspect_dataset(
             service,
             datasets,
@@ -224,7 +230,11 @@ def infer_dataset(
             default_mm_per_px=body.default_mm_per_px,
             progress=progress,
         )
-        items = [_item(item, body.include_heatmap) for item in found]
+        items = []
+        for item in found:
+            if item.inspection is not None:
+                bookkeeper.keep(key, item.inspection, source="infer_dataset", image_name=item.image.file_name)
+            items.append(_item(item, body.include_heatmap))
         errors = sum(item.error is not None for item in items)
         return InferDatasetAnswer(**answer_fields, n_total=len(items), n_errors=errors, items=items)
 

@@ -12,6 +12,8 @@ from pydantic import BaseModel
 
 from backend.coreset import Progress
 from backend.datasets import Datasets
+from backend.deadlines import end_if_late
+from backend.draining import Gate
 from backend.errors import TooLarge
 from backend.jobs import Jobs
 from backend.metrics import Metrics
@@ -60,6 +62,11 @@ async def _settings(request: Request) -> Settings:
     return cast("Settings", request.app.state.settings)
 
 
+async def _gate(request: Request) -> Gate:
+    return cast("Gate", request.app.state.gate)
+
+
+GateOf = Annotated[Gate, Depends(_gate)]
 ServiceOf = Annotated[InspectionService, Depends(_service)]
 DatasetsOf = Annotated[Datasets, Depends(_datasets)]
 RecipesOf = Annotated[Recipes, Depends(_recipes)]
@@ -108,7 +115,9 @@ def model_key_of(request: Request, role_id: str, roi_id: str, model_key: str | N
     """Return the model that a request names: the field goes before the header, the header before the default."""
     recipe = checked_recipe(recipe_id or request.headers.get("X-Recipe-Id") or DEFAULT_RECIPE)
     request.state.recipe_id = recipe
-    return ModelKey(recipe_id=recipe, role_id=role_id, roi_id=roi_id, model_key=model_key or "")
+    key = ModelKey(recipe_id=recipe, role_id=role_id, roi_id=roi_id, model_key=model_key or "")
+    request.state.model = key  # for the log
+    return key
 
 
 async def _key_of_form(
@@ -164,11 +173,11 @@ def check_count(n_images: int, settings: Settings) -> None:
 
 
 def now_or_later(
-    request: Request, jobs: Jobs, prefers_async: bool, kind: str, call: Callable[[Progress | None], AnswerT]
+    request: Request, jobs: Jobs, prefers_async: bool, kind: str, call: Callable[[Progress], AnswerT]
 ) -> AnswerT | JSONResponse:
     """Return the call's answer, or start it as a job and return 202 where the client prefers that."""
     if not prefers_async:
-        return call(None)
+        return call(end_if_late)
     job = jobs.start(kind, lambda progress: call(progress).model_dump(mode="json"))
     body = {"job_id": job.job_id, "kind": kind, "state": job.state, "status_url": f"/jobs/{job.job_id}"}
     body["request_id"] = request.state.request_id

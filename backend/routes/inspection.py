@@ -8,13 +8,16 @@ from fastapi import APIRouter, File, Form, Request, UploadFile
 from fastapi.responses import JSONResponse
 
 from backend import __version__
+from backend.access import ADMIN, INSPECT, OPEN
 from backend.coreset import Progress
 from backend.errors import InvalidInput
 from backend.fitting import Mode, Upload
 from backend.image_codec import encode_png
 from backend.roi_mask import parse_shape
-from backend.routes.answers import fit_answer, heatmap_base64, region_answers
+from backend.routes.answers import engine_answer, fit_answer, found_by, heatmap_base64, region_answers
+from backend.routes.audit import BookkeeperOf
 from backend.routes.dependencies import (
+    GateOf,
     JobsOf,
     KeyOfForm,
     MetricsOf,
@@ -44,23 +47,31 @@ from backend.utils import Stopwatch
 router = APIRouter(tags=["inspection"])
 
 
-@router.get("/health", summary="Whether the service can inspect")
-async def health(request: Request, service: ServiceOf, settings: SettingsOf) -> HealthAnswer:
-    """Answer at once, whatever the device is doing."""
+@router.get("/health", summary="Whether the service can inspect", **OPEN)
+async def health(request: Request, service: ServiceOf, settings: SettingsOf, gate: GateOf) -> HealthAnswer:
+    """Answer at once, whatever the device is doing. Where keys are needed, a caller without one is told no reason."""
     state = service.extractor_state
+    damage = service.store.quarantine.reason
+    degraded = " ".join(reason for reason in (state.reason, damage) if reason) or None
+    reason = "The service is stopping." if gate.stopping else degraded
+    if reason and request.app.state.api_keys and request.state.caller is None:
+        reason = "Ask with an API key for the reason."  # a reason may name a ROI
     device = state.extractor.device if state.extractor else settings.device
     hoped_for = "filter-bank" if settings.extractor == "filter-bank" else "dinov2-vit-s/14"
     return HealthAnswer(
-        status=state.status,
+        status="stopping" if gate.stopping else "degraded" if damage and state.status == "ok" else state.status,
         device="cuda" if device.startswith("cuda") else "cpu",
         model=state.extractor.name if state.extractor else hoped_for,
         version=__version__,
-        reason=state.reason,
+        engine=engine_answer(state.extractor),
+        reason=reason,
         request_id=request.state.request_id,
     )
 
 
-@router.post("/fit_ok", summary="Learn good images", response_model=FitAnswer, responses={202: {"model": JobStarted}})
+@router.post(
+    "/fit_ok", summary="Learn good images", response_model=FitAnswer, responses={202: {"model": JobStarted}}, **ADMIN
+)
 def fit_ok(
     request: Request,
     service: ServiceOf,
@@ -94,7 +105,7 @@ def fit_ok(
     parsed = parse_shape(shape)
     answer_fields = identity(request, key)
 
-    def fit(progress: Progress | None) -> FitAnswer:
+    def fit(progress: Progress) -> FitAnswer:
         report = service.fit_ok(
             key,
             uploads,
@@ -111,7 +122,7 @@ def fit_ok(
     return now_or_later(request, jobs, prefers_async, "fit_ok", fit)
 
 
-@router.post("/calibrate_ng", summary="Set a ROI's threshold")
+@router.post("/calibrate_ng", summary="Set a ROI's threshold", **ADMIN)
 def calibrate_ng(
     request: Request,
     service: ServiceOf,
@@ -123,11 +134,12 @@ def calibrate_ng(
     return CalibrateAnswer(**identity(request, key), **calibration.to_fields())
 
 
-@router.post("/infer", summary="Inspect one image")
+@router.post("/infer", summary="Inspect one image", **INSPECT)
 def infer(
     request: Request,
     service: ServiceOf,
     metrics: MetricsOf,
+    bookkeeper: BookkeeperOf,
     key: KeyOfForm,
     mm_per_px: MmPerPxForm,
     image: Annotated[ImageFile, File(description="The canonical ROI, PNG or JPEG.")],
@@ -137,14 +149,16 @@ def infer(
     ] = "base64",
 ) -> InferAnswer:
     """Score one image. A ROI without a calibration gives a score and a heat map, and no decision."""
-    watch = Stopwatch()
-    inspection = service.infer(
-        key, image.file.read(), mm_per_px=mm_per_px, shape=parse_shape(shape), name=image.filename or "image"
-    )
+    watch, name = Stopwatch(), image.filename or "image"
+    inspection = service.infer(key, image.file.read(), mm_per_px=mm_per_px, shape=parse_shape(shape), name=name)
     with watch.lap("encode"):
         text = heatmap_base64(inspection) if heatmap == "base64" else None
         path = service.keep_heatmap(key, inspection, encode_png(inspection.heatmap)) if heatmap == "path" else None
+    if bookkeeper.keeps:
+        with watch.lap("audit"):
+            bookkeeper.keep(key, inspection, source="infer", image_name=name)
     timings_ms = {**inspection.timings_ms, **watch.timings_ms()}
+    request.state.found = found_by(inspection, timings_ms)
     metrics.count_inspection(key, inspection.decision, timings_ms)
     return InferAnswer(
         **identity(request, key),

@@ -7,6 +7,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path, Request
 
+from backend.access import ADMIN, INSPECT
 from backend.jobs import Job
 from backend.routes.dependencies import JobsOf
 from backend.store_schemas import JobAnswer
@@ -16,13 +17,13 @@ router = APIRouter(tags=["jobs"])
 JobId = Annotated[str, Path(min_length=1, max_length=64, description="As answered with 202.", examples=["0" * 32])]
 
 
-@router.get("/jobs/{job_id}", summary="How far a job is")
+@router.get("/jobs/{job_id}", summary="How far a job is", **INSPECT)
 def get_job(request: Request, jobs: JobsOf, job_id: JobId) -> JobAnswer:
     """Tell the progress of a job and, once it is done, its result."""
     return _answer(request, jobs.get(job_id))
 
 
-@router.delete("/jobs/{job_id}", summary="Cancel a job")
+@router.delete("/jobs/{job_id}", summary="Cancel a job", **ADMIN)
 def cancel_job(request: Request, jobs: JobsOf, job_id: JobId) -> JobAnswer:
     """Ask a job to end at its next step. What it had stored before stays."""
     return _answer(request, jobs.cancel(job_id))

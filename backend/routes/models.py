@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Request
 
+from backend.access import ADMIN, INSPECT
 from backend.calib import Calibration
 from backend.image_store import Label, StoredImage
 from backend.model_cache import LoadedModel
@@ -26,7 +27,7 @@ from backend.store_schemas import (
 router = APIRouter(tags=["models"])
 
 
-@router.get("/state", summary="Whether a ROI is fitted and calibrated")
+@router.get("/state", summary="Whether a ROI is fitted and calibrated", **INSPECT)
 def state(request: Request, service: ServiceOf, key: KeyOfQuery) -> StateAnswer:
     """Tell in two words what a ROI has."""
     model = service.describe(key)
@@ -38,7 +39,7 @@ def state(request: Request, service: ServiceOf, key: KeyOfQuery) -> StateAnswer:
     )
 
 
-@router.get("/manifest", summary="Everything that is known of a ROI")
+@router.get("/manifest", summary="Everything that is known of a ROI", **INSPECT)
 def manifest(request: Request, service: ServiceOf, datasets: DatasetsOf, key: KeyOfQuery) -> ManifestAnswer:
     """Tell what a ROI was fitted and calibrated with, and what its data sets hold."""
     model = service.describe(key)
@@ -52,7 +53,7 @@ def manifest(request: Request, service: ServiceOf, datasets: DatasetsOf, key: Ke
     )
 
 
-@router.get("/recipes", summary="All recipes and their models")
+@router.get("/recipes", summary="All recipes and their models", **INSPECT)
 def recipes(request: Request, recipes: RecipesOf) -> RecipesAnswer:
     """List the recipes. A recipe never falls back to another one's artefacts."""
     contents = recipes.contents()
@@ -62,7 +63,7 @@ def recipes(request: Request, recipes: RecipesOf) -> RecipesAnswer:
     )
 
 
-@router.post("/recipes/copy", summary="Make a new recipe from an old one", status_code=201)
+@router.post("/recipes/copy", summary="Make a new recipe from an old one", status_code=201, **ADMIN)
 def copy_recipe(request: Request, recipes: RecipesOf, body: RecipeCopyBody) -> RecipeCopyAnswer:
     """Copy a recipe with its memories, calibrations and images; the new one is there completely, or not at all."""
     models = _models(recipes.copy(body.source, body.target))
@@ -85,6 +86,8 @@ def _fit_facts(bank: MemoryBank) -> FitFacts:
         n_embeddings=bank.n_embeddings,
         coreset_size=len(bank.vectors),
         coreset_rate=bank.coreset_rate,
+        coreset_method=bank.coreset_method,
+        covering_radius=bank.covering_radius,
         token_shape=bank.placement.grid_hw,
         image_width=bank.placement.image_hw[1],
         image_height=bank.placement.image_hw[0],

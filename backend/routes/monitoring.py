@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Response
 
+from backend.access import INSPECT
 from backend.metrics import Metrics
 from backend.routes.dependencies import MetricsOf
 
@@ -15,6 +16,7 @@ router = APIRouter(tags=["monitoring"])
     summary="Numbers for Prometheus",
     response_class=Response,
     responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+    **INSPECT,
 )
 def metrics(metrics: MetricsOf) -> Response:
     """Tell counts and times since the process started, in Prometheus' text format."""

@@ -1,0 +1,101 @@
+"""The server process of ``roi-inspector serve``: how it starts, and how it ends when it is told to."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from types import FrameType
+
+import uvicorn
+from fastapi import FastAPI
+
+from backend.access import is_loopback, warn_of_open_service
+from backend.app import create_app
+from backend.draining import Gate
+from backend.http_protocol import BoundedHttp
+from backend.jobs import Jobs
+from backend.logs import json_lines
+from backend.settings import Settings
+
+_log = logging.getLogger(__name__)
+
+_ENDED_BY_FORCE = 1
+_NOT_STARTED = 3  # as uvicorn says it
+_LAST_WORDS_S = 0.2
+
+
+class DrainingServer(uvicorn.Server):
+    """Ends in two steps: it answers on, and begins nothing new, until the calls under way are answered; then it closes.
+
+    uvicorn alone closes its socket at once; whoever asks then cannot tell a service that ends from one that is gone.
+    """
+
+    def __init__(self, config: uvicorn.Config, app: FastAPI, limit_s: float) -> None:
+        super().__init__(config)
+        self._state = app.state
+        self._limit_s = limit_s
+        self._ends_at_s: float | None = None
+        self._told = threading.Event()
+        # Before it is needed: a handler of signals must not start a thread, it may have interrupted such a start.
+        threading.Thread(target=self._end_by_force, name="last-resort", daemon=True).start()
+
+    def handle_exit(self, sig: int, _frame: FrameType | None) -> None:
+        """Begin to end on the first signal, and end at once on the second one."""
+        if self._told.is_set():
+            os._exit(128 + sig)
+        self._ends_at_s = time.monotonic() + self._limit_s
+        self._told.set()
+        gate: Gate | None = getattr(self._state, "gate", None)
+        if gate is not None:  # else it has not even started
+            gate.stopping = True
+            jobs: Jobs = self._state.jobs
+            jobs.stop()
+
+    async def on_tick(self, counter: int) -> bool:
+        """Return whether the socket is to be closed now."""
+        if self._ends_at_s is not None:
+            gate: Gate | None = getattr(self._state, "gate", None)
+            if gate is None or gate.in_flight == 0 or time.monotonic() >= self._ends_at_s - self._closing_s:
+                self.should_exit = True
+        return await super().on_tick(counter)
+
+    def _end_by_force(self) -> None:
+        """End the process when its time is over, whatever it does.
+
+        Threads that hang would keep the interpreter, and with it the process, from ending. What they write, they write
+        to a file of its own first: nothing is left half written.
+        """
+        self._told.wait()
+        time.sleep(max(0.0, self._limit_s - _LAST_WORDS_S))
+        _log.error("the service did not end within %s s and is ended now", self._limit_s)
+        time.sleep(_LAST_WORDS_S)
+        os._exit(_ENDED_BY_FORCE)
+
+    @property
+    def _closing_s(self) -> float:
+        """What is kept of the limit for the end itself."""
+        return min(2.0, self._limit_s / 4)
+
+
+def serve(settings: Settings, *, host: str, port: int) -> int:
+    """Answer calls until a signal ends the process; return its exit status."""
+    with json_lines(settings):
+        if settings.api_keys is None and not is_loopback(host):
+            warn_of_open_service()
+        app = create_app(settings)
+        config = uvicorn.Config(
+            app,
+            host=host,
+            port=port,
+            server_header=False,
+            log_config=None,
+            access_log=False,
+            http=BoundedHttp,
+            # A client that stalls in the middle of an upload must not keep the service from stopping.
+            timeout_graceful_shutdown=1,
+        )
+        server = DrainingServer(config, app, settings.shutdown_s)
+        server.run()
+        return 0 if server.started else _NOT_STARTED
