@@ -10,8 +10,8 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -73,8 +73,8 @@ def limit_threads(threads: int) -> None:
         torch.set_num_threads(threads)
 
 
-def spread(call: Callable[[S], T], parts: Iterable[S]) -> list[T]:
-    """Return what ``call`` returns for each part, in order; the parts are computed on all cores.
+def spread(call: Callable[[S], T], parts: Sequence[S]) -> list[T]:
+    """Return what ``call`` returns for each of at least one part, in order; the parts are computed on all cores.
 
     For calls that leave Python's lock alone most of the time: products, and numpy on large arrays. BLAS is held to one
     thread meanwhile. A call must not spread its own work in turn.
@@ -82,11 +82,14 @@ def spread(call: Callable[[S], T], parts: Iterable[S]) -> list[T]:
     Raises:
         Exception: What the first part raised that did.
     """
-    parts = list(parts)
-    if len(parts) < 2:
-        return [call(part) for part in parts]
+    first, *others = parts
     with one_blas_thread():
-        return list(_workers().map(call, parts))
+        waiting = [_workers().submit(call, part) for part in others]
+        try:
+            # The caller works as well: waking a thread for the first part would take longer than some parts do.
+            return [call(first), *(each.result() for each in waiting)]
+        finally:
+            wait(waiting)  # after an error as well: they use what the caller gave
 
 
 def spread_width() -> int:
