@@ -1,11 +1,15 @@
-# make demo · make serve · make test · make check · make bench; each makes .venv first when it is missing.
+# make demo · make serve · make test · make check · make bench · make soak; each makes .venv first when it is missing.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DATA ?=
 OUT ?= demo_output
+MINUTES ?= 30
+KILLS ?= 200
+REQUESTS ?= 20000
+CROWD_MINUTES ?= 3
 
-.PHONY: setup demo serve test check bench clean
+.PHONY: setup demo serve test check bench soak clean
 
 setup: $(VENV)/.installed
 
@@ -24,7 +28,7 @@ demo: $(VENV)/.installed
 	$(BIN)/roi-inspector demo --out "$(OUT)" $(if $(DATA),--data "$(DATA)")
 
 serve: $(VENV)/.installed
-	$(BIN)/uvicorn backend.app:app --host 127.0.0.1 --port 8000 --timeout-graceful-shutdown 30 --no-server-header
+	$(BIN)/roi-inspector serve
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest
@@ -41,6 +45,11 @@ bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.speed --json build/speed.json $(if $(UPDATE),--update docs/performance.md) || status=1; \
 	$(BIN)/python -m benchmarks.load --json build/load.json $(if $(UPDATE),--update docs/performance.md) || status=1; \
 	exit $$status
+
+# Kills, nonsense, a crowd and a long steady load; make soak UPDATE=1 also puts the figures into docs/reliability.md.
+soak: $(VENV)/.installed
+	$(BIN)/python -m reliability --kills $(KILLS) --requests $(REQUESTS) --crowd-minutes $(CROWD_MINUTES) \
+	  --minutes $(MINUTES) --json build/soak.json $(if $(UPDATE),--update docs/reliability.md)
 
 clean:
 	rm -rf $(VENV) demo_output *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

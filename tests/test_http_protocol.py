@@ -149,23 +149,11 @@ def test_a_body_may_take_longer_than_a_head(port: int) -> None:
         assert _answer(connection).endswith(b"\r\n\r\n2")
 
 
-def test_nonsense_behind_a_request_is_refused_and_no_failure_of_the_service(
+def test_nonsense_behind_a_pipeline_is_refused_and_no_failure_of_the_service(
     port: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     with _connected(port) as connection:
-        connection.sendall(b"GET /slow HTTP/1.1\r\nHost: a\r\n\r\n")
-        time.sleep(0.1)
-        connection.sendall(b"\0\0\r\n\r\n")
+        connection.sendall(b"GET /slow HTTP/1.1\r\nHost: a\r\n\r\n" * 2 + b"\0\0\r\n\r\n")
         assert _answer(connection).startswith(b"HTTP/1.1 400")
-        time.sleep(0.5)
-    assert [record for record in caplog.records if record.levelname == "ERROR"] == []
-
-
-def test_a_client_that_leaves_a_pipeline_is_no_failure_of_the_service(
-    port: int, caplog: pytest.LogCaptureFixture
-) -> None:
-    with _connected(port) as connection:
-        connection.sendall(b"GET /slow HTTP/1.1\r\nHost: a\r\n\r\n" * 2)
-        time.sleep(0.1)
-    time.sleep(1.0)
+        time.sleep(1.0)  # the answers to both have nowhere to go
     assert [record for record in caplog.records if record.levelname == "ERROR"] == []

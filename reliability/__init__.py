@@ -1,0 +1,1 @@
+"""Proofs from outside: real servers are killed, crowded, fed nonsense and watched."""

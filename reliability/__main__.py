@@ -1,0 +1,59 @@
+"""All proofs, one after the other; ``make soak``.
+
+    python -m reliability [--kills 200] [--requests 20000] [--crowd-minutes 3] [--minutes 30] [--json OUT]
+                          [--update docs/reliability.md]
+
+Returns 0 when every claim holds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from reliability import crowd, fuzz, kills, soak
+from reliability.command import add_output_options, publish, steps
+from reliability.outcomes import Outcome
+from reliability.servers import ServerFailed
+
+Step = Callable[[], None]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; return 0 when every claim of every proof holds."""
+    parser = argparse.ArgumentParser(prog="python -m reliability", description=(__doc__ or "").split("\n")[0])
+    add = parser.add_argument
+    add("--kills", type=int, default=kills.Plan.kills, help="kill -9 at random moments (%(default)s)")
+    add("--requests", type=int, default=fuzz.Plan.requests, help="that no client should send (%(default)s)")
+    add("--crowd-minutes", type=float, default=crowd.Plan.seconds / 60, help="of several processes (%(default)g)")
+    add("--minutes", type=float, default=soak.Plan.seconds / 60, help="of steady load (%(default)g)")
+    add("--seed", type=int, default=0, help="draws calls, moments and requests (%(default)s)")
+    add_output_options(parser)
+    arguments = parser.parse_args(argv)
+    seed = arguments.seed
+    kill_plan = kills.Plan(kills=arguments.kills, seed=seed)
+    fuzz_plan = fuzz.Plan(requests=arguments.requests, seed=seed)
+    crowd_plan = crowd.Plan(seconds=60 * arguments.crowd_minutes, seed=seed)
+    soak_plan = soak.Plan(seconds=60 * arguments.minutes)
+    proofs: list[tuple[str, int, Callable[[Path, Step], Outcome]]] = [
+        ("kills", kill_plan.kills, lambda folder, step: kills.run(kill_plan, folder, step=step)),
+        ("fuzz", fuzz_plan.requests, lambda folder, step: fuzz.run(fuzz_plan, folder, step=step)),
+        ("crowd", int(crowd_plan.seconds), lambda folder, step: crowd.run(crowd_plan, folder, step=step)),
+        ("soak", soak.n_steps(soak_plan), lambda folder, step: soak.run(soak_plan, folder, step=step)),
+    ]
+    outcomes, is_whole = [], True
+    for name, total, prove in proofs:
+        try:
+            with tempfile.TemporaryDirectory(prefix=f"{name}-") as folder, steps(name, total) as step:
+                outcomes.append(prove(Path(folder), step))
+        except ServerFailed as error:
+            print(f"{name}: {error}", file=sys.stderr)
+            is_whole = False
+    return publish(outcomes, arguments) if is_whole else max(1, publish(outcomes, arguments))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

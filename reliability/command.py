@@ -1,0 +1,89 @@
+"""What the commands share: options, progress, a table on the screen, JSON, and blocks of ``docs/reliability.md``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Column, Table
+
+from reliability.outcomes import Outcome
+
+_HEADINGS = ("claim", "figure", "holds")
+
+
+def add_output_options(parser: argparse.ArgumentParser) -> None:
+    """Add ``--json`` and ``--update``."""
+    parser.add_argument("--json", type=Path, metavar="OUT", help="write every figure and the facts of the machine")
+    parser.add_argument("--update", type=Path, metavar="DOCUMENT", help="fill the marked blocks of a document")
+
+
+@contextmanager
+def steps(description: str, total: int) -> Iterator[Callable[[], None]]:
+    """Show a progress bar for the ``with`` block; the function that it yields advances it by one."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(description, total=total)
+        yield lambda: progress.advance(task)
+
+
+def publish(outcomes: Sequence[Outcome], arguments: argparse.Namespace, *, console: Console | None = None) -> int:
+    """Print outcomes, and write them where the options say; return 0 when every claim holds, else 1."""
+    console = console or Console()
+    facts = machine_facts()
+    for outcome in outcomes:
+        table = Table(*(Column(heading, overflow="fold") for heading in _HEADINGS), title=outcome.name)
+        for claim in outcome.claims:
+            holds = "yes" if claim.holds else "NO"
+            table.add_row(claim.text, claim.figure, holds, style="" if claim.holds else "bold red")
+        console.print(table)
+        for finding in outcome.findings:
+            console.print(f"- {finding}", markup=False, highlight=False)
+    if arguments.json is not None:
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
+        document = {"machine": facts, "outcomes": [asdict(outcome) for outcome in outcomes]}
+        arguments.json.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    if arguments.update is not None:
+        # Imported here: it brings torch along, which takes seconds and much of the memory of a small machine.
+        from benchmarks.machine import update_block
+
+        for outcome in outcomes:
+            update_block(arguments.update, outcome.name, block(outcome, facts))
+    return 0 if all(outcome.holds for outcome in outcomes) else 1
+
+
+def block(outcome: Outcome, facts: dict[str, Any]) -> str:
+    """Return an outcome as the text between its two markers."""
+    rows = [(claim.text, claim.figure, "yes" if claim.holds else "**NO**") for claim in outcome.claims]
+    lines = ["| " + " | ".join(line) + " |" for line in (_HEADINGS, ("---", "---", "---"), *rows)]
+    minutes = float(outcome.figures["elapsed_s"]) / 60
+    load = f" Load average at the end: {facts['load_average']:.1f}." if facts["load_average"] is not None else ""
+    return "\n".join(lines) + (
+        f"\n\nMeasured {facts['date']} in {minutes:.1f} min on {facts['processor']}, {facts['cores']} cores, "
+        f"{facts['system']}, Python {facts['python']}.{load}"
+    )
+
+
+def machine_facts() -> dict[str, Any]:
+    """Return the machine and the date."""
+    cpuinfo = Path("/proc/cpuinfo")
+    model = re.search(r"^model name\s*:\s*(.*)$", cpuinfo.read_text(), re.MULTILINE) if cpuinfo.exists() else None
+    return {
+        "date": time.strftime("%Y-%m-%d"),
+        "processor": model[1] if model else platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "system": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+        "load_average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+    }

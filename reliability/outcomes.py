@@ -1,0 +1,73 @@
+"""What a proof came to: its claims with their figures, and what it found wrong."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+_KEPT_FINDINGS = 50
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """One sentence that either holds or does not.
+
+    Attributes:
+        text: The sentence.
+        figure: What was measured or counted.
+        holds: Whether it holds.
+    """
+
+    text: str
+    figure: str
+    holds: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What one proof came to.
+
+    Attributes:
+        name: ``kills``, ``fuzz``, ``crowd`` or ``soak``: the block of the page that it fills.
+        claims: Its claims.
+        figures: Every number, JSON types.
+        findings: What was found wrong, in words; the first of them.
+    """
+
+    name: str
+    claims: Sequence[Claim]
+    figures: Mapping[str, Any]
+    findings: Sequence[str] = ()
+
+    @property
+    def holds(self) -> bool:
+        """True when every claim does."""
+        return all(claim.holds for claim in self.claims)
+
+
+@dataclass
+class Findings:
+    """What went wrong, by kind; safe to share between threads. A kind is counted in full, its words are kept at first.
+
+    Attributes:
+        words: The first findings.
+        counts: How many there were of each kind.
+    """
+
+    words: list[str] = field(default_factory=list)
+    counts: dict[str, int] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def add(self, kind: str, sentence: str) -> None:
+        """Note one."""
+        with self._lock:
+            self.counts[kind] = self.counts.get(kind, 0) + 1
+            if len(self.words) < _KEPT_FINDINGS:
+                self.words.append(f"{kind}: {sentence}")
+
+    def count(self, *kinds: str) -> int:
+        """Return how many there were of some kinds; of all without any."""
+        with self._lock:
+            return sum(number for kind, number in self.counts.items() if not kinds or kind in kinds)

@@ -1,0 +1,322 @@
+"""A long steady day in short: inspections, and now and then everything else; memory stays flat and nothing leaks.
+
+    python -m reliability.soak [--minutes 30] [--clients 3] [--json soak.json] [--update docs/reliability.md]
+
+A few clients inspect at a steady pace, some with the heat map as a file; beside them one client fits, calibrates,
+uploads, deletes, runs jobs and inspects data sets, round after round, each round leaving the folder as it was. Every
+few seconds the server's memory, descriptors, threads and sockets and the size of the models folder are read.
+
+The first quarter is warm-up: caches fill, threads start, the heap finds its size. Flat means that the median of the
+last quarter's resident memory lies within 3 % of the second quarter's: medians, because a single reading swings with
+the request that it meets; quarters, because a leak of a page per request shows over that time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from backend.jobs import KEPT_JOBS
+from reliability import parts
+from reliability.checks import folder_problems, leftovers
+from reliability.clients import Answer, CallCutOff, Client
+from reliability.command import add_output_options, publish, steps
+from reliability.outcomes import Claim, Findings, Outcome
+from reliability.servers import Server, ServerFailed
+from reliability.vitals import Vitals, folder_mb, vitals
+
+FLAT = 0.03
+"""How far the last quarter's median memory may lie above the second quarter's."""
+
+_ROI, _BUSY_ROI = "steady", "busy"
+_FITTED = range(8)
+_INSPECTED = range(200, 208)
+_PAUSE_S = 0.05
+_ROUND_PAUSE_S = 1.0
+_SAMPLES = 360
+_SHORTEST_TICK_S = 0.25
+_FINAL_STATES = {"done", "failed", "cancelled", "lost"}
+_MIN_SAMPLES = 8
+_JOIN_S = 120.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How much.
+
+    Attributes:
+        seconds: Of load.
+        clients: That inspect.
+    """
+
+    seconds: float = 1800.0
+    clients: int = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """The server and its folder at one moment of the load.
+
+    Attributes:
+        at_s: Since its beginning, s.
+        vitals: What the process holds.
+        folder_mb: The size of the models folder without its jobs.
+        jobs: Jobs that are kept; the service keeps the newest few hundred.
+    """
+
+    at_s: float
+    vitals: Vitals
+    folder_mb: float
+    jobs: int
+
+
+@dataclass
+class _Tally:
+    findings: Findings = field(default_factory=Findings)
+    calls: Counter[str] = field(default_factory=Counter)
+    busy: int = 0
+    rounds: int = 0
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+
+def run(plan: Plan, folder: Path, *, step: Callable[[], None] = lambda: None) -> Outcome:
+    """Return what came of the load.
+
+    Args:
+        plan: How much.
+        folder: For the server's models and log.
+        step: Called after each sample.
+    """
+    tally, started_s = _Tally(), time.perf_counter()
+    with Server(folder) as server:
+        server.start()
+        scores = _prepare(server)
+        stop = threading.Event()
+        loops = [(partial(_inspect_once, scores, first, tally), _PAUSE_S) for first in range(plan.clients)]
+        loops.append((partial(_round, tally), _ROUND_PAUSE_S))
+        threads = [
+            threading.Thread(target=_loop, args=(server, call, pause_s, tally, stop), daemon=True)
+            for call, pause_s in loops
+        ]
+        for thread in threads:
+            thread.start()
+        samples = _watch(server, plan, step)
+        stop.set()
+        for thread in threads:
+            thread.join(_JOIN_S)
+            if thread.is_alive():
+                tally.findings.add("failed", f"a client still waits {_JOIN_S:.0f} s after the end")
+        server.stop()
+        for sentence in [*folder_problems(server.models_dir), *leftovers(server.models_dir)]:
+            tally.findings.add("folder", sentence)
+    return _outcome(plan, tally, samples, time.perf_counter() - started_s)
+
+
+def _prepare(server: Server) -> dict[int, float]:
+    """Fit and calibrate two ROIs; return the scores of the parts that are inspected from then on."""
+    with closing(server.client()) as client:
+        for roi_id in (_ROI, _BUSY_ROI):
+            fitted = client.send(parts.fit(roi_id, _FITTED))
+            calibrated = client.post("/calibrate_ng", {**parts.roi(roi_id), "mm_per_px": parts.MM_PER_PX})
+            if (fitted.status, calibrated.status) != (200, 200):
+                raise ServerFailed(f"the server does not learn: {fitted}; {calibrated}")
+        return {image: client.send(parts.infer(_ROI, image)).json["score"] for image in _INSPECTED}
+
+
+def _loop(server: Server, call: Callable[[Client], None], pause_s: float, tally: _Tally, stop: threading.Event) -> None:
+    with closing(server.client()) as client:
+        while not stop.wait(pause_s):
+            try:
+                call(client)
+            except CallCutOff as error:
+                tally.findings.add("failed", str(error))
+
+
+def _inspect_once(scores: dict[int, float], first: int, tally: _Tally, client: Client) -> None:
+    with tally.lock:
+        number = tally.calls["inspect"] + first
+    image = _INSPECTED[number % len(_INSPECTED)]
+    heatmap = ("base64", "path", "none")[number % 3]
+    answer = client.send(parts.infer(_ROI, image, heatmap=heatmap))
+    if _is_done("inspect", answer, tally) and answer.json["score"] != scores[image]:
+        tally.findings.add("score", f"part {image}: {answer.json['score']}, at the beginning {scores[image]}")
+
+
+def _round(tally: _Tally, client: Client) -> None:
+    """Do everything that a service does beside inspecting, and leave the ROI as it was."""
+    ids = parts.roi(_BUSY_ROI)
+    steps: list[tuple[str, Callable[[], Answer]]] = [
+        ("fit", lambda: client.send(parts.fit(_BUSY_ROI, range(8, 12)))),
+        ("calibrate", lambda: client.post("/calibrate_ng", {**ids, "mm_per_px": parts.MM_PER_PX})),
+        ("upload", lambda: client.send(parts.upload(_BUSY_ROI, "ng", range(1000, 1003)))),
+        ("list", lambda: client.get("/datasets/list", **ids)),
+        ("inspect data set", lambda: client.post("/infer_dataset", {**ids, "default_mm_per_px": parts.MM_PER_PX})),
+        ("job", lambda: _job(client)),
+        ("manifest", lambda: client.get("/manifest", **ids)),
+        ("health", lambda: client.get("/health")),
+        ("metrics", lambda: client.get("/metrics")),
+        ("clear", lambda: client.delete("/datasets/clear", **ids, label="ng")),
+        ("replace", lambda: client.send(parts.fit(_BUSY_ROI, _FITTED, mode="replace"))),
+    ]
+    for kind, call in steps:
+        _is_done(kind, call(), tally)
+    with tally.lock:
+        tally.rounds += 1
+
+
+def _job(client: Client) -> Answer:
+    answer = client.send(parts.fit(_BUSY_ROI, range(12, 14)), Prefer="respond-async")
+    if answer.status != 202:
+        return answer
+    path = answer.json["status_url"]
+    while True:
+        answer = client.get(path)
+        if answer.status != 200 or answer.json["state"] in _FINAL_STATES:
+            return answer
+        time.sleep(0.02)
+
+
+def _is_done(kind: str, answer: Answer, tally: _Tally) -> bool:
+    with tally.lock:
+        tally.calls[kind] += 1
+        tally.busy += answer.status == 503
+    if answer.status not in (200, 503) or (kind == "job" and answer.json.get("state") != "done"):
+        tally.findings.add("failed", f"{kind}: {answer}")
+    return answer.status == 200
+
+
+def _watch(server: Server, plan: Plan, step: Callable[[], None]) -> list[Sample]:
+    """Return samples over the whole time; none where the system does not tell."""
+    samples: list[Sample] = []
+    tick_s = max(_SHORTEST_TICK_S, plan.seconds / _SAMPLES)
+    started_s = time.monotonic()
+    while (at_s := time.monotonic() - started_s) < plan.seconds:
+        held = vitals(server.pid)
+        if held is not None:
+            jobs = server.models_dir / ".jobs"
+            size_mb = folder_mb(server.models_dir) - folder_mb(jobs)
+            samples.append(Sample(at_s=at_s, vitals=held, folder_mb=size_mb, jobs=sum(1 for _ in jobs.glob("*.json"))))
+        step()
+        time.sleep(tick_s)
+    return samples
+
+
+def quarters(samples: Sequence[Sample], seconds: float, figure: Callable[[Sample], float]) -> list[float]:
+    """Return the medians of a figure in the four quarters of the time.
+
+    Raises:
+        statistics.StatisticsError: If a quarter has no sample.
+    """
+    return [
+        statistics.median(figure(one) for one in samples if seconds * n / 4 <= one.at_s < seconds * (n + 1) / 4)
+        for n in range(4)
+    ]
+
+
+def growth_claims(samples: Sequence[Sample], seconds: float) -> list[Claim]:
+    """Return what the samples say: the last quarter beside the second, after the first as a warm-up."""
+    if len(samples) < _MIN_SAMPLES:
+        return [Claim(text="Memory stays flat", figure="not measured: this system does not tell", holds=False)]
+    resident = quarters(samples, seconds, lambda one: one.vitals.resident_mb)
+    descriptors = quarters(samples, seconds, lambda one: one.vitals.descriptors)
+    sockets = quarters(samples, seconds, lambda one: one.vitals.sockets)
+    threads = quarters(samples, seconds, lambda one: one.vitals.threads)
+    folder = quarters(samples, seconds, lambda one: one.folder_mb)
+    most_jobs = max(one.jobs for one in samples)
+    grown = resident[3] / resident[1] - 1
+    return [
+        Claim(
+            text=f"Resident memory is flat: the last quarter's median within {FLAT:.0%} of the second's",
+            figure=f"{' → '.join(f'{value:.1f}' for value in resident)} MB by quarters ({grown:+.2%})",
+            holds=grown <= FLAT,
+        ),
+        Claim(
+            text="No descriptor, socket or thread leaks",
+            figure=f"medians by quarters: descriptors {_row(descriptors)}, sockets {_row(sockets)}, "
+            f"threads {_row(threads)}",
+            # Between two calls a client's connection may be there or not, and so may its thread.
+            holds=all(values[3] <= values[1] + 1 for values in (descriptors, sockets, threads)),
+        ),
+        Claim(
+            text="The models folder does not grow under rounds that leave it as it was",
+            figure=f"{' → '.join(f'{value:.2f}' for value in folder)} MB by quarters, and at most {most_jobs} jobs, of "
+            f"which {KEPT_JOBS} are kept",
+            # A reading meets a fit half-way: its uploads are there, and what they replace is there still.
+            holds=folder[3] <= 1.2 * folder[1] and most_jobs <= KEPT_JOBS + 1,
+        ),
+    ]
+
+
+def _row(values: Sequence[float]) -> str:
+    return " → ".join(f"{value:g}" for value in values)
+
+
+def _outcome(plan: Plan, tally: _Tally, samples: Sequence[Sample], elapsed_s: float) -> Outcome:
+    findings = tally.findings
+    per_s = tally.calls["inspect"] / plan.seconds
+    figures: dict[str, Any] = {
+        "calls": dict(tally.calls),
+        "busy": tally.busy,
+        "samples": [
+            {**asdict(one.vitals), "at_s": one.at_s, "folder_mb": one.folder_mb, "jobs": one.jobs} for one in samples
+        ],
+        "findings": dict(findings.counts),
+        "elapsed_s": elapsed_s,
+    }
+    return Outcome(
+        name="soak",
+        claims=[
+            *growth_claims(samples, plan.seconds),
+            Claim(
+                text="Every call is answered, and the same part gets the same score to the end",
+                figure=f"{plan.seconds / 60:g} min, {tally.calls['inspect']} inspections ({per_s:.1f} per s) and "
+                f"{tally.rounds} rounds of everything else; {tally.busy} times 503, {findings.count('failed')} "
+                f"failures, {findings.count('score')} other scores",
+                holds=findings.count("failed", "score") == 0 and tally.rounds > 0,
+            ),
+            Claim(
+                text="Afterwards `roi-inspector verify` finds nothing, and no lock or temporary file is left",
+                figure=f"{findings.count('folder')}",
+                holds=findings.count("folder") == 0,
+            ),
+        ],
+        figures=figures,
+        findings=findings.words,
+    )
+
+
+def n_steps(plan: Plan) -> int:
+    """Return about how many samples a plan takes."""
+    return int(plan.seconds / max(_SHORTEST_TICK_S, plan.seconds / _SAMPLES))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; return 0 when every claim holds."""
+    parser = argparse.ArgumentParser(prog="python -m reliability.soak", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--minutes", type=float, default=Plan.seconds / 60, help="of load (%(default)g)")
+    parser.add_argument("--clients", type=int, default=Plan.clients, help="that inspect (%(default)s)")
+    add_output_options(parser)
+    arguments = parser.parse_args(argv)
+    plan = Plan(seconds=60 * arguments.minutes, clients=arguments.clients)
+    try:
+        with tempfile.TemporaryDirectory(prefix="soak-") as folder, steps("soak", n_steps(plan)) as step:
+            outcome = run(plan, Path(folder), step=step)
+    except ServerFailed as error:
+        print(error, file=sys.stderr)
+        return 1
+    return publish([outcome], arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
