@@ -55,9 +55,7 @@ class Extraction:
         self._lock = threading.Lock()
         self._callers = 0
 
-    def inspect(
-        self, extractor: FeatureExtractor, image_bgr: NDArray[np.uint8], watch: Stopwatch
-    ) -> Rows:
+    def inspect(self, extractor: FeatureExtractor, image_bgr: NDArray[np.uint8], watch: Stopwatch) -> Rows:
         """Return the rows [N, D] of an image, on the device where it can search; blocks until it has made them.
 
         Args:

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from backend.nearest import RowsOnDevice
 from backend.placement import Placement
 
-
 EngineOrigin = Literal["as it is", "converted", "read from cache"]
 """How the graph that an engine runs came about."""
 

@@ -19,14 +19,14 @@ class FitSteps:
     def __init__(self, progress: Progress | None, n_images: int) -> None:
         self._progress = progress
         self._n_images = n_images
-        self._before = 0
+        self._begun = 0
         self._picking = -(-n_images // _PICKING_SHARE)
 
-    def images(self, done: int, n_images: int) -> None:
-        """Hear of images whose embeddings are there, of those of a stage; another stage follows on its end."""
-        self._tell(self._before + done)
-        if done == n_images:
-            self._before += n_images
+    def extracting(self, n_images: int) -> Progress:
+        """Return what the next stage of so many images tells its progress."""
+        before = self._begun
+        self._begun += n_images
+        return lambda done, _: self._tell(before + done)
 
     def picks(self, done: int, n_picks: int) -> None:
         """Hear of the coreset's picks."""

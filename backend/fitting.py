@@ -129,11 +129,12 @@ class Fitter:
         shape_mask(request.shape, first.image_hw)
         self._check(self._learned(key, request)[0], request, extractor, first)
         of_dataset = images.labelled("ok") if request.use_dataset else []
-        steps = FitSteps(progress, len({digest for _, digest, _ in identified}) + len(of_dataset))
+        n_uploads = len({digest for _, digest, _ in identified})
+        steps = FitSteps(progress, n_uploads + len(of_dataset))
         with watch.lap("extract"):
-            fresh = self._extract(images, identified, extractor, steps.images)
+            fresh = self._extract(images, identified, extractor, steps.extracting(n_uploads))
             # Before the lock, so that nobody waits for it; under it the rows are there.
-            self._learnables(images, of_dataset, request, first, extractor, steps.images)
+            self._learnables(images, of_dataset, request, first, extractor, steps.extracting(len(of_dataset)))
         with self._store.lock(key), images.all_or_none():
             known, was_damaged = self._learned(key, request)
             self._check(known, request, extractor, first)

@@ -21,7 +21,10 @@ class RowsOnDevice(Protocol):
     """Embeddings [N, D] float32 that lie on another device, and are searched for there; numpy copies them here."""
 
     @property
-    def shape(self) -> tuple[int, ...]: ...
+    def shape(self) -> tuple[int, ...]:
+        """Return (N, D)."""
+        ...
+
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[np.float32]: ...
 
     def distances_to(self, name: str, vectors: NDArray[np.float32], k: int) -> NDArray[np.float32]:

@@ -53,7 +53,8 @@ def rest_rows(bench: Workbench) -> Sequence[Row]:
             service=statistics.median(rest_ms),
             n_rounds=len(rest_ms),
             limit=_REST_MS,
-            remark=f"round trip over HTTP, {len(answers[0]['regions'])} regions, {100 * _HOT:g} % of the image, base64 heat map; of it "
+            remark=f"round trip over HTTP, {len(answers[0]['regions'])} regions on {100 * _HOT:g} % of the image, "
+            "base64 heat map; of it "
             + ", ".join(f"{name} {statistics.median(laps[name]):.1f} ms" for name in _LAPS)
             + f"; the search beside it {statistics.median(laps['search']):.1f} ms",
         )

@@ -80,7 +80,7 @@ def test_it_fits_calibrates_and_inspects_a_folder(run: Run, server: Client, good
     fitted = run("fit", good, *roi)
     assert (fitted.returncode, fitted.stderr) == (0, "")
     assert re.search(r"learned 6 images, \d+ of 384 embeddings kept", fitted.stdout)
-    assert "6 of 6 images" in fitted.stdout
+    assert "8 of 8 steps" in fitted.stdout
     client = server.at("scheibe-ñ", role_id="Master1", recipe="csharp")
     assert client.about("/manifest").ok()["fit"]["mm_per_px"] == 0.25
     assert len(client.files("ok")) == 6

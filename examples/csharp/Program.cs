@@ -165,7 +165,7 @@ namespace RoiInspectorExample
         private static void PrintProgress(int done, int total, double? secondsLeft)
         {
             var left = secondsLeft.HasValue ? ", " + Shown(secondsLeft.Value, "0") + " s left" : "";
-            Console.WriteLine("{0} of {1} images{2}", done, total, left);
+            Console.WriteLine("{0} of {1} steps{2}", done, total, left);
         }
 
         private static void PrintWarnings(JsonObject answer)
