@@ -100,7 +100,11 @@ class OpenVinoEngine:
         """
         request = self._request(images_rgb.shape[1:3])
         with self._run_lock:
-            return np.stack([request.infer({0: image[np.newaxis]})[0][0] for image in images_rgb])
+            # The request's own memory, which the next image overwrites, is copied once, into what is handed out.
+            found = np.empty((len(images_rgb), *request.get_output_tensor(0).shape[1:]), dtype=np.float32)
+            for image, rows in zip(images_rgb, found, strict=True):
+                rows[:] = request.infer({0: image[np.newaxis]}, share_inputs=True, share_outputs=True)[0][0]
+            return found
 
     def _resolve_precision(self, precision: Precision | Literal["auto"]) -> Precision:
         if precision == "auto":
