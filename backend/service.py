@@ -19,7 +19,8 @@ from backend.errors import ArtefactCorrupt, MemoryNotFound, ShapeOutsideImage
 from backend.extraction import Extraction, Rows
 from backend.extractor_loader import ExtractorLoader, ExtractorState
 from backend.fit_report import FitReport
-from backend.fitting import FitRequest, Fitter, Mode, Upload
+from backend.fit_request import FitRequest, Mode, Upload
+from backend.fitting import Fitter
 from backend.image_codec import decode_image, pixel_digest, to_bgr_uint8
 from backend.infer import Decision, Inspection, Region, anomaly_map, find_regions, image_scores
 from backend.model_cache import LoadedModel, ModelCache

@@ -32,7 +32,7 @@ from backend.calib import SCORE_MODES, Calibration, ScoreMode, set_threshold
 from backend.errors import InspectionError
 from backend.extractor_loader import ExtractorLoader
 from backend.extractors import FeatureExtractor
-from backend.fitting import Upload
+from backend.fit_request import Upload
 from backend.image_codec import decode_image, pixel_digest
 from backend.infer import anomaly_map, image_scores
 from backend.model_key import ModelKey

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from backend.errors import InvalidInput
-from backend.fitting import Upload
+from backend.fit_request import Upload
 from backend.model_key import ModelKey
 from backend.settings import Settings
 from backend.wiring import build_service

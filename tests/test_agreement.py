@@ -7,7 +7,7 @@ from fakes import FakeExtractor
 
 from backend.errors import ExtractorMismatch, Unavailable
 from backend.features import DinoV2Features
-from backend.fitting import Upload
+from backend.fit_request import Upload
 from backend.image_codec import encode_png
 from backend.image_store import ImageStore
 from backend.model_key import ModelKey

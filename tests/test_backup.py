@@ -24,7 +24,7 @@ from backend.cli import main
 from backend.datasets import DatasetUpload
 from backend.errors import StorageFull
 from backend.extractor_loader import ExtractorLoader
-from backend.fitting import Upload
+from backend.fit_request import Upload
 from backend.model_key import ModelKey
 from backend.restoring import restore
 from backend.service import InspectionService

@@ -14,7 +14,7 @@ from fakes import FakeExtractor, encoded, good_image
 from backend.errors import ArtefactCorrupt, NotFound
 from backend.extractor_loader import ExtractorLoader
 from backend.extractors import embeddings_key
-from backend.fitting import Upload
+from backend.fit_request import Upload
 from backend.image_codec import encode_png
 from backend.jobs import Jobs
 from backend.model_key import ModelKey

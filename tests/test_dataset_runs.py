@@ -16,7 +16,7 @@ from backend.datasets import Datasets, DatasetUpload
 from backend.device_queue import DeviceQueue
 from backend.errors import InvalidInput, MemoryNotFound, QueueFull, ShuttingDown, WeightsUnavailable
 from backend.extractor_loader import ExtractorLoader
-from backend.fitting import Upload
+from backend.fit_request import Upload
 from backend.model_key import ModelKey
 from backend.service import InspectionService
 from backend.settings import Settings

@@ -9,7 +9,7 @@ from fakes import FakeExtractor, defective_image, encoded, good_image  # noqa: E
 
 from backend import device_search  # noqa: E402
 from backend.device_search import DeviceRows, DeviceSearch  # noqa: E402
-from backend.fitting import Upload  # noqa: E402
+from backend.fit_request import Upload  # noqa: E402
 from backend.nearest import build_index  # noqa: E402
 
 

@@ -20,7 +20,7 @@ from backend.backup import back_up
 from backend.datasets import Datasets, DatasetUpload
 from backend.errors import StorageFailed, StorageFull
 from backend.extractor_loader import ExtractorLoader
-from backend.fitting import Upload
+from backend.fit_request import Upload
 from backend.model_key import ModelKey
 from backend.restoring import restore
 from backend.service import InspectionService

@@ -22,7 +22,7 @@ from backend.errors import (
     WeightsUnavailable,
 )
 from backend.extractor_loader import ExtractorLoader
-from backend.fitting import Upload
+from backend.fit_request import Upload
 from backend.image_codec import pixel_digest
 from backend.image_store import ImageStore, StoredImage
 from backend.model_key import ModelKey

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backend.errors import BadShape, MemoryNotFound
-from backend.fitting import Upload
+from backend.fit_request import Upload
 from backend.infer import (
     HEATMAP_AT_THRESHOLD,
     Inspection,

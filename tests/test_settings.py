@@ -215,7 +215,7 @@ def test_the_settings_reach_the_answers(monkeypatch: pytest.MonkeyPatch, tmp_pat
 
 def test_the_cache_holds_no_more_models_than_it_may(tmp_path: Path) -> None:
     from backend.extractor_loader import ExtractorLoader
-    from backend.fitting import Upload
+    from backend.fit_request import Upload
     from backend.model_key import ModelKey
     from backend.wiring import build_service
 

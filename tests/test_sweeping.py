@@ -16,7 +16,7 @@ from fakes import FakeExtractor, bank_on_a_line, encoded, good_image
 from http_support import answer_of, plates, ready, running_app
 
 from backend.files import ABANDONED_S, SETTLED_S, TEMP_PREFIX, scratch_folder, staged
-from backend.fitting import Upload
+from backend.fit_request import Upload
 from backend.jobs import Jobs
 from backend.model_key import ModelKey
 from backend.service import InspectionService

@@ -15,7 +15,7 @@ from backend import verifying
 from backend.cli import main
 from backend.extractor_loader import ExtractorLoader
 from backend.files import write_atomic
-from backend.fitting import Upload
+from backend.fit_request import Upload
 from backend.image_codec import encode_png
 from backend.jobs import Jobs
 from backend.model_key import ModelKey
