@@ -1,4 +1,4 @@
-"""What each file of a models folder is, told by its place alone: the inverse of ``backend/storage.py``.
+"""Folder names, and what each file of a models folder is, told by its place alone: what ``backend/storage.py`` wrote.
 
 A name that this module does not know was not written by the service. Verification reports it, an archive that holds
 one is refused.
@@ -51,6 +51,25 @@ class Place:
     label: Label | None = None
     digest: str = ""
     set_aside: str = ""
+
+
+def child_folder(parent: Path, an_id: str) -> Path:
+    """Return the folder of an id below a parent.
+
+    The plain name, unless it is taken by an id that differs from this one only by case: a case-insensitive file system
+    would mix the two up, so the second gets the fully escaped name.
+    """
+    escaped = folder_name(an_id, escape_all=True)
+    try:
+        present = {unicodedata.normalize("NFC", entry.name) for entry in parent.iterdir()}
+    except FileNotFoundError:
+        present = set()
+    if escaped in present:
+        return parent / escaped
+    plain = folder_name(an_id)
+    if plain in present or plain.casefold() not in {entry.casefold() for entry in present}:
+        return parent / plain
+    return parent / escaped
 
 
 def files_below(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:

@@ -21,6 +21,7 @@ from backend.extractor_loader import ExtractorLoader, ExtractorState
 from backend.fit_report import FitReport
 from backend.fit_request import FitRequest, Mode, Upload
 from backend.fitting import Fitter
+from backend.heatmaps import save_heatmap
 from backend.image_codec import decode_image, pixel_digest, to_bgr_uint8
 from backend.infer import Decision, Inspection, Region, anomaly_map, find_regions, image_scores
 from backend.model_cache import LoadedModel, ModelCache
@@ -307,7 +308,7 @@ class InspectionService:
 
     def keep_heatmap(self, key: ModelKey, inspection: Inspection, png: bytes) -> str:
         """Store a heat map as a file; return its path below the models folder. The newest few hundred are kept."""
-        return self._store.save_heatmap(key, str(inspection.params["image_digest"]), png)
+        return save_heatmap(self._store, key, str(inspection.params["image_digest"]), png)
 
     def describe(self, key: ModelKey) -> LoadedModel:
         """Return what is stored of a model.

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -51,6 +50,7 @@ from backend.files import (
     writing,
 )
 from backend.image_store import ImageStore
+from backend.layout import child_folder
 from backend.model_key import DEFAULT_RECIPE, RECIPES_FOLDER, ModelKey, folder_name
 from backend.nearest import faiss_bytes
 from backend.patchcore import MemoryBank
@@ -59,7 +59,6 @@ from backend.quarantine import Quarantine, set_aside_copies
 _log = logging.getLogger(__name__)
 
 LOCK_TIMEOUT_S = 600.0
-KEPT_HEATMAPS = 200
 
 _KEPT_CALIBRATIONS = 2
 _MEMORY_DAMAGED = (
@@ -208,19 +207,6 @@ class ArtefactStore:
             others.sort(key=lambda other: other.memory_checksum != in_force)
         self.write(path, calibration_bytes([calibration, *others][:_KEPT_CALIBRATIONS]))
 
-    def save_heatmap(self, key: ModelKey, image_digest: str, png: bytes) -> str:
-        """Write a heat map beside its model; return its path below the models folder, with forward slashes."""
-        folder = self.model_folder(key) / "heatmaps"
-        path = folder / f"{image_digest}.png"
-        self.write(path, png)
-        # Another inspection may delete one of them meanwhile: it has no stamp then.
-        for old in sorted(folder.glob("*.png"), key=lambda entry: stamp(entry) or (0, 0, 0))[:-KEPT_HEATMAPS]:
-            size = size_of(old)
-            with writing():
-                old.unlink(missing_ok=True)
-            self.disk.freed(size)
-        return path.relative_to(self.models_dir).as_posix()
-
     def calibrations(self, key: ModelKey) -> list[Calibration]:
         """Return the stored calibrations, newest first, whatever memory they belong to.
 
@@ -363,25 +349,6 @@ class _RoiFiles:
 
     def found_damaged(self, path: Path, is_damaged: Callable[[bytes], bool]) -> None:
         self._store.found_damaged(self._key, path, is_damaged)
-
-
-def child_folder(parent: Path, an_id: str) -> Path:
-    """Return the folder of an id below a parent.
-
-    The plain name, unless it is taken by an id that differs from this one only by case: a case-insensitive file system
-    would mix the two up, so the second gets the fully escaped name.
-    """
-    escaped = folder_name(an_id, escape_all=True)
-    try:
-        present = {unicodedata.normalize("NFC", entry.name) for entry in parent.iterdir()}
-    except FileNotFoundError:
-        present = set()
-    if escaped in present:
-        return parent / escaped
-    plain = folder_name(an_id)
-    if plain in present or plain.casefold() not in {entry.casefold() for entry in present}:
-        return parent / plain
-    return parent / escaped
 
 
 def _switch(new: Path, path: Path) -> None:

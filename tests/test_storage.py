@@ -14,13 +14,15 @@ import numpy as np
 import pytest
 from fakes import bank_on_a_line, grid_placement
 
-from backend import storage
+from backend import heatmaps, storage
 from backend.artefacts import FORMAT_VERSION, bank_bytes, bank_from_bytes, calibrations_from_bytes, with_digest
 from backend.calib import Calibration, false_alarm_bounds
 from backend.errors import ArtefactCorrupt, StorageFull, Unavailable
+from backend.heatmaps import save_heatmap
+from backend.layout import child_folder
 from backend.model_key import ModelKey, id_of_folder
 from backend.patchcore import MemoryBank, PatchGrid, learn
-from backend.storage import ArtefactStore, child_folder
+from backend.storage import ArtefactStore
 from backend.utils import sealed_json
 from backend.whitening import fit_whitening
 
@@ -505,24 +507,24 @@ with ArtefactStore(Path({str(tmp_path / "models")!r})).lock(ModelKey(role_id="In
 
 
 def test_a_heat_map_is_stored_beside_its_model_and_told_with_forward_slashes(store, key, tmp_path):
-    told = store.save_heatmap(key, "ab" * 32, b"png")
+    told = save_heatmap(store, key, "ab" * 32, b"png")
     assert told == f"Inspection/inspection-1/heatmaps/{'ab' * 32}.png"
     assert (tmp_path / "models" / told).read_bytes() == b"png"
 
 
 def test_only_the_newest_heat_maps_are_kept(store, key, monkeypatch):
-    monkeypatch.setattr(storage, "KEPT_HEATMAPS", 3)
+    monkeypatch.setattr(heatmaps, "KEPT_HEATMAPS", 3)
     for number in range(6):
-        path = store.save_heatmap(key, f"{number}", b"png")
+        path = save_heatmap(store, key, f"{number}", b"png")
         os.utime(store.roi_folder(key).parents[1] / path, ns=(number, number))
     assert files(store.roi_folder(key)) == ["heatmaps/3.png", "heatmaps/4.png", "heatmaps/5.png"]
 
 
 def test_a_heat_map_that_another_call_has_just_deleted_does_no_harm(store, key):
-    store.save_heatmap(key, "a", b"png")
+    save_heatmap(store, key, "a", b"png")
     gone = store.roi_folder(key) / "heatmaps" / "b.png"
     gone.symlink_to("nowhere")  # listed, and not there any more
-    store.save_heatmap(key, "c", b"png")
+    save_heatmap(store, key, "c", b"png")
 
 
 def test_the_images_that_other_models_of_a_roi_have_learned_are_known(store, key):
