@@ -10,16 +10,10 @@ from __future__ import annotations
 
 import argparse
 import sys
-import tempfile
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 from reliability import crowd, fuzz, kills, soak
-from reliability.command import add_output_options, publish, steps
-from reliability.outcomes import Outcome
-from reliability.servers import ServerFailed
-
-Step = Callable[[], None]
+from reliability.command import Proof, add_output_options, proved
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -38,21 +32,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     fuzz_plan = fuzz.Plan(requests=arguments.requests, seed=seed)
     crowd_plan = crowd.Plan(seconds=60 * arguments.crowd_minutes, seed=seed)
     soak_plan = soak.Plan(seconds=60 * arguments.minutes)
-    proofs: list[tuple[str, int, Callable[[Path, Step], Outcome]]] = [
+    proofs: list[tuple[str, int, Proof]] = [
         ("kills", kill_plan.kills, lambda folder, step: kills.run(kill_plan, folder, step=step)),
         ("fuzz", fuzz_plan.requests, lambda folder, step: fuzz.run(fuzz_plan, folder, step=step)),
         ("crowd", int(crowd_plan.seconds), lambda folder, step: crowd.run(crowd_plan, folder, step=step)),
         ("soak", soak.n_steps(soak_plan), lambda folder, step: soak.run(soak_plan, folder, step=step)),
     ]
-    outcomes, is_whole = [], True
-    for name, total, prove in proofs:
-        try:
-            with tempfile.TemporaryDirectory(prefix=f"{name}-") as folder, steps(name, total) as step:
-                outcomes.append(prove(Path(folder), step))
-        except ServerFailed as error:
-            print(f"{name}: {error}", file=sys.stderr)
-            is_whole = False
-    return publish(outcomes, arguments) if is_whole else max(1, publish(outcomes, arguments))
+    return proved(proofs, arguments)
 
 
 if __name__ == "__main__":

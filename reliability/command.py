@@ -7,6 +7,8 @@ import json
 import os
 import platform
 import re
+import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,6 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Column, Table
 
 from reliability.outcomes import Outcome
+from reliability.servers import ServerFailed
 
 _HEADINGS = ("claim", "figure", "holds")
 
@@ -36,6 +39,23 @@ def steps(description: str, total: int) -> Iterator[Callable[[], None]]:
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task(description, total=total)
         yield lambda: progress.advance(task)
+
+
+Proof = Callable[[Path, Callable[[], None]], Outcome]
+"""Proves something in a folder, and calls back after each of its steps."""
+
+
+def proved(proofs: Sequence[tuple[str, int, Proof]], arguments: argparse.Namespace) -> int:
+    """Run proofs (name, number of steps, proof) and publish what came of them; return 0 when every claim holds."""
+    outcomes = []
+    for name, total, prove in proofs:
+        try:
+            with tempfile.TemporaryDirectory(prefix=f"{name}-") as folder, steps(name, total) as step:
+                outcomes.append(prove(Path(folder), step))
+        except ServerFailed as error:
+            print(f"{name}: {error}", file=sys.stderr)
+    holds = publish(outcomes, arguments) == 0 and len(outcomes) == len(proofs)
+    return 0 if holds else 1
 
 
 def publish(outcomes: Sequence[Outcome], arguments: argparse.Namespace, *, console: Console | None = None) -> int:

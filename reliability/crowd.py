@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import random
 import sys
-import tempfile
 import threading
 import time
 from collections import Counter, defaultdict
@@ -26,10 +25,10 @@ from typing import Any
 from reliability import parts
 from reliability.checks import folder_problems, leftovers
 from reliability.clients import Answer, CallCutOff, Client
-from reliability.command import add_output_options, publish, steps
+from reliability.command import add_output_options, proved
 from reliability.outcomes import Claim, Findings, Outcome
 from reliability.reference import Reference
-from reliability.servers import Server, ServerFailed
+from reliability.servers import Server
 from reliability.worlds import NG_POOL
 
 ROIS = tuple(f"crowd-{number}" for number in range(5))
@@ -325,13 +324,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         clients=arguments.clients,
         seed=arguments.seed,
     )
-    try:
-        with tempfile.TemporaryDirectory(prefix="crowd-") as folder, steps("crowd", int(plan.seconds)) as step:
-            outcome = run(plan, Path(folder), step=step)
-    except ServerFailed as error:
-        print(error, file=sys.stderr)
-        return 1
-    return publish([outcome], arguments)
+    return proved([("crowd", int(plan.seconds), lambda folder, step: run(plan, folder, step=step))], arguments)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ import argparse
 import json
 import random
 import sys
-import tempfile
 import threading
 import time
 from collections import Counter
@@ -27,7 +26,7 @@ from typing import NoReturn
 from reliability import parts
 from reliability.checks import folder_problems, leftovers
 from reliability.clients import CallCutOff
-from reliability.command import add_output_options, publish, steps
+from reliability.command import add_output_options, proved
 from reliability.exchanges import ANSWER_S, exchange
 from reliability.mutations import captured_requests, mutated
 from reliability.outcomes import Claim, Findings, Outcome
@@ -284,13 +283,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_output_options(parser)
     arguments = parser.parse_args(argv)
     plan = Plan(requests=arguments.requests, seed=arguments.seed)
-    try:
-        with tempfile.TemporaryDirectory(prefix="fuzz-") as folder, steps("fuzz", plan.requests) as step:
-            outcome = run(plan, Path(folder), step=step)
-    except ServerFailed as error:
-        print(error, file=sys.stderr)
-        return 1
-    return publish([outcome], arguments)
+    return proved([("fuzz", plan.requests, lambda folder, step: run(plan, folder, step=step))], arguments)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ import random
 import shutil
 import statistics
 import sys
-import tempfile
 import threading
 import time
 from collections import Counter
@@ -30,11 +29,11 @@ from pathlib import Path
 from reliability import parts
 from reliability.checks import problems_after_a_crash
 from reliability.clients import CallCutOff, Client
-from reliability.command import add_output_options, publish, steps
+from reliability.command import add_output_options, proved
 from reliability.moments import MOMENTS, Pulse, temporary_files, wait_for
 from reliability.outcomes import Claim, Findings, Outcome
 from reliability.reference import Reference
-from reliability.servers import Server, ServerFailed
+from reliability.servers import Server
 from reliability.worlds import NG_POOL, OK_POOL, RoiState, World, contradictions
 
 _KEPT_COPIES = 2
@@ -333,13 +332,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_output_options(parser)
     arguments = parser.parse_args(argv)
     plan = Plan(kills=arguments.kills, seed=arguments.seed, arenas=arguments.arenas)
-    try:
-        with tempfile.TemporaryDirectory(prefix="kills-") as folder, steps("kills", plan.kills) as step:
-            outcome = run(plan, Path(folder), step=step)
-    except ServerFailed as error:
-        print(error, file=sys.stderr)
-        return 1
-    return publish([outcome], arguments)
+    return proved([("kills", plan.kills, lambda folder, step: run(plan, folder, step=step))], arguments)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
-import tempfile
 import threading
 import time
 from collections import Counter
@@ -31,7 +30,7 @@ from backend.jobs import KEPT_JOBS
 from reliability import parts
 from reliability.checks import folder_problems, leftovers
 from reliability.clients import Answer, CallCutOff, Client
-from reliability.command import add_output_options, publish, steps
+from reliability.command import add_output_options, proved
 from reliability.outcomes import Claim, Findings, Outcome
 from reliability.servers import Server, ServerFailed
 from reliability.vitals import Vitals, folder_mb, vitals
@@ -309,13 +308,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_output_options(parser)
     arguments = parser.parse_args(argv)
     plan = Plan(seconds=60 * arguments.minutes, clients=arguments.clients)
-    try:
-        with tempfile.TemporaryDirectory(prefix="soak-") as folder, steps("soak", n_steps(plan)) as step:
-            outcome = run(plan, Path(folder), step=step)
-    except ServerFailed as error:
-        print(error, file=sys.stderr)
-        return 1
-    return publish([outcome], arguments)
+    return proved([("soak", n_steps(plan), lambda folder, step: run(plan, folder, step=step))], arguments)
 
 
 if __name__ == "__main__":
