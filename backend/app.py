@@ -29,6 +29,7 @@ from backend.time_limits import TimeLimits
 from backend.wiring import (
     build_api_keys,
     build_audit,
+    build_body_budget,
     build_datasets,
     build_jobs,
     build_recipes,
@@ -63,6 +64,7 @@ def create_app(settings: Settings | None = None, service: InspectionService | No
             state.metrics = Metrics()
             state.metrics.watch_in_flight(lambda: state.gate.in_flight)
             state.jobs = build_jobs(state.settings)
+            state.body_budget = build_body_budget(state.settings)
             # Every waiting inspection holds a thread; the queue must be what bounds them, with its 503.
             threads = state.settings.queue_length + _THREADS_BESIDE_INSPECTIONS
             anyio.to_thread.current_default_thread_limiter().total_tokens = threads

@@ -19,7 +19,7 @@ from backend.schemas import ErrorBody
 
 _log = logging.getLogger(__name__)
 
-_CODES = {404: "not_found", 405: "method_not_allowed", 408: "body_timeout", 413: "too_large"}
+_CODES = {404: "not_found", 405: "method_not_allowed", 408: "body_timeout", 413: "too_large", 503: "queue_full"}
 _MEANINGS = {
     HTTPStatus.BAD_REQUEST: "The request cannot be understood, or the ROI was never fitted.",
     HTTPStatus.UNAUTHORIZED: "No API key, or one that is not known; only where BDI_API_KEYS is set.",

@@ -93,13 +93,16 @@ class Jobs:
         self._futures: dict[str, Future[None]] = {}
         self._stopping = threading.Event()
 
-    def start(self, kind: str, call: Callable[[Progress], dict[str, Any]]) -> Job:
+    def start(
+        self, kind: str, call: Callable[[Progress], dict[str, Any]], *, ended: Callable[[], None] = lambda: None
+    ) -> Job:
         """Queue a call and return its job.
 
         Args:
             kind: What the call is.
             call: Does the work and returns a JSON object; the progress callback it is given raises JobCancelled to end
                 it.
+            ended: Called when the job has ended in whatever way, or will never begin.
 
         Raises:
             QueueFull: If too many jobs wait.
@@ -117,12 +120,13 @@ class Jobs:
             job = Job(job_id=uuid.uuid4().hex, kind=kind, owner=self._owner, created_s=time.time())
             self._save(job)
             try:
-                self._futures[job.job_id] = self._threads.submit(self._run, job, call)
+                future = self._futures[job.job_id] = self._threads.submit(self._run, job, call)
             except RuntimeError as error:  # closed since we looked
                 self._save(replace(job, state="lost", finished_s=time.time()))
                 raise ShuttingDown(
                     "The service is stopping. Send the request again to the one that follows."
                 ) from error
+        future.add_done_callback(lambda _: ended())
         self._prune()
         return job
 

@@ -10,12 +10,14 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from backend.errors import ReservedRecipe
+from backend.body_budget import HeldBody
+from backend.errors import QueueFull, ReservedRecipe
 from backend.logs import REQUEST_ID
 from backend.model_key import DEFAULT_RECIPE, checked_recipe
 
 REQUEST_ID_HEADER = "X-Request-Id"
 RECIPE_ID_HEADER = "X-Recipe-Id"
+_NO_ROOM = "Other uploads take all the room that there is for them (BDI_MAX_HELD_MB). Send this one again in a while."
 _USABLE_ID = re.compile(r"[!-~]{1,128}")
 
 _STATIC = "/static-offline-docs/"
@@ -115,7 +117,7 @@ class HeadAsGet:
 
 
 class BodyLimit:
-    """Refuses a body over ``settings.max_body_mb`` while it streams in, not after."""
+    """Refuses a body over ``settings.max_body_mb``, or that there is no room for, while it streams in, not after."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -129,17 +131,26 @@ class BodyLimit:
         announced = Headers(scope=scope).get("content-length", "0")
         too_much = announced.isdigit() and int(announced) > limit_mb * 1_000_000
         received = 0
+        held = scope["state"]["held_body"] = HeldBody(scope["app"].state.body_budget)
+        has_room = too_much or not announced.isdigit() or held.grow_to(int(announced))
 
         async def receive_some() -> Message:
-            nonlocal received
-            message: Message = {} if too_much else await receive()
+            nonlocal received, has_room
+            message: Message = {} if too_much or not has_room else await receive()
             received += len(message.get("body", b""))
+            # HTTPExceptions, because FastAPI turns any other error while it reads a body into a 400.
             if too_much or received > limit_mb * 1_000_000:
-                # An HTTPException, because FastAPI turns any other error while it reads a body into a 400.
                 raise HTTPException(413, f"The request is larger than {limit_mb} MB. Send fewer images in one call.")
+            has_room = has_room and held.grow_to(received)
+            if not has_room:
+                raise HTTPException(503, _NO_ROOM, {"Retry-After": str(QueueFull.retry_after_s)})
             return message
 
-        await self._app(scope, receive_some, send)
+        try:
+            await self._app(scope, receive_some, send)
+        finally:
+            if not held.is_handed_over:
+                held.release()
 
 
 def _safety_headers(scope: Scope) -> list[tuple[bytes, bytes]]:

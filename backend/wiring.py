@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from backend.api_keys import ApiKeys
 from backend.audit import Audit
+from backend.body_budget import BodyBudget
 from backend.datasets import Datasets
 from backend.device_queue import DeviceQueue
 from backend.errors import InspectionError, WeightsUnavailable
@@ -65,6 +66,11 @@ def build_datasets(settings: Settings, store: ArtefactStore | None = None) -> Da
 def build_recipes(settings: Settings, store: ArtefactStore | None = None) -> Recipes:
     """Return the recipes below the models folder."""
     return Recipes(settings.models_dir, store or build_store(settings))
+
+
+def build_body_budget(settings: Settings) -> BodyBudget:
+    """Return the room for large uploads; one of the largest size that is allowed always fits."""
+    return BodyBudget(max(settings.max_held_mb, settings.max_body_mb) * 1_000_000)
 
 
 def build_jobs(settings: Settings) -> Jobs:

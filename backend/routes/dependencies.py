@@ -10,6 +10,7 @@ from fastapi import Depends, Header, Query, Request
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 
+from backend.body_budget import HeldBody
 from backend.coreset import Progress
 from backend.datasets import Datasets
 from backend.deadlines import end_if_late
@@ -178,7 +179,10 @@ def now_or_later(
     """Return the call's answer, or start it as a job and return 202 where the client prefers that."""
     if not prefers_async:
         return call(end_if_late)
-    job = jobs.start(kind, lambda progress: call(progress).model_dump(mode="json"))
+    held: HeldBody = request.state.held_body
+    # From here on the upload is the job's, which may end before this line does.
+    job = jobs.start(kind, lambda progress: call(progress).model_dump(mode="json"), ended=held.release)
+    held.is_handed_over = True
     body = {"job_id": job.job_id, "kind": kind, "state": job.state, "status_url": f"/jobs/{job.job_id}"}
     body["request_id"] = request.state.request_id
     headers = {"Location": f"/jobs/{job.job_id}", "Preference-Applied": "respond-async"}
