@@ -226,8 +226,7 @@ def heatmap(image_map: NDArray[np.float32], full_scale: float) -> NDArray[np.uin
     """
     if full_scale <= 0:
         return np.zeros(image_map.shape, np.uint8)
-    scaled = np.minimum(image_map * np.float32(2 * HEATMAP_AT_THRESHOLD / full_scale), 255)
-    return np.asarray(np.floor(scaled + 0.5), dtype=np.float32).clip(0, 255).astype(np.uint8)
+    return np.asarray(cv2.convertScaleAbs(image_map, alpha=2 * HEATMAP_AT_THRESHOLD / full_scale), dtype=np.uint8)
 
 
 def infer_one(
