@@ -9,6 +9,7 @@ from typing import Any, cast
 import anyio.to_thread
 from fastapi import APIRouter, Depends, FastAPI, Response
 from fastapi_offline import FastAPIOffline
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.routing import Route
 
@@ -37,6 +38,7 @@ from backend.wiring import (
     check_requirements,
 )
 
+_ALL_METHODS = ["OPTIONS", "GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "TRACE"]
 _THREADS_BESIDE_INSPECTIONS = 24  # fits, calibrations, listings
 
 
@@ -118,18 +120,26 @@ def _declare_keys(app: FastAPI) -> None:
 
 
 def _options_routes(router: APIRouter) -> Iterator[Route]:
-    """Answer OPTIONS on every path with the methods that it knows: clients probe an endpoint so."""
+    """Answer OPTIONS on every path with the methods that it knows: clients probe an endpoint so.
+
+    And refuse every other method that the path does not know with the same list; Starlette would name one of them.
+    """
     methods_of: dict[str, set[str]] = {}
     for route in router.routes:
         if isinstance(route, Route):
             methods_of.setdefault(route.path, {"OPTIONS"}).update(route.methods or ())
     for path, methods in methods_of.items():
         methods.update({"HEAD"} if "GET" in methods else ())
-        yield Route(path, _allowing(", ".join(sorted(methods))), methods=["OPTIONS"], include_in_schema=False)
+        yield Route(path, _allowing(", ".join(sorted(methods))), methods=_ALL_METHODS, include_in_schema=False)
 
 
 def _allowing(methods: str) -> Callable[[Request], Response]:
-    return lambda _request: Response(status_code=204, headers={"Allow": methods})
+    def answer(request: Request) -> Response:
+        if request.method != "OPTIONS":
+            raise HTTPException(405, headers={"Allow": methods})
+        return Response(status_code=204, headers={"Allow": methods})
+
+    return answer
 
 
 app = create_app()

@@ -450,10 +450,16 @@ def test_head_answers_as_get_does_but_without_the_body(ready: Client, path: str)
 
 
 def test_a_wrong_method_is_405_with_the_methods_that_there_are(server: Client) -> None:
-    for method, path, allowed in (("GET", "/infer", "POST"), ("POST", "/state", "GET"), ("PUT", "/health", "GET")):
+    for method, path, allowed in (
+        ("GET", "/infer", "OPTIONS, POST"),
+        ("POST", "/state", "GET, HEAD, OPTIONS"),
+        ("PUT", "/datasets/file", "DELETE, GET, HEAD, OPTIONS"),
+        ("PATCH", "/jobs/0123", "DELETE, GET, HEAD, OPTIONS"),
+    ):
         reply = server.send(method, path)
         assert reply.ok(405)["code"] == "method_not_allowed"
-        assert allowed in reply.headers["Allow"]
+        assert reply.headers["Allow"] == allowed
+        assert server.send("OPTIONS", path).headers["Allow"] == allowed
 
 
 def test_without_named_origins_no_page_of_another_origin_may_call(server: Client) -> None:
