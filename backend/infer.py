@@ -189,13 +189,18 @@ def find_regions(
         mm_per_px: Millimetres per pixel.
     """
     hot = (image_map >= threshold) & mask
-    if not hot.any():
+    rows, columns = np.flatnonzero(hot.any(axis=1)), np.flatnonzero(hot.any(axis=0))
+    if len(rows) == 0:
         return ()
+    # Defects are small: what follows walks through the box that holds them all, not through the image.
+    top, left = int(rows[0]), int(columns[0])
+    box = (slice(top, int(rows[-1]) + 1), slice(left, int(columns[-1]) + 1))
+    hot = np.ascontiguousarray(hot[box])
     min_area_px = mm2_to_px(area_mm2_thr, mm_per_px)
     n_labels, found, stats, _ = cv2.connectedComponentsWithStats(hot.view(np.uint8), connectivity=8)
     labels = found.astype(np.int32, copy=False)
     peaks = np.zeros(n_labels, dtype=np.float32)
-    np.maximum.at(peaks, labels[hot], image_map[hot])
+    np.maximum.at(peaks, labels[hot], image_map[box][hot])
     # Two levels, not only the outermost: an area may lie in the hole of another.
     contours, levels = cv2.findContours(hot.view(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
     outlines = {
@@ -207,13 +212,14 @@ def find_regions(
     for label, (x, y, w, h, area_px) in enumerate(stats.tolist()):
         if label == 0 or area_px < min_area_px:
             continue
+        outline = outlines[label].reshape(-1, 2).astype(int) + np.array([left, top])
         regions.append(
             Region(
-                bbox_xywh_px=(x, y, w, h),
+                bbox_xywh_px=(x + left, y + top, w, h),
                 area_px=area_px,
                 area_mm2=px_to_mm2(area_px, mm_per_px),
                 peak_score=float(peaks[label]),
-                contour_xy=tuple((px, py) for px, py in outlines[label].reshape(-1, 2).astype(int).tolist()),
+                contour_xy=tuple((px, py) for px, py in outline.tolist()),
             )
         )
     return tuple(sorted(regions, key=lambda region: (-region.area_px, region.bbox_xywh_px)))

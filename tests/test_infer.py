@@ -468,3 +468,25 @@ def test_a_region_in_the_hole_of_another_has_its_own_outline_and_peak():
     assert set(ring.contour_xy) == {(10, 10), (10, 49), (49, 49), (49, 10)}
     assert (dot.bbox_xywh_px, dot.area_px, dot.peak_score) == ((27, 25, 6, 5), 30, np.float32(0.9))
     assert set(dot.contour_xy) == {(27, 25), (27, 29), (32, 29), (32, 25)}
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_regions_are_those_of_a_plain_walk_over_the_whole_image(seed):
+    rng = np.random.default_rng(seed)
+    image_map = cv2.GaussianBlur(rng.random(rng.integers(20, 200, 2), dtype=np.float32), (0, 0), rng.uniform(0.5, 5))
+    mask = rng.random(image_map.shape) > 0.02
+    threshold = float(np.percentile(image_map, rng.choice([50, 90, 99])))
+    hot = ((image_map >= threshold) & mask).astype(np.uint8)
+    _, labels, stats, _ = cv2.connectedComponentsWithStats(hot, connectivity=8)
+    expected = sorted(
+        (-int(area), (int(x), int(y), int(w), int(h)), float(image_map[labels == label].max()))
+        for label, (x, y, w, h, area) in enumerate(stats)
+        if label
+    )
+    found = find_regions(image_map, mask, threshold=threshold, area_mm2_thr=0, mm_per_px=1)
+    assert sorted((-region.area_px, region.bbox_xywh_px, region.peak_score) for region in found) == expected
+    for region in found:
+        x, y, w, h = region.bbox_xywh_px
+        outline = np.array(region.contour_xy)
+        assert outline.min(axis=0).tolist() == [x, y]
+        assert outline.max(axis=0).tolist() == [x + w - 1, y + h - 1]
