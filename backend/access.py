@@ -27,7 +27,8 @@ SECURITY_SCHEMES: dict[str, Any] = {
 DOCUMENTATION = re.compile(r"/(docs(/oauth2-redirect)?|redoc|openapi\.json|static-offline-docs/.*)")
 """Pages for a browser, which can send no header on its own: they take the key as the password that it asks for."""
 
-_READING = frozenset({"GET", "HEAD", "OPTIONS"})
+READING = frozenset({"GET", "HEAD", "OPTIONS"})
+"""Methods that change nothing (RFC 9110, 9.2.1)."""
 
 
 class Marker(TypedDict):
@@ -97,7 +98,7 @@ class KeyCheck:
 
     def _check(self, scope: Scope) -> None:
         app_state, headers = scope["app"].state, dict(scope["headers"])
-        if scope["method"] not in _READING and b"origin" in headers:
+        if scope["method"] not in READING and b"origin" in headers:
             _check_origin(headers, app_state.settings.cors_origins)
         keys: ApiKeys = app_state.api_keys
         scope["state"]["caller"] = None

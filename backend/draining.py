@@ -8,10 +8,10 @@ import contextlib
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from backend.access import READING
 from backend.errors import ShuttingDown
 
 _READ_ON_S = 2.0
-_READING = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
 class Gate:
@@ -54,7 +54,7 @@ class Draining:
                 MutableHeaders(scope=message)["Connection"] = "close"
             await send(message)
 
-        if gate.stopping and scope["method"] not in _READING:
+        if gate.stopping and scope["method"] not in READING:
             await _read_on(receive)
             raise ShuttingDown("The service is stopping. Send the request again to the one that follows.")
         if gate.stopping:  # not counted: whoever keeps asking must not put off the end

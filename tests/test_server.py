@@ -190,15 +190,7 @@ def test_the_process_ends_within_its_limit_whatever_hangs(tmp_path: Path, what: 
             connection = socket.create_connection(("127.0.0.1", running.client.port))
             connection.sendall(b"POST /fit_ok HTTP/1.1\r\nHost: a\r\nContent-Length: 999999\r\n\r\nonly this")
         else:
-            running.hold()
-            asynchronous = {"Prefer": "respond-async"} if what == "job" else None
-            call = (
-                (lambda: running.client.infer(png(5)))
-                if what == "inspection"
-                else lambda: running.client.fit([png(6)], headers=asynchronous)
-            )
-            threading.Thread(target=_ignoring_ends, args=[call], daemon=True).start()
-            running.wait_until_held()
+            _hang(running, what)
         running.terminate()
         began = time.monotonic()
         running.process.wait(30)
@@ -216,15 +208,7 @@ def test_the_process_ends_within_its_limit_whatever_hangs(tmp_path: Path, what: 
 def test_under_plain_uvicorn_nothing_that_hangs_keeps_the_process_either(tmp_path: Path, what: str) -> None:
     with serving(tmp_path, plain=True, shutdown_s=1) as running:
         running.client.fit([png(seed) for seed in range(3)]).ok()
-        running.hold()
-        asynchronous = {"Prefer": "respond-async"} if what == "job" else None
-        call = (
-            (lambda: running.client.infer(png(5)))
-            if what == "inspection"
-            else lambda: running.client.fit([png(6)], headers=asynchronous)
-        )
-        threading.Thread(target=_ignoring_ends, args=[call], daemon=True).start()
-        running.wait_until_held()
+        _hang(running, what)
         running.terminate()
         began = time.monotonic()
         assert running.process.wait(30) == -signal.SIGTERM
@@ -237,9 +221,7 @@ def test_under_plain_uvicorn_nothing_that_hangs_keeps_the_process_either(tmp_pat
 def test_a_second_signal_ends_the_process_at_once(tmp_path: Path, first: signal.Signals) -> None:
     with serving(tmp_path, shutdown_s=60) as running:
         running.client.fit([png(seed) for seed in range(3)]).ok()
-        running.hold()
-        threading.Thread(target=_ignoring_ends, args=[lambda: running.client.infer(png(5))], daemon=True).start()
-        running.wait_until_held()
+        _hang(running, "inspection")
         running.process.send_signal(first)
         _until(lambda: _status(running) == "stopping")
         running.process.send_signal(signal.SIGINT)
@@ -299,6 +281,19 @@ def _serve_once(settings: dict[str, str]) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         command, env=environment, capture_output=True, text=True, timeout=60, cwd=Path(__file__).parents[1]
     )
+
+
+def _hang(running: Running, what: str) -> None:
+    """Start a call that does not end: an inspection, a fit, or a fit as a job."""
+    running.hold()
+    asynchronous = {"Prefer": "respond-async"} if what == "job" else None
+    call = (
+        (lambda: running.client.infer(png(5)))
+        if what == "inspection"
+        else lambda: running.client.fit([png(6)], headers=asynchronous)
+    )
+    threading.Thread(target=_ignoring_ends, args=[call], daemon=True).start()
+    running.wait_until_held()
 
 
 def _ignoring_ends(call: Callable[[], Reply]) -> None:
