@@ -23,18 +23,18 @@ import numpy as np
 import timm
 import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from backend.engines import CELL_PX, EngineName, PatchEmbedder, Precision
 from backend.errors import Unavailable
 from backend.extractors import EngineOrigin
+from backend.openvino_network import OpenSizes
 
 logger = logging.getLogger(__name__)
 
 MAX_COMPILED: Final = 8
 """How many input sizes stay compiled; each takes about 110 MB of memory for ViT-S in bf16."""
 
-_FORMAT: Final = 1
+_FORMAT: Final = 2
 """Counts up when `_convert` makes another graph of the same network."""
 
 _OPENVINO_TYPES: Final[dict[Precision, str]] = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
@@ -87,7 +87,7 @@ class OpenVinoEngine:
         }
         if threads is not None:
             self._config["INFERENCE_NUM_THREADS"] = threads
-        self._network = _OpenSizes(embedder).eval()
+        self._network = OpenSizes(embedder).eval()
         self._graph = self._convert() if cache_dir is None else self._cached(cache_dir, weights_digest)
         self._requests: OrderedDict[tuple[int, int], Any] = OrderedDict()
         self._build_lock = threading.Lock()  # Apart from the other: while one size is compiled the others still run.
@@ -105,6 +105,10 @@ class OpenVinoEngine:
             for image, rows in zip(images_rgb, found, strict=True):
                 rows[:] = request.infer({0: image[np.newaxis]}, share_inputs=True, share_outputs=True)[0][0]
             return found
+
+    @property
+    def _has_convolutions(self) -> bool:
+        return self.precision == "bf16"
 
     def _resolve_precision(self, precision: Precision | Literal["auto"]) -> Precision:
         if precision == "auto":
@@ -136,10 +140,11 @@ class OpenVinoEngine:
         example_hw = (2 * CELL_PX, 3 * CELL_PX)
         blank = torch.zeros((1, *example_hw, 3), dtype=torch.uint8)
         open_dim = torch.export.Dim.AUTO
+        network = self._network.with_convolutions() if self._has_convolutions else self._network
         try:
             with torch.no_grad():
                 program = torch.export.export(
-                    self._network,
+                    network,
                     (blank, self._network.positions(example_hw)),
                     dynamic_shapes=({1: open_dim, 2: open_dim}, {1: open_dim}),
                 )
@@ -194,42 +199,10 @@ class OpenVinoEngine:
             "weights": weights_digest,
             "network": [config[fact] for fact in ("architecture", "mean", "std")],
             "layers": self._network.embedder.out_indices,
+            "convolutions": self._has_convolutions,
             "versions": [self._openvino.get_version(), timm.__version__, torch.__version__],
         }
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
-
-
-class _OpenSizes(nn.Module):
-    """A `PatchEmbedder` that is told its position embedding, so that it can be converted once for all input sizes.
-
-    timm resamples the position embedding inside the network. OpenVINO has no exact counterpart of that operation
-    (embeddings were off by 0.0015 with its own bicubic), and the size would have to be fixed before the conversion.
-    """
-
-    def __init__(self, embedder: PatchEmbedder) -> None:
-        super().__init__()
-        self.embedder = embedder
-
-    def positions(self, input_hw: tuple[int, int]) -> torch.Tensor:
-        """Return what timm puts in front of and adds to the patch tokens: [1, prefix + N, C] float32."""
-        backbone: Any = self.embedder.backbone
-        patches = torch.zeros(1, input_hw[0] // CELL_PX, input_hw[1] // CELL_PX, backbone.embed_dim)
-        with torch.no_grad():
-            positions: torch.Tensor = backbone._pos_embed(patches)
-        return positions
-
-    def forward(self, images_rgb: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        """Return [1, N, D] float32 unit rows: the steps of timm's ``forward_intermediates``, spelled out."""
-        backbone: Any = self.embedder.backbone
-        prefix = backbone.num_prefix_tokens
-        patches = backbone.patch_embed(self.embedder.pixels(images_rgb)).flatten(1, 2)
-        tokens = nn.functional.pad(patches, (0, 0, prefix, 0)) + positions
-        taken = []
-        for index, block in enumerate(backbone.blocks[: self.embedder.out_indices[-1] + 1]):
-            tokens = block(tokens)
-            if index in self.embedder.out_indices:
-                taken.append(backbone.norm(tokens)[:, prefix:])
-        return self.embedder.unit_rows(taken)
 
 
 def _import_openvino() -> Any:

@@ -44,7 +44,7 @@ def reference(embedder: PatchEmbedder) -> TorchEngine:
 
 @pytest.fixture(scope="module")
 def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache that all tests may read: what is converted is the same graph each time."""
+    """A cache that all tests may read: what is converted is the same graph each time, one in bf16 and one else."""
     return tmp_path_factory.mktemp("cache")
 
 
@@ -173,8 +173,7 @@ def only_folder(cache_dir: Path) -> Path:
 @pytest.fixture
 def own_cache(make_openvino: Callable[..., OpenVinoEngine], cache_dir: Path, tmp_path: Path) -> Path:
     """A cache of one's own that holds the converted network."""
-    make_openvino()
-    kept = next(folder for folder in cache_dir.iterdir() if folder.name.startswith("openvino-"))
+    kept = cache_dir / f"openvino-{make_openvino()._key('w')}"
     folder = tmp_path / "cache" / kept.name
     folder.mkdir(parents=True)
     for file in kept.iterdir():

@@ -38,6 +38,7 @@ LIBRARY_HOMES = {
         "features.py",
         "engines.py",
         "openvino_engine.py",
+        "openvino_network.py",
         "bf16.py",
         "weights.py",
         "wiring.py",
