@@ -97,7 +97,7 @@ def files_below(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:
 def place_of(path: PurePosixPath) -> Place | None:
     """Return what a file is, by its path below the models folder; None where no file of ours lies."""
     parts = path.parts
-    if any(part.startswith(TEMP_PREFIX) or part.startswith(".openvino-") for part in parts):
+    if any(part.startswith(TEMP_PREFIX) for part in parts):
         return Place(kind="leftover")
     if path.as_posix() == "README.md":
         return Place(kind="note")

@@ -10,10 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import shutil
 import sys
-import tempfile
 import threading
 from collections import OrderedDict
 from pathlib import Path
@@ -25,8 +23,9 @@ import torch
 from numpy.typing import NDArray
 
 from backend.engines import CELL_PX, EngineName, PatchEmbedder, Precision
-from backend.errors import Unavailable
+from backend.errors import StorageFailed, StorageFull, Unavailable
 from backend.extractors import EngineOrigin
+from backend.files import scratch_folder, sync_tree
 from backend.openvino_network import OpenSizes
 
 logger = logging.getLogger(__name__)
@@ -171,20 +170,19 @@ class OpenVinoEngine:
         graph = self._convert()
         try:
             self._keep(graph, folder)
-        except OSError as error:  # A full or read-only disk costs the next start some seconds, not this one.
+        except (OSError, StorageFull, StorageFailed) as error:
+            # A full or read-only disk costs the next start some seconds, not this one.
             logger.warning("the converted network cannot be kept in %s: %s", folder, error)
         return graph
 
     def _keep(self, graph: Any, folder: Path) -> None:
         """Write a graph beside its place and move it there in one step; a rival's is as good."""
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".openvino-", ignore_cleanup_errors=True) as scratch:
-            draft = Path(scratch) / "draft"
+        with scratch_folder(folder.parent) as scratch:
+            draft = scratch / "draft"
             draft.mkdir()
             self._openvino.save_model(graph, draft / _GRAPH_FILES[0], compress_to_fp16=False)
             (draft / _SUMS).write_text("".join(f"{_sha256(draft / name)}  {name}\n" for name in _GRAPH_FILES))
-            for file in draft.iterdir():
-                _flush(file)
+            sync_tree(draft)
             try:
                 draft.replace(folder)
             except OSError:
@@ -229,8 +227,3 @@ def _check_sums(folder: Path) -> None:
 def _sha256(path: Path) -> str:
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _flush(path: Path) -> None:
-    with path.open("rb+") as stream:
-        os.fsync(stream.fileno())

@@ -26,8 +26,6 @@ from backend.storage import ArtefactStore
 _log = logging.getLogger(__name__)
 
 ROUND_S = 600.0
-_OPENVINO_PREFIX = ".openvino-"
-_OPENVINO_ABANDONED_S = 3600.0  # A network is converted in seconds.
 
 
 class Upkeep:
@@ -109,13 +107,9 @@ def sweep(store: ArtefactStore, *, stop: threading.Event | None = None) -> Count
 
 
 def _sweep_temp(models_dir: Path, relative: PurePosixPath, now_s: float) -> int:
-    depth = next(n for n, part in enumerate(relative.parts) if part.startswith((TEMP_PREFIX, _OPENVINO_PREFIX)))
+    depth = next(n for n, part in enumerate(relative.parts) if part.startswith(TEMP_PREFIX))
     temp = Path(models_dir, *relative.parts[: depth + 1])
-    if temp.name.startswith(_OPENVINO_PREFIX):
-        with suppress(FileNotFoundError):
-            if now_s - temp.stat().st_mtime < _OPENVINO_ABANDONED_S:
-                return 0
-    elif not is_ownerless(temp, now_s):
+    if not is_ownerless(temp, now_s):
         return 0
     with suppress(OSError):  # another process sweeps as well, or it is not ours to delete
         if temp.is_dir():

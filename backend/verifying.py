@@ -20,7 +20,7 @@ import numpy as np
 
 from backend.artefacts import bank_from_bytes, calibrations_from_bytes
 from backend.errors import InspectionError
-from backend.files import is_ownerless
+from backend.files import TEMP_PREFIX, is_ownerless
 from backend.image_codec import decode_image, pixel_digest
 from backend.image_store import StoredImage, facts_from_bytes, rows_from_bytes
 from backend.jobs import job_from_bytes
@@ -249,7 +249,7 @@ def _engine(file: _File) -> Findings:
 
 
 def _leftover(models_dir: Path, path: PurePosixPath) -> Iterator[Problem]:
-    first = next(n for n, part in enumerate(path.parts) if part.startswith((".tmp-", ".openvino-")))
+    first = next(n for n, part in enumerate(path.parts) if part.startswith(TEMP_PREFIX))
     if is_ownerless(Path(models_dir, *path.parts[: first + 1]), time.time()):
         yield Problem(path=str(path), fault="leftover", sentence="of a crash; a service sweeps it when it starts")
 

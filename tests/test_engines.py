@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from backend import openvino_engine
 from backend.engines import Engine, PatchEmbedder, Precision, TorchEngine, choose_engine
 from backend.errors import Unavailable
+from backend.files import ABANDONED_S, is_ownerless, sync_tree
 from backend.openvino_engine import OpenVinoEngine, OpenVinoUnusable
 from backend.weights import WeightsFile, load_backbone
 
@@ -247,15 +249,19 @@ def test_a_killed_writer_leaves_nothing_that_would_be_read(
 ) -> None:
     graph = make_openvino()._graph
     monkeypatch.setattr(OpenVinoEngine, "_convert", lambda engine: graph)
-    seen: list[list[str]] = []
-    flush = openvino_engine._flush
-    monkeypatch.setattr(
-        openvino_engine,
-        "_flush",
-        lambda path: (seen.append([folder.name for folder in tmp_path.glob("openvino-*")]), flush(path)),
-    )
+    seen: list[tuple[list[str], list[str]]] = []
+
+    def sync(draft: Path) -> None:
+        seen.append(
+            (sorted(file.name for file in draft.iterdir()), [path.name for path in tmp_path.glob("openvino-*")])
+        )
+        assert not is_ownerless(draft.parent, time.time() + ABANDONED_S / 2)  # A sweep beside it leaves it alone.
+        sync_tree(draft)
+
+    monkeypatch.setattr(openvino_engine, "sync_tree", sync)
     make_openvino(cache_dir=tmp_path)
-    assert seen == [[], [], []]  # Until all three files are on the disk there is no folder of the name that is read.
+    # Until all three files are on the disk there is no folder of the name that is read.
+    assert seen == [(["SHA256SUMS", "model.bin", "model.xml"], [])]
     assert len(list(tmp_path.iterdir())) == 1
 
 

@@ -65,6 +65,7 @@ def fitted(service: InspectionService) -> ArtefactStore:
         ".jobs/{}",
         "{}",
         "{}/Inspection/inspection-1/memory.npz",
+        ".engines/{}/draft/model.bin",
     ],
 )
 def test_temporary_files_and_folders_of_nobody_are_swept_wherever_they_lie(fitted: ArtefactStore, place: str) -> None:
@@ -182,14 +183,6 @@ def test_marks_of_processes_that_are_gone_are_swept_and_those_of_living_ones_are
     finally:
         held.set()
         jobs.close()
-
-
-@pytest.mark.parametrize(("seconds", "swept"), [(60, False), (7200, True)])
-def test_a_scratch_folder_of_openvino_is_swept_after_an_hour(tmp_path: Path, seconds: float, swept: bool) -> None:
-    left(tmp_path / "models", ".engines/.openvino-abc/draft/model.bin")
-    age(tmp_path / "models" / ".engines" / ".openvino-abc", seconds)
-    assert bool(sweep(ArtefactStore(tmp_path / "models"))) == swept
-    assert (tmp_path / "models" / ".engines" / ".openvino-abc").exists() == (not swept)
 
 
 def test_what_is_not_ours_is_never_swept(fitted: ArtefactStore) -> None:
