@@ -26,7 +26,7 @@ from backend.engines import CELL_PX, EngineName, PatchEmbedder, Precision
 from backend.errors import StorageFailed, StorageFull, Unavailable
 from backend.extractors import EngineOrigin
 from backend.files import scratch_folder, sync_tree
-from backend.openvino_network import OpenSizes
+from backend.openvino_network import ConvolutionalEmbedder, position_embedding
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +86,7 @@ class OpenVinoEngine:
         }
         if threads is not None:
             self._config["INFERENCE_NUM_THREADS"] = threads
-        self._network = OpenSizes(embedder).eval()
+        self._embedder = embedder.eval()
         self._graph = self._convert() if cache_dir is None else self._cached(cache_dir, weights_digest)
         self._requests: OrderedDict[tuple[int, int], Any] = OrderedDict()
         self._build_lock = threading.Lock()  # Apart from the other: while one size is compiled the others still run.
@@ -105,10 +105,6 @@ class OpenVinoEngine:
                 rows[:] = request.infer({0: image[np.newaxis]}, share_inputs=True, share_outputs=True)[0][0]
             return found
 
-    @property
-    def _has_convolutions(self) -> bool:
-        return self.precision == "bf16"
-
     def _resolve_precision(self, precision: Precision | Literal["auto"]) -> Precision:
         if precision == "auto":
             preferred = self._core.get_property("CPU", "INFERENCE_PRECISION_HINT").get_type_name()
@@ -122,7 +118,7 @@ class OpenVinoEngine:
         """Return the inference request for an input size, made on first use; the least used of too many is dropped."""
         with self._build_lock:
             if input_hw not in self._requests:
-                positions = self._network.positions(input_hw)
+                positions = position_embedding(self._embedder, input_hw)
                 graph = self._graph.clone()
                 graph.reshape({0: [1, *input_hw, 3], 1: list(positions.shape)})
                 request = self._core.compile_model(graph, "CPU", self._config).create_infer_request()
@@ -139,12 +135,11 @@ class OpenVinoEngine:
         example_hw = (2 * CELL_PX, 3 * CELL_PX)
         blank = torch.zeros((1, *example_hw, 3), dtype=torch.uint8)
         open_dim = torch.export.Dim.AUTO
-        network = self._network.with_convolutions() if self._has_convolutions else self._network
         try:
             with torch.no_grad():
                 program = torch.export.export(
-                    network,
-                    (blank, self._network.positions(example_hw)),
+                    ConvolutionalEmbedder(self._embedder),
+                    (blank, position_embedding(self._embedder, example_hw)),
                     dynamic_shapes=({1: open_dim, 2: open_dim}, {1: open_dim}),
                 )
             return self._openvino.convert_model(program)
@@ -191,13 +186,12 @@ class OpenVinoEngine:
 
     def _key(self, weights_digest: str) -> str:
         """Return 16 hex digits that name everything the graph depends on."""
-        config: Any = self._network.embedder.backbone.pretrained_cfg
+        config: Any = self._embedder.backbone.pretrained_cfg
         facts = {
             "format": _FORMAT,
             "weights": weights_digest,
             "network": [config[fact] for fact in ("architecture", "mean", "std")],
-            "layers": self._network.embedder.out_indices,
-            "convolutions": self._has_convolutions,
+            "layers": self._embedder.out_indices,
             "versions": [self._openvino.get_version(), timm.__version__, torch.__version__],
         }
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]

@@ -46,7 +46,7 @@ def reference(embedder: PatchEmbedder) -> TorchEngine:
 
 @pytest.fixture(scope="module")
 def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache that all tests may read: what is converted is the same graph each time, one in bf16 and one else."""
+    """A cache that all tests may read: what is converted is the same graph each time."""
     return tmp_path_factory.mktemp("cache")
 
 
