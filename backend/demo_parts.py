@@ -10,7 +10,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from backend.image_codec import decode_image, encode_png
+from backend.image_codec import decode_image
+from backend.png import encode_png
 from backend.roi_mask import Annulus
 from backend.samples import Sample, machined_ring, render_defective, render_good
 

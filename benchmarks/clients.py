@@ -13,7 +13,7 @@ from http.client import HTTPException
 
 import numpy as np
 
-from backend.image_codec import encode_png
+from backend.png import encode_png
 from backend.samples import render_good
 from benchmarks.servers import MM_PER_PX, Caller, CallFailed, Form, Running, fit_form, infer_form
 

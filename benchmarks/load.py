@@ -27,7 +27,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Column, Table
 
 from backend.errors import InspectionError
-from backend.image_codec import encode_png
+from backend.png import encode_png
 from backend.samples import render_good
 from backend.settings import Settings
 from benchmarks.clients import FITS, HEALTH_MS, LOAD_ROI, REFIT_ROI, Measured, Plan, measure

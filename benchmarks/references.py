@@ -26,9 +26,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from backend.coreset import coreset_size, kcenter_greedy_reference
-from backend.image_codec import encode_png
 from backend.infer import anomaly_map, find_regions, heatmap, image_scores
 from backend.placement import Placement, place
+from backend.png import encode_png
 from backend.settings import Settings
 from backend.weights import WeightsFile, load_backbone
 from benchmarks.seeded_weights import MODEL_NAME, PATCH_PX

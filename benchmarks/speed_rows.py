@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backend.coreset import coreset_size, kcenter_greedy, kcenter_greedy_reference
-from backend.image_codec import encode_png
 from backend.nearest import build_index
+from backend.png import encode_png
 from benchmarks.machine import cuda_device
 from benchmarks.references import FaissFlat, TorchEagerExtractor
 from benchmarks.servers import Caller, fit_form, infer_form

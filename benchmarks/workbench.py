@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backend.features import DinoV2Features
-from backend.image_codec import encode_png
+from backend.png import encode_png
 from backend.samples import render_defective, render_good
 from benchmarks.servers import MM_PER_PX, REFERENCE, ROLE, SERVICE, Caller, Running, fit_form, serving
 

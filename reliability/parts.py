@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from functools import cache
 
-from backend.image_codec import decode_image, encode_png, pixel_digest
+from backend.image_codec import decode_image, pixel_digest
 from backend.image_store import FILE_NAME_DIGITS
+from backend.png import encode_png
 from backend.samples import render_good
 from benchmarks.servers import MM_PER_PX, ROLE, Form, form
 

@@ -8,9 +8,9 @@ from fakes import FakeExtractor
 from backend.errors import ExtractorMismatch, Unavailable
 from backend.features import DinoV2Features
 from backend.fit_request import Upload
-from backend.image_codec import encode_png
 from backend.image_store import ImageStore
 from backend.model_key import ModelKey
+from backend.png import encode_png
 from backend.samples import render_good
 
 KEY = ModelKey(role_id="Inspection", roi_id="inspection-1")

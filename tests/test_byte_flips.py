@@ -15,9 +15,9 @@ from backend.errors import ArtefactCorrupt, NotFound
 from backend.extractor_loader import ExtractorLoader
 from backend.extractors import embeddings_key
 from backend.fit_request import Upload
-from backend.image_codec import encode_png
 from backend.jobs import Jobs
 from backend.model_key import ModelKey
+from backend.png import encode_png
 from backend.quarantine import set_aside_copies
 from backend.service import InspectionService
 from backend.settings import Settings

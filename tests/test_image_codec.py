@@ -16,7 +16,6 @@ from backend.errors import BadImage, InspectionError, TooLarge
 from backend.image_codec import (
     SUFFIX_BY_FORMAT,
     decode_image,
-    encode_png,
     image_suffix,
     pixel_digest,
     to_bgr_uint8,
@@ -385,16 +384,3 @@ def test_a_digest_tells_pictures_apart_by_pixels_and_by_size():
 @pytest.mark.parametrize(("file_format", "suffix"), SUFFIX_BY_FORMAT.items())
 def test_a_file_gets_the_suffix_of_its_bytes(file_format, suffix):
     assert image_suffix(encoded(BGR, file_format)) == suffix
-
-
-@pytest.mark.parametrize("pixels", [GREY, BGR], ids=["grey", "colour"])
-def test_an_encoded_png_reads_back_as_its_pixels(pixels):
-    data = encode_png(pixels)
-    assert data.startswith(b"\x89PNG")
-    read = np.asarray(Image.open(io.BytesIO(data)))
-    np.testing.assert_array_equal(read if pixels.ndim == 2 else read[:, :, ::-1], pixels)
-
-
-def test_what_is_no_picture_cannot_be_encoded():
-    with pytest.raises((ValueError, cv2.error)):
-        encode_png(np.zeros((4, 4, 7), np.uint8))

@@ -47,7 +47,7 @@ LIBRARY_HOMES = {
     "openvino": {"openvino_engine.py"},
     "huggingface_hub": {"weights.py"},
     "PIL": {"image_codec.py"},
-    "isal": {"image_codec.py"},
+    "isal": {"png.py"},
     "pydantic_settings": {"settings.py"},
     "pydantic": {"settings.py", "schemas.py", "store_schemas.py", "audit_schemas.py", "routes/"},
     "fastapi": {"app.py", "server.py", "schemas.py", "http_errors.py", "routes/"},

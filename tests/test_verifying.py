@@ -16,9 +16,9 @@ from backend.cli import main
 from backend.extractor_loader import ExtractorLoader
 from backend.files import write_atomic
 from backend.fit_request import Upload
-from backend.image_codec import encode_png
 from backend.jobs import Jobs
 from backend.model_key import ModelKey
+from backend.png import encode_png
 from backend.service import InspectionService
 from backend.settings import Settings
 from backend.storage import ArtefactStore

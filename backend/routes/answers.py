@@ -9,8 +9,8 @@ from typing import Any
 
 from backend.extractors import FeatureExtractor, HasEngine
 from backend.fit_report import FitReport
-from backend.image_codec import encode_png
 from backend.infer import Inspection, Region
+from backend.png import encode_png
 from backend.schemas import EngineAnswer, FitAnswer, RegionAnswer, ScoreSummary
 
 

@@ -12,7 +12,7 @@ from backend.access import ADMIN, INSPECT, OPEN
 from backend.coreset import Progress
 from backend.errors import InvalidInput
 from backend.fit_request import Mode, Upload
-from backend.image_codec import encode_png
+from backend.png import encode_png
 from backend.roi_mask import parse_shape
 from backend.routes.answers import engine_answer, fit_answer, found_by, heatmap_base64, region_answers
 from backend.routes.audit import BookkeeperOf
