@@ -197,29 +197,28 @@ def find_regions(
     box = (slice(top, int(rows[-1]) + 1), slice(left, int(columns[-1]) + 1))
     hot = np.ascontiguousarray(hot[box])
     min_area_px = mm2_to_px(area_mm2_thr, mm_per_px)
-    n_labels, found, stats, _ = cv2.connectedComponentsWithStats(hot.view(np.uint8), connectivity=8)
+    # Not OpenCV's statistics of the components, which take five times as long as finding these.
+    n_labels, found = cv2.connectedComponents(hot.view(np.uint8), connectivity=8)
     labels = found.astype(np.int32, copy=False)
+    areas_px = np.bincount(labels[hot], minlength=n_labels).tolist()
     peaks = np.zeros(n_labels, dtype=np.float32)
     np.maximum.at(peaks, labels[hot], image_map[box][hot])
     # Two levels, not only the outermost: an area may lie in the hole of another.
     contours, levels = cv2.findContours(hot.view(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
-    outlines = {
-        int(labels[outline[0, 0, 1], outline[0, 0, 0]]): outline
-        for outline, (_, _, _, parent) in zip(contours, levels[0], strict=True)
-        if parent < 0
-    }
-    regions = []
-    for label, (x, y, w, h, area_px) in enumerate(stats.tolist()):
-        if label == 0 or area_px < min_area_px:
+    regions, offset = [], np.array([left, top])
+    for outline, (_, _, _, parent) in zip(contours, levels[0], strict=True):
+        label = int(labels[outline[0, 0, 1], outline[0, 0, 0]])
+        area_px = areas_px[label]
+        if parent >= 0 or area_px < min_area_px:  # the edge of a hole belongs to what surrounds it
             continue
-        outline = outlines[label].reshape(-1, 2).astype(int) + np.array([left, top])
+        x, y, w, h = cv2.boundingRect(outline)
         regions.append(
             Region(
                 bbox_xywh_px=(x + left, y + top, w, h),
                 area_px=area_px,
                 area_mm2=px_to_mm2(area_px, mm_per_px),
                 peak_score=float(peaks[label]),
-                contour_xy=tuple((px, py) for px, py in outline.tolist()),
+                contour_xy=tuple((px, py) for px, py in (outline.reshape(-1, 2).astype(int) + offset).tolist()),
             )
         )
     return tuple(sorted(regions, key=lambda region: (-region.area_px, region.bbox_xywh_px)))
