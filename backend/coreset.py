@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backend.distances import half_squares, pair_distances, slack
-from backend.threads import one_blas_thread, usable_cpus
+from backend.threads import one_blas_thread, spread_width
 from backend.utils import generator
 
 _ROUND_MIN, _ROUND_MAX = 256, 4096
@@ -89,7 +89,7 @@ def kcenter_greedy(
     vectors, first = np.ascontiguousarray(vectors, dtype=np.float32), int(generator(seed).integers(n))
     if vectors.size * m < _WORTH_THREADS:
         return _in_rounds(_Greedy(vectors, first, map), m, progress)
-    with one_blas_thread(), ThreadPoolExecutor(min(usable_cpus(), _THREADS_MAX)) as pool:
+    with one_blas_thread(), ThreadPoolExecutor(min(spread_width(), _THREADS_MAX)) as pool:
         return _in_rounds(_Greedy(vectors, first, pool.map), m, progress)
 
 

@@ -1,8 +1,8 @@
 """The compute engine for processors: the network converted to OpenVINO, which multiplies in bf16 where it can.
 
-The graph that runs is converted from the timm network itself, with normalisation, concatenation and unit rows inside;
-uint8 goes in. It is converted once, kept on disk under a digest, rebuilt when in doubt, and compiled for each input
-size, which makes it some percent faster than a graph of open sizes (1.02 to 1.08 times).
+The graph that runs is converted from the timm network (`backend.openvino_network`), with normalisation, concatenation
+and unit rows inside; uint8 goes in. It is converted once, kept on disk under a digest, rebuilt when in doubt, and
+compiled for each input size, which makes it some percent faster than a graph of open sizes (1.02 to 1.08 times).
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ class Settings(BaseSettings):
     require_cuda: bool = Field(False, description="Refuse to start without a CUDA device.")
     engine: Literal["auto", "torch", "openvino"] = Field("auto", description="What computes the network.")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="Arithmetic of the network.")
-    threads: int = Field(0, ge=0, le=256, description="CPU threads for the network; 0 = one per core.")
+    threads: int = Field(0, ge=0, le=256, description="CPU threads that compute; 0 = one per core.")
     input_size: int = Field(384, ge=56, le=2048, description="Network input of a square ROI, px.")
     scales: Annotated[tuple[float, ...], NoDecode] = Field(
         (1.0,), min_length=1, max_length=3, description="Resizes whose grids are joined, e.g. 1.0,0.67."

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import threadpoolctl
 
-from backend import coreset
+from backend import coreset, threads
 from backend.coreset import kcenter_greedy, kcenter_greedy_reference
 from backend.distances import half_squares, pair_distances, slack
 from backend.threads import limit_threads, one_blas_thread, usable_cpus
@@ -193,3 +193,14 @@ def test_a_containers_quota_counts(tmp_path, quota, expected):
     granted = usable_cpus(tmp_path / "none")
     assert granted >= 1
     assert usable_cpus(file) == (granted if expected is None else expected)
+
+
+def test_a_fit_computes_with_as_many_threads_as_everything_else(monkeypatch):
+    asked = []
+    pool = coreset.ThreadPoolExecutor
+    monkeypatch.setattr(coreset, "ThreadPoolExecutor", lambda width: asked.append(width) or pool(width))
+    monkeypatch.setattr(coreset, "_WORTH_THREADS", 0)
+    for width in (1, 3):
+        monkeypatch.setattr(threads, "_spread_over", width)
+        kcenter_greedy(unit_rows(200, 8), 5)
+    assert asked == [1, 3]
