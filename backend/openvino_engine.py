@@ -10,10 +10,13 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import shutil
 import sys
 import threading
+import time
 from collections import OrderedDict
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -37,6 +40,9 @@ _FORMAT: Final = 2
 """Counts up when `_convert` makes another graph of the same network."""
 
 _OPENVINO_TYPES: Final[dict[Precision, str]] = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
+_UNUSED_S: Final = 90 * 86_400.0
+"""A graph that no service has started with for so long is deleted; each new version leaves one of 88 MB behind."""
+
 _GRAPH_FILES: Final = ("model.xml", "model.bin")
 _SUMS: Final = "SHA256SUMS"
 
@@ -153,11 +159,14 @@ class OpenVinoEngine:
     def _cached(self, cache_dir: Path, weights_digest: str) -> Any:
         """Return the graph from the cache, or a fresh one that the cache then has."""
         folder = cache_dir / f"openvino-{self._key(weights_digest)}"
+        _drop_unused(cache_dir, folder)
         if folder.exists():
             try:
                 _check_sums(folder)
                 graph = self._core.read_model(folder / _GRAPH_FILES[0])
                 self.origin = "read from cache"
+                with suppress(OSError):  # A cache that may only be read is as good.
+                    os.utime(folder)
                 return graph
             except (OSError, ValueError, RuntimeError) as error:
                 logger.warning("the converted network in %s is rebuilt: %s", folder, error)
@@ -216,6 +225,15 @@ def _check_sums(folder: Path) -> None:
     for name in _GRAPH_FILES:
         if f"{_sha256(folder / name)}  {name}" not in written:
             raise ValueError(f"{name} does not match its digest")
+
+
+def _drop_unused(cache_dir: Path, wanted: Path) -> None:
+    """Delete graphs of other weights or versions that no service has started with for a long time."""
+    oldest_s = time.time() - _UNUSED_S
+    for folder in cache_dir.glob("openvino-*"):
+        with suppress(OSError):  # Another service has just deleted it, or it is not ours to delete.
+            if folder != wanted and folder.stat().st_mtime < oldest_s:
+                shutil.rmtree(folder)
 
 
 def _sha256(path: Path) -> str:

@@ -230,6 +230,20 @@ def test_a_cache_that_does_not_match_its_digests_is_rebuilt_aloud(
     assert make_openvino(cache_dir=own_cache).embed(images()).shape == (1, 48, 768)
 
 
+def test_graphs_that_nobody_has_started_with_for_long_are_deleted(
+    make_openvino: Callable[..., OpenVinoEngine], own_cache: Path
+) -> None:
+    kept = only_folder(own_cache)
+    for name, days in {"openvino-young": 80, "openvino-old": 100, "notes": 100, kept.name: 100}.items():
+        (own_cache / name).mkdir(exist_ok=True)
+        (own_cache / name / "file").write_text("x")
+        os.utime(own_cache / name, (time.time() - 86_400 * days,) * 2)
+    engine = make_openvino(cache_dir=own_cache)
+    assert engine.origin == "read from cache"
+    assert {path.name for path in own_cache.iterdir()} == {"openvino-young", "notes", kept.name}
+    assert kept.stat().st_mtime > time.time() - 60  # It is in use.
+
+
 def test_a_cache_that_cannot_be_written_costs_a_warning_and_not_the_engine(
     make_openvino: Callable[..., OpenVinoEngine],
     tmp_path: Path,
