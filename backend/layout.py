@@ -94,10 +94,18 @@ def files_below(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:
             continue
 
 
+def leftover_of(path: PurePosixPath) -> PurePosixPath | None:
+    """Return the temporary file that a path is, or the temporary folder that it lies in; None for anything else."""
+    for depth, part in enumerate(path.parts, start=1):
+        if part.startswith(TEMP_PREFIX):
+            return PurePosixPath(*path.parts[:depth])
+    return None
+
+
 def place_of(path: PurePosixPath) -> Place | None:
     """Return what a file is, by its path below the models folder; None where no file of ours lies."""
     parts = path.parts
-    if any(part.startswith(TEMP_PREFIX) for part in parts):
+    if leftover_of(path) is not None:
         return Place(kind="leftover")
     if path.as_posix() == "README.md":
         return Place(kind="note")

@@ -17,8 +17,8 @@ from pathlib import Path, PurePosixPath
 from filelock import FileLock, Timeout
 
 from backend.errors import InspectionError
-from backend.files import SETTLED_S, TEMP_PREFIX, is_ownerless
-from backend.layout import Place, files_below, place_of
+from backend.files import SETTLED_S, is_ownerless
+from backend.layout import Place, files_below, leftover_of, place_of
 from backend.model_key import ModelKey
 from backend.quarantine import unreplaced
 from backend.storage import ArtefactStore
@@ -90,11 +90,11 @@ def sweep(store: ArtefactStore, *, stop: threading.Event | None = None) -> Count
         if stop is not None and stop.is_set():
             return swept
         relative = PurePosixPath(path.relative_to(store.models_dir).as_posix())
-        place = place_of(relative)
+        place, leftover = place_of(relative), leftover_of(relative)
         if place is None:
             continue
-        if place.kind == "leftover":
-            swept["temporary files"] += _sweep_temp(store.models_dir, relative, now_s)
+        if leftover is not None:
+            swept["temporary files"] += _sweep_temp(store.models_dir / leftover, now_s)
         elif place.kind == "job_mark":
             swept["marks of processes that are gone"] += _sweep_mark(path, now_s)
         elif place.key is not None:
@@ -106,9 +106,7 @@ def sweep(store: ArtefactStore, *, stop: threading.Event | None = None) -> Count
     return +swept
 
 
-def _sweep_temp(models_dir: Path, relative: PurePosixPath, now_s: float) -> int:
-    depth = next(n for n, part in enumerate(relative.parts) if part.startswith(TEMP_PREFIX))
-    temp = Path(models_dir, *relative.parts[: depth + 1])
+def _sweep_temp(temp: Path, now_s: float) -> int:
     if not is_ownerless(temp, now_s):
         return 0
     with suppress(OSError):  # another process sweeps as well, or it is not ours to delete

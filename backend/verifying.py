@@ -20,11 +20,11 @@ import numpy as np
 
 from backend.artefacts import bank_from_bytes, calibrations_from_bytes
 from backend.errors import InspectionError
-from backend.files import TEMP_PREFIX, is_ownerless
+from backend.files import is_ownerless
 from backend.image_codec import decode_image, pixel_digest
 from backend.image_store import StoredImage, facts_from_bytes, rows_from_bytes
 from backend.jobs import job_from_bytes
-from backend.layout import Place, files_below, place_of
+from backend.layout import Place, files_below, leftover_of, place_of
 from backend.model_key import ModelKey
 from backend.nearest import faiss_bytes
 from backend.storage import ArtefactStore
@@ -129,8 +129,11 @@ def _look(models_dir: Path, paths: Iterable[PurePosixPath], advance: Callable[[]
         if place.set_aside:
             if _identity(place) not in live:
                 yield Problem(path=str(path), fault="set_aside", sentence=_REMEDIES[place.kind])
-        elif place.kind == "leftover":
-            yield from _leftover(models_dir, path)
+        elif (leftover := leftover_of(path)) is not None:
+            if is_ownerless(models_dir / leftover, time.time()):
+                yield Problem(
+                    path=str(path), fault="leftover", sentence="of a crash; a service sweeps it when it starts"
+                )
         else:
             yield from _checked(models_dir, path, place)
             if place.kind == "image" and (place.key, place.label, place.digest) not in described:
@@ -246,12 +249,6 @@ def _engine(file: _File) -> Findings:
         sound = False
     if not sound:
         yield "damaged", "a converted network that is not used; a service makes it again at its start"
-
-
-def _leftover(models_dir: Path, path: PurePosixPath) -> Iterator[Problem]:
-    first = next(n for n, part in enumerate(path.parts) if part.startswith(TEMP_PREFIX))
-    if is_ownerless(Path(models_dir, *path.parts[: first + 1]), time.time()):
-        yield Problem(path=str(path), fault="leftover", sentence="of a crash; a service sweeps it when it starts")
 
 
 def _identity(place: Place) -> tuple[object, ...]:
