@@ -200,9 +200,10 @@ def find_regions(
     # Not OpenCV's statistics of the components, which take five times as long as finding these.
     n_labels, found = cv2.connectedComponents(hot.view(np.uint8), connectivity=8)
     labels = found.astype(np.int32, copy=False)
-    areas_px = np.bincount(labels[hot], minlength=n_labels).tolist()
+    hot_labels = labels[hot]
+    areas_px = np.bincount(hot_labels, minlength=n_labels).tolist()
     peaks = np.zeros(n_labels, dtype=np.float32)
-    np.maximum.at(peaks, labels[hot], image_map[box][hot])
+    np.maximum.at(peaks, hot_labels, image_map[box][hot])
     # Two levels, not only the outermost: an area may lie in the hole of another.
     contours, levels = cv2.findContours(hot.view(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
     regions, offset = [], np.array([left, top])

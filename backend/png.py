@@ -6,7 +6,6 @@ Both with ISA-L, which takes a fraction of the time of zlib, and OpenCV brings z
 from __future__ import annotations
 
 import struct
-import zlib
 from collections.abc import Iterator
 
 import numpy as np
@@ -97,5 +96,5 @@ def _stored(data: bytes) -> bytes:
 
 
 def _chunk(kind: bytes, body: bytes) -> bytes:
-    checksum = isal_zlib.crc32(body, zlib.crc32(kind))
+    checksum = isal_zlib.crc32(body, isal_zlib.crc32(kind))
     return b"".join((struct.pack(">I", len(body)), kind, body, struct.pack(">I", checksum)))
