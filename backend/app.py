@@ -14,19 +14,19 @@ from starlette.requests import Request
 from starlette.routing import Route
 
 from backend import __version__
-from backend.access import SECURITY_SCHEMES, AccessTable, KeyCheck
-from backend.access_log import AccessLog
-from backend.draining import Draining, Gate
-from backend.http_errors import ERROR_RESPONSES, ErrorAnswers, install_error_handlers
-from backend.logs import json_lines
-from backend.metrics import Metrics
-from backend.middleware import BodyLimit, Cors, HeadAsGet, RequestIds
-from backend.routes import audit, datasets, inspection, jobs, models, monitoring
-from backend.routes.dependencies import documented_headers
-from backend.service import InspectionService
+from backend.api import audit, datasets, inspection, jobs, models, monitoring
+from backend.api.dependencies import documented_headers
+from backend.api.http_errors import ERROR_RESPONSES, ErrorAnswers, install_error_handlers
+from backend.maintenance.sweeping import Upkeep
+from backend.services.inspection import InspectionService
+from backend.serving.access import SECURITY_SCHEMES, AccessTable, KeyCheck
+from backend.serving.access_log import AccessLog
+from backend.serving.draining import Draining, Gate
+from backend.serving.logs import json_lines
+from backend.serving.metrics import Metrics
+from backend.serving.middleware import BodyLimit, Cors, HeadAsGet, RequestIds
+from backend.serving.time_limits import TimeLimits
 from backend.settings import Settings
-from backend.sweeping import Upkeep
-from backend.time_limits import TimeLimits
 from backend.wiring import (
     build_api_keys,
     build_audit,

@@ -64,7 +64,7 @@ def _serve(arguments: argparse.Namespace) -> int:
 
 
 def _demo(arguments: argparse.Namespace) -> int:
-    from backend.demo import run_demo
+    from backend.demo.tour import run_demo
 
     return run_demo(
         data=arguments.data,
@@ -76,13 +76,13 @@ def _demo(arguments: argparse.Namespace) -> int:
 
 
 def _verify(arguments: argparse.Namespace) -> int:
-    from backend.archive_commands import run_verify
+    from backend.maintenance.archive_commands import run_verify
 
     return run_verify(_models_dir(arguments))
 
 
 def _backup(arguments: argparse.Namespace) -> int:
-    from backend.archive_commands import run_backup
+    from backend.maintenance.archive_commands import run_backup
 
     return run_backup(
         _models_dir(arguments),
@@ -94,7 +94,7 @@ def _backup(arguments: argparse.Namespace) -> int:
 
 
 def _restore(arguments: argparse.Namespace) -> int:
-    from backend.archive_commands import run_restore
+    from backend.maintenance.archive_commands import run_restore
 
     return run_restore(arguments.archive, _models_dir(arguments), replace=arguments.replace)
 

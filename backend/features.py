@@ -15,13 +15,13 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
-from backend.device_search import DeviceRows, DeviceSearch
-from backend.engines import CELL_PX, EngineName, PatchEmbedder, Precision, TorchEngine, choose_engine
 from backend.errors import Unavailable
-from backend.extractors import EngineFacts
-from backend.nearest import RowsOnDevice
-from backend.placement import Placement, Resize, place
-from backend.weights import find_weights, load_backbone, tensors_digest
+from backend.extractors.base import EngineFacts
+from backend.extractors.device_search import DeviceRows, DeviceSearch
+from backend.extractors.engines import CELL_PX, EngineName, PatchEmbedder, Precision, TorchEngine, choose_engine
+from backend.extractors.weights import find_weights, load_backbone, tensors_digest
+from backend.imaging.placement import Placement, Resize, place
+from backend.memory_bank.nearest import RowsOnDevice
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ class DinoV2Features:
     padded). With more than one scale the image is also embedded at smaller sizes, and those grids are resampled to the
     first one, so that a row holds the same place at every scale.
 
-    Obeys `backend.extractors.FeatureExtractor`.
+    Obeys `backend.extractors.base.FeatureExtractor`.
 
     Args:
         model_name: timm's name of a DINOv2 network with its tag.
@@ -43,7 +43,7 @@ class DinoV2Features:
         out_indices: Blocks, counted from 0 and ascending, whose tokens are put side by side.
         input_size: Edge of the network input for a square image, px; rounded down to a multiple of 14.
         scales: Sizes at which an image is embedded, as factors of ``input_size``; the first is 1 and gives the grid.
-        resize: ``aspect`` or ``square``, see `backend.placement.place`.
+        resize: ``aspect`` or ``square``, see `backend.imaging.placement.place`.
         weights: A weights file; None looks into the hub cache and then asks the hub.
         engine: ``auto``, ``torch`` or ``openvino``.
         precision: ``auto``, ``fp32``, ``bf16`` or ``fp16``.

@@ -10,14 +10,14 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from backend.artifacts.model_key import ModelKey
 from backend.calib import ScoreMode
-from backend.model_key import ModelKey
-from backend.placement import Placement
+from backend.imaging.placement import Placement
 from backend.roi_mask import parse_shape, shape_from_fields
 from backend.utils import mm2_to_px, px_to_mm2
 
 if TYPE_CHECKING:
-    from backend.service import InspectionService
+    from backend.services.inspection import InspectionService
 
 Decision = Literal["ok", "ng"]
 

@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from backend.coreset import CoresetMethod, Progress, coreset_size, kcenter_greedy, kcenter_greedy_projected
-from backend.nearest import NearestNeighbours, RowsOnDevice, build_index
-from backend.placement import Placement
+from backend.imaging.placement import Placement
+from backend.memory_bank.coreset import CoresetMethod, Progress, coreset_size, kcenter_greedy, kcenter_greedy_projected
+from backend.memory_bank.nearest import NearestNeighbours, RowsOnDevice, build_index
+from backend.memory_bank.whitening import Whitening
 from backend.utils import canonical_json
-from backend.whitening import Whitening
 
 __all__ = ["MemoryBank", "PatchGrid", "build_index", "build_memory", "coreset_size", "kcenter_greedy"]
 

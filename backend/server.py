@@ -11,12 +11,12 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 
-from backend.access import is_loopback, warn_of_open_service
 from backend.app import create_app
-from backend.draining import Gate
-from backend.http_protocol import BoundedHttp
-from backend.jobs import Jobs
-from backend.logs import json_lines
+from backend.services.jobs import Jobs
+from backend.serving.access import is_loopback, warn_of_open_service
+from backend.serving.draining import Gate
+from backend.serving.http_protocol import BoundedHttp
+from backend.serving.logs import json_lines
 from backend.settings import Settings
 
 _log = logging.getLogger(__name__)

@@ -9,8 +9,8 @@ from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from backend.calib import ScoreMode
-from backend.coreset import CoresetMethod
-from backend.placement import Resize
+from backend.imaging.placement import Resize
+from backend.memory_bank.coreset import CoresetMethod
 
 
 class Settings(BaseSettings):

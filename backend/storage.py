@@ -4,7 +4,7 @@
         memory.npz                        the memory bank: the one truth; replacing it is the switch to a new fit
         index.faiss                       its FAISS index, for other tools; derived, never read here
         calib.json                        the calibration(s); each names the memory that it belongs to
-        images/, embeddings/              see backend/image_store.py
+        images/, embeddings/              see backend/artifacts/image_store.py
         heatmaps/                         the newest heat maps that were asked for as files
         keys/<model_key>/                 the first three again, for a model key that is not the roi_id
 
@@ -26,18 +26,8 @@ from typing import TypeVar
 
 from filelock import FileLock, Timeout
 
-from backend.artefacts import (
-    LearnedFacts,
-    bank_bytes,
-    bank_from_bytes,
-    calibration_bytes,
-    calibrations_from_bytes,
-    facts_of_damaged,
-)
-from backend.calib import Calibration
-from backend.disk_limit import DiskLimit, size_of
-from backend.errors import ArtefactCorrupt, InspectionError, Unavailable
-from backend.files import (
+from backend.artifacts.disk_limit import DiskLimit, size_of
+from backend.artifacts.files import (
     TEMP_PREFIX,
     make_folder,
     read_file,
@@ -49,12 +39,22 @@ from backend.files import (
     write_atomic,
     writing,
 )
-from backend.image_store import ImageStore
-from backend.layout import child_folder
-from backend.model_key import DEFAULT_RECIPE, RECIPES_FOLDER, ModelKey, folder_name
-from backend.nearest import faiss_bytes
+from backend.artifacts.formats import (
+    LearnedFacts,
+    bank_bytes,
+    bank_from_bytes,
+    calibration_bytes,
+    calibrations_from_bytes,
+    facts_of_damaged,
+)
+from backend.artifacts.image_store import ImageStore
+from backend.artifacts.layout import child_folder
+from backend.artifacts.model_key import DEFAULT_RECIPE, RECIPES_FOLDER, ModelKey, folder_name
+from backend.artifacts.quarantine import Quarantine, set_aside_copies
+from backend.calib import Calibration
+from backend.errors import ArtefactCorrupt, InspectionError, Unavailable
+from backend.memory_bank.nearest import faiss_bytes
 from backend.patchcore import MemoryBank
-from backend.quarantine import Quarantine, set_aside_copies
 
 _log = logging.getLogger(__name__)
 

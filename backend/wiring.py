@@ -5,22 +5,22 @@ from __future__ import annotations
 from functools import cache
 from typing import TYPE_CHECKING
 
-from backend.api_keys import ApiKeys
-from backend.audit import Audit
-from backend.body_budget import BodyBudget
-from backend.datasets import Datasets
-from backend.device_queue import DeviceQueue
 from backend.errors import InspectionError, WeightsUnavailable
-from backend.extractor_loader import ExtractorLoader
-from backend.extractors import FeatureExtractor
-from backend.filter_bank import FilterBankFeatures
-from backend.jobs import Jobs
-from backend.recipes import Recipes
-from backend.scoring import ScoreRule
-from backend.service import Defaults, InspectionService
+from backend.extractors.base import FeatureExtractor
+from backend.extractors.device_queue import DeviceQueue
+from backend.extractors.filter_bank import FilterBankFeatures
+from backend.extractors.loader import ExtractorLoader
+from backend.memory_bank.threads import limit_threads, usable_cpus
+from backend.scoring.leave_one_out import ScoreRule
+from backend.services.audit import Audit
+from backend.services.datasets import Datasets
+from backend.services.inspection import Defaults, InspectionService
+from backend.services.jobs import Jobs
+from backend.services.recipes import Recipes
+from backend.serving.api_keys import ApiKeys
+from backend.serving.body_budget import BodyBudget
 from backend.settings import Settings
 from backend.storage import ArtefactStore
-from backend.threads import limit_threads, usable_cpus
 
 if TYPE_CHECKING:
     from backend.features import DinoV2Features

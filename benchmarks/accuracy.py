@@ -28,16 +28,16 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from backend.artifacts.model_key import ModelKey
 from backend.calib import SCORE_MODES, Calibration, ScoreMode, set_threshold
 from backend.errors import InspectionError
-from backend.extractor_loader import ExtractorLoader
-from backend.extractors import FeatureExtractor
-from backend.fit_request import Upload
-from backend.image_codec import decode_image, pixel_digest
+from backend.extractors.base import FeatureExtractor
+from backend.extractors.loader import ExtractorLoader
+from backend.imaging.image_codec import decode_image, pixel_digest
+from backend.imaging.placement import Placement
 from backend.infer import anomaly_map, image_scores
-from backend.model_key import ModelKey
-from backend.placement import Placement
-from backend.service import InspectionService
+from backend.services.fit_request import Upload
+from backend.services.inspection import InspectionService
 from backend.settings import Settings
 from backend.wiring import build_service, make_extractor
 from benchmarks.accuracy_page import Case, markdown_table, rich_table, write_page

@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from rich.table import Table
 
 from backend.calib import ScoreMode
+from backend.demo.report import paint_heatmap
 from backend.infer import Inspection
-from backend.report import paint_heatmap
 from benchmarks.datasets import LabelledImage
 from benchmarks.metrics import AUPRO_LIMIT, Measurement, Spread, best_of, roc_points
 
@@ -151,7 +151,7 @@ def write_page(measurements: Sequence[Measurement], cases: Sequence[Case], path:
 def render_page(measurements: Sequence[Measurement], cases: Sequence[Case]) -> str:
     """Return the page as HTML: the table of all measurements, and plots and cases of the best one."""
     best = best_of(measurements)
-    templates = ChoiceLoader([FileSystemLoader(Path(__file__).parent / "templates"), PackageLoader("backend")])
+    templates = ChoiceLoader([FileSystemLoader(Path(__file__).parent / "templates"), PackageLoader("backend.demo")])
     environment = Environment(loader=templates, autoescape=True, undefined=StrictUndefined)
     headings, cells = rows(measurements)
     winner = [f"{best.settings['input_size']}", mode_name(best.best_mode, best)]

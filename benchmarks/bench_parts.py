@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from backend.coreset import kcenter_greedy, kcenter_greedy_reference
-from backend.nearest import build_index
+from backend.memory_bank.coreset import kcenter_greedy, kcenter_greedy_reference
+from backend.memory_bank.nearest import build_index
 from backend.utils import generator
 from benchmarks.references import FaissFlat
 from benchmarks.workbench import Row, duel

@@ -26,9 +26,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Column, Table
 
+from backend.demo.samples import render_good
 from backend.errors import InspectionError
-from backend.png import encode_png
-from backend.samples import render_good
+from backend.imaging.png import encode_png
 from backend.settings import Settings
 from benchmarks.clients import FITS, HEALTH_MS, LOAD_ROI, REFIT_ROI, Measured, Plan, measure
 from benchmarks.machine import cuda_device, describe, machine_facts, markdown, update_block, write_json

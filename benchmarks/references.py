@@ -1,7 +1,7 @@
 """The plain implementations that the service's own are measured against, and an inspection service made of them.
 
 - extraction: timm's network in PyTorch, float32, eager, with timm's way of bringing an image to it;
-- coreset: the greedy as its definition reads (``backend.coreset.kcenter_greedy_reference``);
+- coreset: the greedy as its definition reads (``backend.memory_bank.coreset.kcenter_greedy_reference``);
 - nearest neighbours: FAISS ``IndexFlatL2``.
 
 ``reference_app`` serves ``/fit_ok`` and ``/infer`` with these three. All else is the service's own code, so that a
@@ -25,12 +25,12 @@ from fastapi import FastAPI, File, Form, Request, UploadFile
 from numpy.typing import NDArray
 from PIL import Image
 
-from backend.coreset import coreset_size, kcenter_greedy_reference
+from backend.extractors.weights import WeightsFile, load_backbone
+from backend.imaging.placement import Placement, place
+from backend.imaging.png import encode_png
 from backend.infer import anomaly_map, find_regions, heatmap, image_scores
-from backend.placement import Placement, place
-from backend.png import encode_png
+from backend.memory_bank.coreset import coreset_size, kcenter_greedy_reference
 from backend.settings import Settings
-from backend.weights import WeightsFile, load_backbone
 from benchmarks.seeded_weights import MODEL_NAME, PATCH_PX
 
 LAYERS = (9, 11)

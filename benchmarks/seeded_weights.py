@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from backend.errors import WeightsUnavailable
-from backend.weights import find_weights
+from backend.extractors.weights import find_weights
 
 MODEL_NAME = "vit_small_patch14_dinov2.lvd142m"
 WIDTH, DEPTH, PATCH_PX, GRID = 384, 12, 14, 37

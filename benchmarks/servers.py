@@ -21,12 +21,12 @@ from fastapi import FastAPI
 from numpy.typing import NDArray
 
 from backend.app import create_app
-from backend.demo_server import Server
-from backend.extractor_loader import ExtractorLoader
-from backend.extractors import FeatureExtractor
-from backend.placement import Placement, place
+from backend.demo.demo_server import Server
+from backend.extractors.base import FeatureExtractor
+from backend.extractors.loader import ExtractorLoader
+from backend.imaging.placement import Placement, place
+from backend.memory_bank.threads import limit_threads, usable_cpus
 from backend.settings import Settings
-from backend.threads import limit_threads, usable_cpus
 from backend.wiring import build_service
 
 SERVICE = ("backend.app:app",)

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from backend.coreset import coreset_size, kcenter_greedy, kcenter_greedy_reference
-from backend.nearest import build_index
-from backend.png import encode_png
+from backend.imaging.png import encode_png
+from backend.memory_bank.coreset import coreset_size, kcenter_greedy, kcenter_greedy_reference
+from backend.memory_bank.nearest import build_index
 from benchmarks.machine import cuda_device
 from benchmarks.references import FaissFlat, TorchEagerExtractor
 from benchmarks.servers import Caller, fit_form, infer_form

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from backend.demo.samples import render_defective, render_good
 from backend.features import DinoV2Features
-from backend.png import encode_png
-from backend.samples import render_defective, render_good
+from backend.imaging.png import encode_png
 from benchmarks.servers import MM_PER_PX, REFERENCE, ROLE, SERVICE, Caller, Running, fit_form, serving
 
 FITTED = "fitted"

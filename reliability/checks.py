@@ -7,7 +7,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from backend.verifying import verify_folder
+from backend.maintenance.verifying import verify_folder
 from reliability.moments import temporary_files
 
 

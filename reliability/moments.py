@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-from backend.files import TEMP_PREFIX
+from backend.artifacts.files import TEMP_PREFIX
 
 Moment = Literal["any", "call", "write"]
 MOMENTS: tuple[Moment, ...] = ("any", "call", "write", "write")

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from functools import cache
 
-from backend.image_codec import decode_image, pixel_digest
-from backend.image_store import FILE_NAME_DIGITS
-from backend.png import encode_png
-from backend.samples import render_good
+from backend.artifacts.image_store import FILE_NAME_DIGITS
+from backend.demo.samples import render_good
+from backend.imaging.image_codec import decode_image, pixel_digest
+from backend.imaging.png import encode_png
 from benchmarks.servers import MM_PER_PX, ROLE, Form, form
 
 SIZE_PX = 96

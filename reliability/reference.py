@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from backend.artifacts.model_key import ModelKey
 from backend.errors import InvalidInput
-from backend.fit_request import Upload
-from backend.model_key import ModelKey
+from backend.services.fit_request import Upload
 from backend.settings import Settings
 from backend.wiring import build_service
 from reliability import parts

@@ -26,7 +26,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from backend.jobs import KEPT_JOBS
+from backend.services.jobs import KEPT_JOBS
 from reliability import parts
 from reliability.checks import folder_problems, leftovers
 from reliability.clients import Answer, CallCutOff, Client

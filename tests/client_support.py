@@ -24,8 +24,8 @@ import uvicorn
 from fakes import encoded, good_image
 
 from backend.app import create_app
-from backend.extractor_loader import ExtractorLoader
-from backend.extractors import FeatureExtractor
+from backend.extractors.base import FeatureExtractor
+from backend.extractors.loader import ExtractorLoader
 from backend.settings import Settings
 from backend.wiring import build_service
 

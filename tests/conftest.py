@@ -9,10 +9,10 @@ import pytest
 from fakes import FakeExtractor
 from hypothesis import settings
 
-from backend.device_queue import DeviceQueue
-from backend.extractor_loader import ExtractorLoader
-from backend.model_key import ModelKey
-from backend.service import InspectionService
+from backend.artifacts.model_key import ModelKey
+from backend.extractors.device_queue import DeviceQueue
+from backend.extractors.loader import ExtractorLoader
+from backend.services.inspection import InspectionService
 from backend.settings import Settings
 from backend.storage import ArtefactStore
 from backend.wiring import build_service

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from backend.image_codec import pixel_digest
+from backend.imaging.image_codec import pixel_digest
+from backend.imaging.placement import Placement, place
 from backend.patchcore import MemoryBank, PatchGrid, learn
-from backend.placement import Placement, place
 
 
 class FakeExtractor:

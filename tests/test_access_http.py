@@ -14,11 +14,12 @@ import pytest
 from http_support import REPOSITORY, Api, answer_of, error_of, plates, running_app, strict_json
 from starlette.routing import Route
 
-from backend import access, audit
-from backend.access import DOCUMENTATION, AccessTable, access_of, is_loopback
+from backend.api import audit as audit_routes
+from backend.api import datasets, inspection, jobs, models, monitoring
 from backend.app import create_app
-from backend.routes import audit as audit_routes
-from backend.routes import datasets, inspection, jobs, models, monitoring
+from backend.services import audit
+from backend.serving import access
+from backend.serving.access import DOCUMENTATION, AccessTable, access_of, is_loopback
 
 ADMIN, INSPECT = "admin-0123456789abcdef", "inspect-0123456789abcdef"
 KEYS = f"admin:{ADMIN},inspect:{INSPECT}"

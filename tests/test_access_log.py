@@ -81,7 +81,7 @@ def test_a_failure_is_a_line_beside_its_traceback_under_the_same_id(
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError("what failed")
 
-    monkeypatch.setattr("backend.service.InspectionService.describe", fail)
+    monkeypatch.setattr("backend.services.inspection.InspectionService.describe", fail)
     api.client.get("/state", params={"role_id": ROLE, "roi_id": ROI}, headers={"X-Request-Id": "r"})
     line: Any = line_of(caplog, "r")
     assert (line.status, line.code, line.levelname) == (500, "internal_error", "ERROR")

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from backend.samples import render_defective, render_good
-from backend.scoring import ScoreRule, leave_one_out_scores
+from backend.demo.samples import render_defective, render_good
+from backend.scoring.leave_one_out import ScoreRule, leave_one_out_scores
 from backend.settings import Settings
 from benchmarks import accuracy
 from benchmarks.accuracy import Plan, RememberingExtractor, main, measure

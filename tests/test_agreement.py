@@ -5,13 +5,13 @@ import numpy as np
 import pytest
 from fakes import FakeExtractor
 
+from backend.artifacts.image_store import ImageStore
+from backend.artifacts.model_key import ModelKey
+from backend.demo.samples import render_good
 from backend.errors import ExtractorMismatch, Unavailable
 from backend.features import DinoV2Features
-from backend.fit_request import Upload
-from backend.image_store import ImageStore
-from backend.model_key import ModelKey
-from backend.png import encode_png
-from backend.samples import render_good
+from backend.imaging.png import encode_png
+from backend.services.fit_request import Upload
 
 KEY = ModelKey(role_id="Inspection", roi_id="inspection-1")
 

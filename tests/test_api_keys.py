@@ -4,8 +4,8 @@ import hmac
 
 import pytest
 
-from backend import api_keys
-from backend.api_keys import ApiKeys
+from backend.serving import api_keys
+from backend.serving.api_keys import ApiKeys
 
 ADMIN, INSPECT = "a" * 16, "i-0123456789abcdef"
 

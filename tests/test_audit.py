@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from backend import audit
-from backend.audit import Audit, Entry, Query
 from backend.errors import AuditOff, AuditUnavailable
+from backend.services import audit
+from backend.services.audit import Audit, Entry, Query
 
 ENTRY = Entry(
     time_utc="2026-03-14T09:26:53.589793Z",
@@ -140,7 +140,7 @@ def test_several_processes_keep_in_one_file(path: Path) -> None:
         import sys
         from dataclasses import replace
         from pathlib import Path
-        from backend.audit import Audit
+        from backend.services.audit import Audit
         from test_audit import ENTRY
         kept = Audit(Path(sys.argv[1]), keeps=True)
         for n in range(40):

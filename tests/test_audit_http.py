@@ -131,7 +131,7 @@ def test_a_decision_that_cannot_be_kept_is_not_given(fitted: Api, monkeypatch: p
     def full(*_: object) -> None:
         raise AuditUnavailable("The decision could not be written to the audit file, so it is not given.")
 
-    monkeypatch.setattr("backend.audit.Audit.keep", full)
+    monkeypatch.setattr("backend.services.audit.Audit.keep", full)
     refused = fitted.infer(plates([9])[0])
     error_of(refused, 503, "audit_unavailable")
     assert "score" not in refused.json()

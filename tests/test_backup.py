@@ -18,19 +18,19 @@ from typing import Any
 import pytest
 from fakes import FakeExtractor, encoded, good_image
 
-from backend import restoring
-from backend.backup import MANIFEST, ArchiveError, back_up
+from backend.artifacts.model_key import ModelKey
 from backend.cli import main
-from backend.datasets import DatasetUpload
 from backend.errors import StorageFull
-from backend.extractor_loader import ExtractorLoader
-from backend.fit_request import Upload
-from backend.model_key import ModelKey
-from backend.restoring import restore
-from backend.service import InspectionService
+from backend.extractors.loader import ExtractorLoader
+from backend.maintenance import restoring
+from backend.maintenance.backup import MANIFEST, ArchiveError, back_up
+from backend.maintenance.restoring import restore
+from backend.maintenance.verifying import verify_folder
+from backend.services.datasets import DatasetUpload
+from backend.services.fit_request import Upload
+from backend.services.inspection import InspectionService
 from backend.settings import Settings
 from backend.storage import ArtefactStore
-from backend.verifying import verify_folder
 from backend.wiring import build_datasets, build_service
 
 KEYS = [

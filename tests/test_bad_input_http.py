@@ -123,7 +123,7 @@ def test_an_image_of_too_many_pixels_is_refused_before_it_is_decoded(
     data = huge_png(edge_px)
     assert len(data) < 100_000
     with monkeypatch.context() as patched:
-        patched.setattr("backend.image_codec.cv2.imdecode", decode)
+        patched.setattr("backend.imaging.image_codec.cv2.imdecode", decode)
         response = api.infer(data) if endpoint == "infer" else api.fit([data])
     assert "Send the ROI, not the whole scene" in error_of(response, 413, "too_large")["error"]
 
@@ -426,7 +426,7 @@ def test_an_accident_says_nothing_internal_and_the_log_has_it_under_the_request_
 
     name = {"fit": "fit_ok", "infer": "infer", "calibrate": "calibrate"}[endpoint]
     with monkeypatch.context() as patched:
-        patched.setattr(f"backend.service.InspectionService.{name}", fail)
+        patched.setattr(f"backend.services.inspection.InspectionService.{name}", fail)
         headers = {"X-Request-Id": "accident-1", "X-Recipe-Id": "winter"}
         if endpoint == "calibrate":
             response = api.calibrate(headers=headers)

@@ -11,17 +11,17 @@ import numpy as np
 import pytest
 from fakes import FakeExtractor, encoded, good_image
 
+from backend.artifacts.model_key import ModelKey
+from backend.artifacts.quarantine import set_aside_copies
 from backend.errors import ArtefactCorrupt, NotFound
-from backend.extractor_loader import ExtractorLoader
-from backend.extractors import embeddings_key
-from backend.fit_request import Upload
-from backend.jobs import Jobs
-from backend.model_key import ModelKey
-from backend.png import encode_png
-from backend.quarantine import set_aside_copies
-from backend.service import InspectionService
+from backend.extractors.base import embeddings_key
+from backend.extractors.loader import ExtractorLoader
+from backend.imaging.png import encode_png
+from backend.maintenance.verifying import verify_folder
+from backend.services.fit_request import Upload
+from backend.services.inspection import InspectionService
+from backend.services.jobs import Jobs
 from backend.settings import Settings
-from backend.verifying import verify_folder
 from backend.wiring import build_service
 
 KEY = ModelKey(role_id="Inspection", roi_id="inspection-1")

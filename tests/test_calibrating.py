@@ -6,10 +6,10 @@ import pytest
 from fakes import bank_on_a_line
 
 from backend.calib import set_threshold
-from backend.calibrating import CalibrationRequest, calibrated, renewed, rule_of
 from backend.errors import InvalidInput, InvalidScores
 from backend.patchcore import MemoryBank
-from backend.scoring import ScoreRule, leave_one_out_scores
+from backend.scoring.leave_one_out import ScoreRule, leave_one_out_scores
+from backend.services.calibrating import CalibrationRequest, calibrated, renewed, rule_of
 
 MAX = ScoreRule(mode="max", percentile=99.0, blur_sigma=0.0)
 P99 = ScoreRule(mode="percentile", percentile=99.0, blur_sigma=0.0)

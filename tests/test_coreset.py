@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backend.coreset import (
+from backend.memory_bank.coreset import (
     coreset_size,
     kcenter_greedy,
     kcenter_greedy_projected,

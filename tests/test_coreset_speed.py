@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import threadpoolctl
 
-from backend import coreset, threads
-from backend.coreset import kcenter_greedy, kcenter_greedy_reference
-from backend.distances import half_squares, pair_distances, slack
-from backend.threads import limit_threads, one_blas_thread, usable_cpus
+from backend.memory_bank import coreset, threads
+from backend.memory_bank.coreset import kcenter_greedy, kcenter_greedy_reference
+from backend.memory_bank.distances import half_squares, pair_distances, slack
+from backend.memory_bank.threads import limit_threads, one_blas_thread, usable_cpus
 
 
 def unit_rows(n: int, d: int, seed: int = 0) -> np.ndarray:

@@ -9,16 +9,16 @@ from typing import Any
 import pytest
 from fakes import FakeExtractor, defective_image, encoded, good_image
 
-from backend import dataset_runs
+from backend.artifacts.model_key import ModelKey
 from backend.calib import set_threshold
-from backend.dataset_runs import calibrate_from_dataset, inspect_dataset
-from backend.datasets import Datasets, DatasetUpload
-from backend.device_queue import DeviceQueue
 from backend.errors import InvalidInput, MemoryNotFound, QueueFull, ShuttingDown, WeightsUnavailable
-from backend.extractor_loader import ExtractorLoader
-from backend.fit_request import Upload
-from backend.model_key import ModelKey
-from backend.service import InspectionService
+from backend.extractors.device_queue import DeviceQueue
+from backend.extractors.loader import ExtractorLoader
+from backend.services import dataset_runs
+from backend.services.dataset_runs import calibrate_from_dataset, inspect_dataset
+from backend.services.datasets import Datasets, DatasetUpload
+from backend.services.fit_request import Upload
+from backend.services.inspection import InspectionService
 from backend.settings import Settings
 from backend.storage import ArtefactStore
 from backend.wiring import build_service

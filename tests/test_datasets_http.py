@@ -16,8 +16,8 @@ import pytest
 from client_support import Client, Part, dotnet_form, fields, image, meta, png, running
 from fakes import FakeExtractor, defective_image, encoded, good_image
 
-from backend.image_codec import decode_image
-from backend.model_key import id_of_folder
+from backend.artifacts.model_key import id_of_folder
+from backend.imaging.image_codec import decode_image
 from backend.settings import Settings
 
 _UNUSED_ROI = (f"roi-{n}" for n in itertools.count())

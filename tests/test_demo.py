@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from backend import demo, demo_server
-from backend.demo import Api, extractor_line, result_table, run_demo, summary_line
-from backend.demo_parts import DemoError, evenly, folder_parts, rendered_parts
-from backend.demo_server import serving
-from backend.report import FoundRegion, Inspected
+from backend.demo.demo_parts import DemoError, evenly, folder_parts, rendered_parts
+from backend.demo.demo_server import serving
+from backend.demo.report import FoundRegion, Inspected
+from backend.demo.tour import Api, demo_server, extractor_line, result_table, run_demo, summary_line
+from backend.demo.tour import tour as demo
 
 
 @cache

@@ -7,8 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from backend.device_queue import DeviceQueue, Priority
 from backend.errors import QueueFull, ShuttingDown
+from backend.extractors.device_queue import DeviceQueue, Priority
 
 
 class Gate:

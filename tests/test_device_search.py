@@ -1,4 +1,4 @@
-"""The search on the extractor's device, run on the processor's tensors: the same distances as `backend.nearest`."""
+"""The search on the extractor's device, run on the processor's tensors: the same distances as `nearest`."""
 
 import numpy as np
 import pytest
@@ -7,10 +7,10 @@ torch = pytest.importorskip("torch")
 
 from fakes import FakeExtractor, defective_image, encoded, good_image  # noqa: E402
 
-from backend import device_search  # noqa: E402
-from backend.device_search import DeviceRows, DeviceSearch  # noqa: E402
-from backend.fit_request import Upload  # noqa: E402
-from backend.nearest import build_index  # noqa: E402
+from backend.extractors.base import device_search  # noqa: E402
+from backend.extractors.device_search import DeviceRows, DeviceSearch  # noqa: E402
+from backend.memory_bank.nearest import build_index  # noqa: E402
+from backend.services.fit_request import Upload  # noqa: E402
 
 
 def unit_rows(n: int, d: int = 48, seed: int = 0) -> np.ndarray:

@@ -9,9 +9,9 @@ import pytest
 from fakes import FakeExtractor
 from http_support import Api, answer_of, error_of, plates, ready, running_app
 
-from backend.disk_limit import DiskLimit
+from backend.artifacts.disk_limit import DiskLimit
+from backend.artifacts.model_key import ModelKey
 from backend.errors import StorageFull
-from backend.model_key import ModelKey
 from backend.storage import ArtefactStore
 
 ROI = {"role_id": "Inspection", "roi_id": "inspection-1"}

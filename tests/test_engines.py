@@ -17,12 +17,12 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from backend import openvino_engine
-from backend.engines import Engine, PatchEmbedder, Precision, TorchEngine, choose_engine
+from backend.artifacts.files import ABANDONED_S, is_ownerless, sync_tree
 from backend.errors import Unavailable
-from backend.files import ABANDONED_S, is_ownerless, sync_tree
-from backend.openvino_engine import OpenVinoEngine, OpenVinoUnusable
-from backend.weights import WeightsFile, load_backbone
+from backend.extractors.base import openvino_engine
+from backend.extractors.engines import Engine, PatchEmbedder, Precision, TorchEngine, choose_engine
+from backend.extractors.openvino_engine import OpenVinoEngine, OpenVinoUnusable
+from backend.extractors.weights import WeightsFile, load_backbone
 
 try:
     CAPABILITIES = openvino_engine._import_openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
@@ -358,7 +358,7 @@ def test_a_number_of_threads_below_one_is_refused(threads: int, embedder: PatchE
 def test_loading_openvino_leaves_no_trace_for_its_telemetry(tmp_path: Path) -> None:
     code = (
         "import sys\n"
-        "from backend.openvino_engine import _import_openvino\n"
+        "from backend.extractors.openvino_engine import _import_openvino\n"
         "_import_openvino().Core()\n"
         "print([name for name, module in sys.modules.items() if module and name.startswith('openvino_telemetry')])"
     )

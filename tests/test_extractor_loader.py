@@ -4,7 +4,7 @@ import pytest
 from fakes import FakeExtractor
 
 from backend.errors import InspectionError, WeightsUnavailable
-from backend.extractor_loader import ExtractorLoader, ExtractorState
+from backend.extractors.loader import ExtractorLoader, ExtractorState
 
 
 def test_nothing_is_loaded_before_somebody_asks():

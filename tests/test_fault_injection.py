@@ -15,18 +15,18 @@ from fakes import FakeExtractor, encoded, good_image
 from faults import FAULTS, Disk, PowerCut
 from http_support import answer_of, error_of, plates, ready, running_app
 
-from backend import files
-from backend.backup import back_up
-from backend.datasets import Datasets, DatasetUpload
+from backend.artifacts import files
+from backend.artifacts.model_key import ModelKey
 from backend.errors import StorageFailed, StorageFull
-from backend.extractor_loader import ExtractorLoader
-from backend.fit_request import Upload
-from backend.model_key import ModelKey
-from backend.restoring import restore
-from backend.service import InspectionService
+from backend.extractors.loader import ExtractorLoader
+from backend.maintenance.backup import back_up
+from backend.maintenance.restoring import restore
+from backend.maintenance.sweeping import sweep
+from backend.maintenance.verifying import verify_folder
+from backend.services.datasets import Datasets, DatasetUpload
+from backend.services.fit_request import Upload
+from backend.services.inspection import InspectionService
 from backend.settings import Settings
-from backend.sweeping import sweep
-from backend.verifying import verify_folder
 from backend.wiring import build_datasets, build_recipes, build_service
 
 # Which of the calls fail, for each action and fault: every one, or every n-th, from another one on for each fault.

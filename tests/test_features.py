@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import backend.features
-from backend.device_search import DeviceSearch
 from backend.errors import Unavailable, WeightsUnavailable
-from backend.extractors import EngineFacts
+from backend.extractors.base import EngineFacts
+from backend.extractors.device_search import DeviceSearch
+from backend.extractors.weights import load_backbone
 from backend.features import DinoV2Features, resolve_device, to_input
-from backend.weights import load_backbone
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

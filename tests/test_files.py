@@ -6,8 +6,7 @@ import time
 
 import pytest
 
-from backend.errors import StorageFailed, StorageFull
-from backend.files import (
+from backend.artifacts.files import (
     ABANDONED_S,
     SETTLED_S,
     TEMP_PREFIX,
@@ -22,6 +21,7 @@ from backend.files import (
     sync_folder,
     write_atomic,
 )
+from backend.errors import StorageFailed, StorageFull
 
 
 def names(folder):
@@ -185,7 +185,7 @@ def test_a_folder_that_cannot_be_made_durable_is_told_of(tmp_path, monkeypatch):
 
 def test_a_folder_is_made_with_all_that_are_missing_above_it_and_each_is_durable(tmp_path, monkeypatch):
     synced = []
-    monkeypatch.setattr("backend.files.sync_folder", synced.append)
+    monkeypatch.setattr("backend.artifacts.files.sync_folder", synced.append)
     make_folder(tmp_path / "a" / "b" / "c")
     make_folder(tmp_path / "a" / "b" / "c")
     assert (tmp_path / "a" / "b" / "c").is_dir()
@@ -199,7 +199,7 @@ def test_files_are_deleted_durably_and_those_that_are_gone_do_no_harm(tmp_path, 
     synced = []
     for name in ("a/1", "a/2", "b/3"):
         write_atomic(tmp_path / name, b"x")
-    monkeypatch.setattr("backend.files.sync_folder", synced.append)
+    monkeypatch.setattr("backend.artifacts.files.sync_folder", synced.append)
     remove(tmp_path / "a" / "1", tmp_path / "a" / "2", tmp_path / "b" / "3", tmp_path / "b" / "4")
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
     assert synced == [tmp_path / "a", tmp_path / "b"]
@@ -242,7 +242,7 @@ def test_a_temporary_file_has_an_owner_while_it_is_written(tmp_path):
 
 
 def test_without_locks_age_alone_tells(tmp_path, monkeypatch):
-    monkeypatch.setattr("backend.files._claim", lambda _descriptor: False)
+    monkeypatch.setattr("backend.artifacts.files._claim", lambda _descriptor: False)
     (tmp_path / "temp").touch()
     assert not is_ownerless(tmp_path / "temp", time.time() + ABANDONED_S - 60)
     assert is_ownerless(tmp_path / "temp", time.time() + ABANDONED_S + 60)

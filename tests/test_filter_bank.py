@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from backend.extractors import FeatureExtractor
-from backend.filter_bank import FilterBankFeatures
-from backend.whitening import fit_whitening
+from backend.extractors.base import FeatureExtractor
+from backend.extractors.filter_bank import FilterBankFeatures
+from backend.memory_bank.whitening import fit_whitening
 
 Image = NDArray[np.uint8]
 

@@ -1,6 +1,6 @@
 """The progress of a fit: one count, whatever stages it has."""
 
-from backend.fit_steps import FitSteps
+from backend.services.fit_steps import FitSteps
 
 
 def test_one_count_grows_over_all_stages_and_ends_at_the_total():

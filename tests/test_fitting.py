@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from fakes import FakeExtractor, defective_image, encoded, good_image
 
-from backend.datasets import Datasets, DatasetUpload
+from backend.artifacts.image_store import ImageStore, StoredImage
+from backend.artifacts.model_key import ModelKey
 from backend.errors import (
     AspectRatioMismatch,
     BadImage,
@@ -21,12 +22,11 @@ from backend.errors import (
     StorageFull,
     WeightsUnavailable,
 )
-from backend.extractor_loader import ExtractorLoader
-from backend.fit_request import Upload
-from backend.image_codec import pixel_digest
-from backend.image_store import ImageStore, StoredImage
-from backend.model_key import ModelKey
+from backend.extractors.loader import ExtractorLoader
+from backend.imaging.image_codec import pixel_digest
 from backend.roi_mask import Circle, Rect
+from backend.services.datasets import Datasets, DatasetUpload
+from backend.services.fit_request import Upload
 from backend.settings import Settings
 from backend.storage import ArtefactStore
 from backend.wiring import build_service

@@ -16,10 +16,10 @@ from http_support import SMALL_INPUT_PX, Api, answer_of, error_of, plates, ready
 
 from backend import __version__
 from backend.errors import WeightsUnavailable
-from backend.extractor_loader import ExtractorLoader
-from backend.extractors import EngineFacts, FeatureExtractor
-from backend.filter_bank import FilterBankFeatures
-from backend.placement import Placement
+from backend.extractors.base import EngineFacts, FeatureExtractor
+from backend.extractors.filter_bank import FilterBankFeatures
+from backend.extractors.loader import ExtractorLoader
+from backend.imaging.placement import Placement
 
 GUID = "8f0c6d0e-6d2e-4f0a-9a53-0d5f5c3f6b11"
 PATIENCE_S = 30.0

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import uvicorn
 
-from backend import http_protocol
-from backend.http_protocol import MAX_FRAMING_BYTES, BoundedHttp
+from backend.serving import http_protocol
+from backend.serving.http_protocol import MAX_FRAMING_BYTES, BoundedHttp
 
 HEAD = b"POST / HTTP/1.1\r\nHost: a\r\n"
 CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"

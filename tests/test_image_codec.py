@@ -13,7 +13,7 @@ from fakes import encoded
 from PIL import Image
 
 from backend.errors import BadImage, InspectionError, TooLarge
-from backend.image_codec import (
+from backend.imaging.image_codec import (
     SUFFIX_BY_FORMAT,
     decode_image,
     image_suffix,
@@ -335,7 +335,7 @@ def test_refusing_a_huge_image_takes_no_memory():
     program = """
 import resource, struct, sys, zlib
 from backend.errors import TooLarge
-from backend.image_codec import decode_image
+from backend.imaging.image_codec import decode_image
 data = sys.stdin.buffer.read()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 try:

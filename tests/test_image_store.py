@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from fakes import encoded, good_image
 
+from backend.artifacts.image_store import FILE_NAME_DIGITS, ImageStore, StoredImage, safe_stem
 from backend.errors import ArtefactCorrupt, NotFound
-from backend.image_codec import image_suffix, pixel_digest
-from backend.image_store import FILE_NAME_DIGITS, ImageStore, StoredImage, safe_stem
+from backend.imaging.image_codec import image_suffix, pixel_digest
 from backend.utils import canonical_json, sealed_json, sha256_hex, unsealed_json
 
 

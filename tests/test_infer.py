@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backend.errors import BadShape, MemoryNotFound
-from backend.fit_request import Upload
+from backend.imaging.placement import place
 from backend.infer import (
     HEATMAP_AT_THRESHOLD,
     Inspection,
@@ -21,8 +21,8 @@ from backend.infer import (
     image_scores,
     infer_one,
 )
-from backend.placement import place
 from backend.roi_mask import Annulus, Circle, Rect, shape_mask
+from backend.services.fit_request import Upload
 
 WHOLE = place((384, 384), input_size=384, cell_px=14)
 

@@ -13,8 +13,8 @@ import pytest
 from http_support import MM_PER_PX, ROI, ROLE, Api, answer_of, encoded, heatmap_of, running_app
 from numpy.typing import NDArray
 
+from backend.demo.samples import Sample, machined_ring, render_defective, render_good
 from backend.roi_mask import shape_fields, shape_mask
-from backend.samples import Sample, machined_ring, render_defective, render_good
 
 SIZE_PX = 384
 CELL_PX = SIZE_PX / 27

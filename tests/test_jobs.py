@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from backend import jobs as jobs_module
-from backend.coreset import Progress
 from backend.errors import MmPerPxMismatch, NotFound, QueueFull, ShuttingDown, StorageFull
-from backend.jobs import FINAL, Job, Jobs
+from backend.memory_bank.coreset import Progress
+from backend.services import jobs as jobs_module
+from backend.services.jobs import FINAL, Job, Jobs
 from backend.utils import sealed_json
 
 _DEADLINE_S = 20.0

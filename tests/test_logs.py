@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 
-from backend import logs
-from backend.logs import json_lines
+from backend.serving import logs
+from backend.serving.logs import json_lines
 from backend.settings import Settings
 
 log = logging.getLogger("backend.of.this.test")
@@ -179,7 +179,7 @@ def test_two_processes_rotate_one_file_and_lose_nothing(tmp_path: Path) -> None:
     script = """
         import logging, sys
         from pathlib import Path
-        from backend.logs import json_lines
+        from backend.serving.logs import json_lines
         from backend.settings import Settings
         with json_lines(Settings(log_file=Path(sys.argv[1]), log_max_mb=0.02, log_files=50), open("/dev/null", "w")):
             for n in range(300):

@@ -3,12 +3,12 @@ from __future__ import annotations
 import pytest
 from fakes import bank_on_a_line
 
-from backend.calibrating import CalibrationRequest, calibrated
+from backend.artifacts.model_key import ModelKey
 from backend.errors import ArtefactCorrupt
-from backend.model_cache import ModelCache
-from backend.model_key import ModelKey
 from backend.patchcore import MemoryBank
-from backend.scoring import ScoreRule
+from backend.scoring.leave_one_out import ScoreRule
+from backend.services.calibrating import CalibrationRequest, calibrated
+from backend.services.model_cache import ModelCache
 from backend.storage import ArtefactStore
 
 MAX = ScoreRule(mode="max", percentile=99.0, blur_sigma=0.0)

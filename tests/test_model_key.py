@@ -6,8 +6,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from backend.artifacts.model_key import ModelKey, checked_recipe, folder_name, id_of_folder
 from backend.errors import InspectionError, InvalidId, ReservedRecipe
-from backend.model_key import ModelKey, checked_recipe, folder_name, id_of_folder
 
 IDS = st.text(
     st.characters(codec="utf-8", exclude_categories=("C",), exclude_characters="/\\"), min_size=1, max_size=64

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy.spatial.distance import cdist
 
-from backend.nearest import build_index, faiss_bytes
+from backend.memory_bank.nearest import build_index, faiss_bytes
 
 BACKENDS = ["numpy", "faiss", "sklearn"]
 

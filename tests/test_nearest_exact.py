@@ -8,12 +8,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from backend import ladder, projection
-from backend.distances import classes, fold, half_squares, slack
-from backend.ladder import Ladder
-from backend.nearest import build_index
-from backend.projection import ProjectedCandidates
-from backend.threads import one_blas_thread
+from backend.memory_bank import ladder, projection
+from backend.memory_bank.distances import classes, fold, half_squares, slack
+from backend.memory_bank.ladder import Ladder
+from backend.memory_bank.nearest import build_index
+from backend.memory_bank.projection import ProjectedCandidates
+from backend.memory_bank.threads import one_blas_thread
 
 
 def unit_rows(n: int, d: int, seed: int = 0) -> np.ndarray:
@@ -66,7 +66,7 @@ def coarse_at_once(monkeypatch):
 def bf16(monkeypatch, coarse_at_once):
     """The bf16 rung from the first query on, also where it is emulated."""
     pytest.importorskip("torch")
-    rung = pytest.importorskip("backend.bf16")
+    rung = pytest.importorskip("backend.memory_bank.bf16")
     monkeypatch.setattr(rung, "has_bf16_units", lambda: True)
     monkeypatch.setattr(ladder, "_PROJECTED_FROM", 1 << 30)
     return rung
@@ -249,7 +249,7 @@ def test_a_search_does_not_wait_for_the_coarse_rung(monkeypatch):
 
 def test_a_projection_that_settles_too_little_gives_way_to_bf16(monkeypatch, projected):
     pytest.importorskip("torch")
-    rung = pytest.importorskip("backend.bf16")
+    rung = pytest.importorskip("backend.memory_bank.bf16")
     monkeypatch.setattr(rung, "has_bf16_units", lambda: True)
     monkeypatch.setattr(ladder, "_TRIED_WITH", 100)
     memory, query = unit_rows(1500, 96), unit_rows(120, 96, 1)
@@ -323,7 +323,7 @@ def test_an_unknown_backend_is_refused():
 def test_bf16_units_take_much_less_time_than_single_precision():
     # CPU time on one thread: what else the machine does hardly shows. Measured: 0.5.
     torch = pytest.importorskip("torch")
-    from backend.bf16 import Bf16Candidates, has_bf16_units
+    from backend.memory_bank.bf16 import Bf16Candidates, has_bf16_units
 
     if not has_bf16_units():
         pytest.skip("this processor multiplies no bf16 matrices")

@@ -9,9 +9,9 @@ import pytest
 import timm
 import torch
 
-from backend.engines import PatchEmbedder
-from backend.openvino_network import ConvolutionalEmbedder, convolutional_block, position_embedding
-from backend.weights import WeightsFile, load_backbone
+from backend.extractors.engines import PatchEmbedder
+from backend.extractors.openvino_network import ConvolutionalEmbedder, convolutional_block, position_embedding
+from backend.extractors.weights import WeightsFile, load_backbone
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,9 @@ from fakes import bank_on_a_line, grid_placement
 from hypothesis import given
 from hypothesis import strategies as st
 
+from backend.memory_bank.whitening import fit_whitening
 from backend.patchcore import MemoryBank, PatchGrid, build_index, build_memory, learn
 from backend.utils import generator
-from backend.whitening import fit_whitening
 
 # Three images of two cells each. Every distance below is a difference of two of these numbers.
 THREE = {"a": (0.0, 1.0), "b": (0.5, 3.0), "c": (10.0, 1.25)}

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backend.placement import Placement, place
+from backend.imaging.placement import Placement, place
 
 
 def placement(image_hw, grid_hw):

@@ -11,9 +11,9 @@ import pytest
 from isal import isal_zlib
 from PIL import Image
 
-from backend import png
-from backend.image_codec import decode_image
-from backend.png import encode_png, unpacked_png
+from backend.imaging import png
+from backend.imaging.image_codec import decode_image
+from backend.imaging.png import encode_png, unpacked_png
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 BGR = np.random.default_rng(0).integers(0, 256, (211, 307, 3), dtype=np.uint8)  # Of more than one stored block.

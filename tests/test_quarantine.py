@@ -15,11 +15,11 @@ import pytest
 from fakes import FakeExtractor
 from http_support import Api, answer_of, error_of, plates, ready, running_app
 
+from backend.artifacts.model_key import ModelKey
+from backend.artifacts.quarantine import Quarantine, set_aside_copies
 from backend.errors import ArtefactCorrupt
-from backend.model_key import ModelKey
-from backend.quarantine import Quarantine, set_aside_copies
+from backend.maintenance.verifying import verify_folder
 from backend.storage import ArtefactStore
-from backend.verifying import verify_folder
 
 KEY = ModelKey(role_id="Inspection", roi_id="inspection-1")
 ROI = {"role_id": "Inspection", "roi_id": "inspection-1"}

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from backend.report import (
+from backend.demo.report import (
     FoundRegion,
     Inspected,
     Report,

@@ -3,7 +3,7 @@ import pytest
 from fakes import bank_on_a_line, grid_placement
 
 from backend.roi_mask import Rect, shape_fields, shape_mask
-from backend.scoring import LeaveOneOutScores, ScoreRule, learned_mask, leave_one_out_scores
+from backend.scoring.leave_one_out import LeaveOneOutScores, ScoreRule, learned_mask, leave_one_out_scores
 
 # The distances of test_patchcore: a (0.5, 0.25), b (0.5, 1.75), c (7, 0.25). One pixel per cell, so the map is these.
 THREE = {"a": (0.0, 1.0), "b": (0.5, 3.0), "c": (10.0, 1.25)}

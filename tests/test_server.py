@@ -28,7 +28,7 @@ _SERVE = """
 import sys, threading, time
 from pathlib import Path
 from backend import cli, wiring
-from backend.filter_bank import FilterBankFeatures
+from backend.extractors.filter_bank import FilterBankFeatures
 
 hold = Path(sys.argv[1])
 

@@ -214,9 +214,9 @@ def test_the_settings_reach_the_answers(monkeypatch: pytest.MonkeyPatch, tmp_pat
 
 
 def test_the_cache_holds_no_more_models_than_it_may(tmp_path: Path) -> None:
-    from backend.extractor_loader import ExtractorLoader
-    from backend.fit_request import Upload
-    from backend.model_key import ModelKey
+    from backend.artifacts.model_key import ModelKey
+    from backend.extractors.loader import ExtractorLoader
+    from backend.services.fit_request import Upload
     from backend.wiring import build_service
 
     settings = Settings(models_dir=tmp_path / "models", cache_max_entries=2)

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from backend.coreset import kcenter_greedy
-from backend.engines import PatchEmbedder, TorchEngine
+from backend.demo.samples import render_good
+from backend.extractors.engines import PatchEmbedder, TorchEngine
+from backend.extractors.weights import WeightsFile, load_backbone
 from backend.features import to_input
-from backend.samples import render_good
-from backend.weights import WeightsFile, load_backbone
+from backend.memory_bank.coreset import kcenter_greedy
 from benchmarks import load, speed
 from benchmarks.clients import Measured
 from benchmarks.machine import machine_facts, markdown, update_block
@@ -104,7 +104,7 @@ def test_the_reference_extraction_is_that_of_the_service_in_float32(weights):
 def test_the_reference_service_learns_and_inspects(weights, monkeypatch):
     from fastapi.testclient import TestClient
 
-    from backend.png import encode_png
+    from backend.imaging.png import encode_png
     from benchmarks.references import reference_app
 
     monkeypatch.setenv("BDI_WEIGHTS", str(weights.path))

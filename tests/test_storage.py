@@ -14,17 +14,18 @@ import numpy as np
 import pytest
 from fakes import bank_on_a_line, grid_placement
 
-from backend import heatmaps, storage
-from backend.artefacts import FORMAT_VERSION, bank_bytes, bank_from_bytes, calibrations_from_bytes, with_digest
+from backend import storage
+from backend.artifacts import heatmaps
+from backend.artifacts.formats import FORMAT_VERSION, bank_bytes, bank_from_bytes, calibrations_from_bytes, with_digest
+from backend.artifacts.heatmaps import save_heatmap
+from backend.artifacts.layout import child_folder
+from backend.artifacts.model_key import ModelKey, id_of_folder
 from backend.calib import Calibration, false_alarm_bounds
 from backend.errors import ArtefactCorrupt, StorageFull, Unavailable
-from backend.heatmaps import save_heatmap
-from backend.layout import child_folder
-from backend.model_key import ModelKey, id_of_folder
+from backend.memory_bank.whitening import fit_whitening
 from backend.patchcore import MemoryBank, PatchGrid, learn
 from backend.storage import ArtefactStore
 from backend.utils import sealed_json
-from backend.whitening import fit_whitening
 
 
 def bank(seed: int = 0, *, whitens: bool = True) -> MemoryBank:
@@ -487,7 +488,7 @@ def test_a_lock_keeps_other_processes_out_and_dies_with_its_process(store, key, 
     program = f"""
 import sys, time
 from pathlib import Path
-from backend.model_key import ModelKey
+from backend.artifacts.model_key import ModelKey
 from backend.storage import ArtefactStore
 with ArtefactStore(Path({str(tmp_path / "models")!r})).lock(ModelKey(role_id="Inspection", roi_id="inspection-1")):
     print("locked", flush=True)

@@ -15,14 +15,14 @@ import pytest
 from fakes import FakeExtractor, bank_on_a_line, encoded, good_image
 from http_support import answer_of, plates, ready, running_app
 
-from backend.files import ABANDONED_S, SETTLED_S, TEMP_PREFIX, scratch_folder, staged
-from backend.fit_request import Upload
-from backend.jobs import Jobs
-from backend.model_key import ModelKey
-from backend.service import InspectionService
+from backend.artifacts.files import ABANDONED_S, SETTLED_S, TEMP_PREFIX, scratch_folder, staged
+from backend.artifacts.model_key import ModelKey
+from backend.maintenance.sweeping import Upkeep, look_over, sweep
+from backend.maintenance.verifying import verify_folder
+from backend.services.fit_request import Upload
+from backend.services.inspection import InspectionService
+from backend.services.jobs import Jobs
 from backend.storage import ArtefactStore
-from backend.sweeping import Upkeep, look_over, sweep
-from backend.verifying import verify_folder
 
 KEY = ModelKey(role_id="Inspection", roi_id="inspection-1")
 DEADLINE_S = 20.0
@@ -100,7 +100,7 @@ def test_what_a_killed_process_was_writing_is_swept_and_what_it_still_writes_is_
     program = f"""
 import time
 from pathlib import Path
-from backend.files import staged
+from backend.artifacts.files import staged
 with staged(Path({str(fitted.models_dir / "Inspection" / "inspection-1" / "memory.npz")!r}), b"half"):
     print("writing", flush=True)
     time.sleep(60)

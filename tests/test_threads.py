@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import threadpoolctl
 
-from backend.threads import spread, spread_width
+from backend.memory_bank.threads import spread, spread_width
 
 
 def blas_threads() -> set[int]:

@@ -11,19 +11,19 @@ from pathlib import Path
 import pytest
 from fakes import FakeExtractor, encoded, good_image
 
-from backend import verifying
+from backend.artifacts.files import write_atomic
+from backend.artifacts.model_key import ModelKey
 from backend.cli import main
-from backend.extractor_loader import ExtractorLoader
-from backend.files import write_atomic
-from backend.fit_request import Upload
-from backend.jobs import Jobs
-from backend.model_key import ModelKey
-from backend.png import encode_png
-from backend.service import InspectionService
+from backend.extractors.loader import ExtractorLoader
+from backend.imaging.png import encode_png
+from backend.maintenance import verifying
+from backend.maintenance.verifying import verify_folder
+from backend.services.fit_request import Upload
+from backend.services.inspection import InspectionService
+from backend.services.jobs import Jobs
 from backend.settings import Settings
 from backend.storage import ArtefactStore
 from backend.utils import sealed_json, unsealed_json
-from backend.verifying import verify_folder
 from backend.wiring import build_recipes, build_service
 
 KEY = ModelKey(role_id="Inspection", roi_id="inspection-1")

@@ -21,7 +21,7 @@ import torch
 from huggingface_hub import constants
 
 from backend.errors import WeightsUnavailable
-from backend.weights import WeightsFile, find_weights, load_backbone, tensors_digest
+from backend.extractors.weights import WeightsFile, find_weights, load_backbone, tensors_digest
 
 
 @pytest.fixture(scope="session")
@@ -56,8 +56,8 @@ def run_python(code: str, **environment: str) -> str:
 
 
 def test_importing_the_module_needs_neither_torch_nor_the_hub_client() -> None:
-    loaded = run_python("import sys, backend.weights; print(*sys.modules)").split()
-    assert "backend.weights" in loaded
+    loaded = run_python("import sys, backend.extractors.weights; print(*sys.modules)").split()
+    assert "backend.extractors.weights" in loaded
     assert {"torch", "timm", "huggingface_hub", "numpy"}.isdisjoint(loaded)
 
 
@@ -153,7 +153,7 @@ class _HubHandler(BaseHTTPRequestHandler):
 
 def test_the_file_is_downloaded_once_and_then_found_in_the_cache(tmp_path: Path) -> None:
     code = (
-        "from backend.weights import find_weights\n"
+        "from backend.extractors.weights import find_weights\n"
         f"for _ in range(2):\n    found = find_weights({files.REPO_ID!r})\n    print(found.origin, found.sha256())"
     )
     with Hub() as hub, hub.served():
@@ -167,7 +167,7 @@ def test_the_file_is_downloaded_once_and_then_found_in_the_cache(tmp_path: Path)
 
 def test_a_hub_that_never_answers_is_given_up_after_one_short_wait(tmp_path: Path) -> None:
     code = (
-        "import backend.weights as w, time\n"
+        "import backend.extractors.weights as w, time\n"
         "w.HUB_TIMEOUT_S = 0.5\n"
         "start = time.monotonic()\n"
         f"try:\n    w.find_weights({files.REPO_ID!r})\n"

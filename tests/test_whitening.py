@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from backend.whitening import Whitening, fit_whitening
+from backend.memory_bank.whitening import Whitening, fit_whitening
 
 
 def _correlated_rows(n: int = 4000, d: int = 6, seed: int = 0) -> NDArray[np.float32]:
@@ -105,7 +105,7 @@ def test_the_largest_entry_of_each_whitening_direction_is_positive() -> None:
 def test_many_rows_are_summed_in_pieces_without_a_difference(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = _correlated_rows(1000)
     whole = fit_whitening(rows)
-    monkeypatch.setattr("backend.whitening._CHUNK_ROWS", 7)
+    monkeypatch.setattr("backend.memory_bank.whitening._CHUNK_ROWS", 7)
     pieces = fit_whitening(rows)
     np.testing.assert_allclose(pieces.mean, whole.mean, rtol=1e-5)
     np.testing.assert_allclose(pieces.components, whole.components, rtol=1e-4, atol=1e-6)

@@ -1,0 +1,1 @@
+"""What crosses the wire: routes by topic, request and answer models, error bodies."""

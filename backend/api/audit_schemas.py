@@ -1,0 +1,53 @@
+"""The answer about decisions that were kept."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from pydantic import BaseModel, Field
+
+from backend.api.schemas import Amount, Count, Score
+from backend.infer import Decision
+from backend.services.audit import Source
+
+
+class AuditEntry(BaseModel):
+    """One decision as it was given, and what it followed from."""
+
+    id: Count = Field(description="Number of the decision; a later one has a larger one.", examples=[4711])
+    time_utc: datetime = Field(description="When it was given.", examples=["2026-03-14T09:26:53.589793Z"])
+    source: Source = Field(description="The call.", examples=["infer"])
+    request_id: str = Field(description="Id of the request.", examples=["8f0c6d0e6d2e4f0a"])
+    caller: str | None = Field(description="Role of the API key; null where none is needed.", examples=["inspect"])
+    recipe_id: str = Field(description="The recipe.", examples=["default"])
+    role_id: str = Field(description="The role.", examples=["Inspection"])
+    roi_id: str = Field(description="The ROI.", examples=["inspection-1"])
+    model_key: str = Field(description="The model of the ROI.", examples=["inspection-1"])
+    image_name: str = Field(description="File name as sent.", examples=["part.png"])
+    image_digest: str = Field(description="SHA-256 of the pixels.", examples=["1f3c5e7a9b2d…"])
+    score: Score = Field(description="As answered.", examples=[0.61])
+    threshold: Score | None = Field(description="As answered; null without a calibration.", examples=[0.55])
+    decision: Decision | None = Field(description="As answered; null without a calibration.", examples=["ng"])
+    n_regions: Count = Field(description="Regions that were found.", examples=[1])
+    area_mm2: Amount = Field(description="Area of all regions, mm².", examples=[3.2])
+    memory_checksum: str = Field(description="The memory that the image was compared with.", examples=["9a3f…"])
+    extractor_id: str = Field(
+        description="The extractor, with everything that changes its numbers.", examples=["filter-bank|384"]
+    )
+    mm_per_px: float = Field(gt=0, description="Millimetres per pixel.", examples=[0.2])
+    service_version: str = Field(description="Version of the service.", examples=["0.1.0"])
+    params: dict[str, Any] = Field(
+        description="`params` as answered, and in `calibration` what the threshold rested on.",
+        examples=[{"score_mode": "percentile", "score_percentile": 99, "calibration": {"n_ok": 30, "n_ng": 0}}],
+    )
+
+
+class AuditAnswer(BaseModel):
+    """Decisions, newest first."""
+
+    entries: list[AuditEntry] = Field(description="The decisions that fit.")
+    next_before_id: Count | None = Field(
+        description="Send it as before_id for the older ones; null when these were all.", examples=[None]
+    )
+    request_id: str = Field(description="The header X-Request-Id, or a new id.", examples=["8f0c6d0e6d2e4f0a"])

@@ -1,0 +1,320 @@
+"""The data sets that the service keeps, and inspecting and calibrating with them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Annotated, Any
+
+from fastapi import APIRouter, File, Query, Request, Response, UploadFile
+from fastapi.responses import JSONResponse
+
+from backend.api.answers import heatmap_base64, region_answers
+from backend.api.audit import BookkeeperOf
+from backend.api.dependencies import (
+    DatasetsOf,
+    JobsOf,
+    KeyOfForm,
+    KeyOfQuery,
+    PrefersAsync,
+    ServiceOf,
+    SettingsOf,
+    check_count,
+    identity,
+    model_key_of,
+    now_or_later,
+)
+from backend.api.schemas import ImageFile, JobStarted, JsonPart
+from backend.api.store_schemas import (
+    CalibrateDatasetAnswer,
+    CalibrateDatasetBody,
+    ClassFiles,
+    ClearAnswer,
+    DatasetItemAnswer,
+    DeleteAnswer,
+    FailedItem,
+    InferDatasetAnswer,
+    InferDatasetBody,
+    ListAnswer,
+    MetaAnswer,
+    UploadAnswer,
+)
+from backend.artifacts.image_store import Label
+from backend.artifacts.model_key import ModelKey
+from backend.errors import BadRequest, InvalidInput
+from backend.memory_bank.coreset import Progress
+from backend.services.dataset_runs import DatasetItem, calibrate_from_dataset, inspect_dataset
+from backend.services.datasets import LABELS, Datasets, DatasetUpload
+from backend.serving.access import ADMIN, INSPECT
+from backend.settings import Settings
+from backend.utils import canonical_json
+
+router = APIRouter(tags=["datasets"])
+
+_MAX_META_DEPTH = 32
+_MEDIA_TYPES = {
+    ".png": "image/png",
+    ".jpg": "image/jpeg",
+    ".bmp": "image/bmp",
+    ".tif": "image/tiff",
+    ".webp": "image/webp",
+}
+
+_BINARY = {"schema": {"type": "string", "format": "binary"}}
+_BINARY_TYPES = [*_MEDIA_TYPES.values(), "application/octet-stream"]  # the last for generators of clients
+
+Images = Annotated[list[ImageFile], File(min_length=1, description="PNG or JPEG; one or many.")]
+Metas = Annotated[
+    list[JsonPart],
+    File(
+        description="JSON objects, one per image, or none at all. mm_per_px is checked; shape and part_id are used.",
+        examples=[['{"mm_per_px":0.2}']],
+    ),
+]
+LabelOf = Annotated[Label, Query(description="Class of the images.", examples=["ok"])]
+FileName = Annotated[
+    str, Query(min_length=1, max_length=255, description="As listed.", examples=["a-1f3c5e7a9b2d.png"])
+]
+
+
+@router.post("/datasets/ok/upload", summary="Keep good images", **ADMIN)
+def upload_ok(
+    request: Request,
+    datasets: DatasetsOf,
+    settings: SettingsOf,
+    key: KeyOfForm,
+    images: Images,
+    metas: Metas = [],  # noqa: B006
+) -> UploadAnswer:
+    """Store good images. They are learned by the next `/fit_ok` with `use_dataset=true`."""
+    return _upload(request, datasets, settings, key, "ok", images, metas)
+
+
+@router.post("/datasets/ng/upload", summary="Keep bad images", **ADMIN)
+def upload_ng(
+    request: Request,
+    datasets: DatasetsOf,
+    settings: SettingsOf,
+    key: KeyOfForm,
+    images: Images,
+    metas: Metas = [],  # noqa: B006
+) -> UploadAnswer:
+    """Store bad images. They are used by the next `/calibrate_dataset`."""
+    return _upload(request, datasets, settings, key, "ng", images, metas)
+
+
+@router.get("/datasets/list", summary="The stored images", **INSPECT)
+def list_files(request: Request, datasets: DatasetsOf, key: KeyOfQuery) -> ListAnswer:
+    """List the files of each class by name."""
+    classes = {
+        label: ClassFiles(
+            count=len(images),
+            files=[image.file_name for image in images],
+            meta={image.file_name: bool(image.meta) for image in images},
+        )
+        for label, images in datasets.list(key).items()
+    }
+    return ListAnswer(**identity(request, key), classes=classes)
+
+
+@router.get(
+    "/datasets/file",
+    summary="One stored image",
+    response_class=Response,
+    responses={200: {"description": "The bytes as uploaded.", "content": dict.fromkeys(_BINARY_TYPES, _BINARY)}},
+    **INSPECT,
+)
+def get_file(datasets: DatasetsOf, key: KeyOfQuery, label: LabelOf, filename: FileName) -> Response:
+    """Return the original bytes."""
+    image = datasets.get(key, label, filename)
+    return Response(datasets.read(key, image), media_type=_MEDIA_TYPES[image.suffix])
+
+
+@router.get("/datasets/meta", summary="The metadata of one stored image", **INSPECT)
+def get_meta(request: Request, datasets: DatasetsOf, key: KeyOfQuery, label: LabelOf, filename: FileName) -> MetaAnswer:
+    """Return what was uploaded with the image, and what the service knows of it."""
+    image = datasets.get(key, label, filename)
+    known = {
+        **identity(request, key),
+        "label": label,
+        "filename": image.file_name,
+        "mm_per_px": image.mm_per_px,
+        "part_id": image.part_id,
+        "width": image.image_hw[1],
+        "height": image.image_hw[0],
+        "image_digest": image.digest,
+        "status": "ok",
+        "meta": dict(image.meta),
+    }
+    return MetaAnswer.model_validate({**image.meta, **known})
+
+
+@router.delete("/datasets/file", summary="Delete one stored image", **ADMIN)
+def delete_file(
+    request: Request, datasets: DatasetsOf, key: KeyOfQuery, label: LabelOf, filename: FileName
+) -> DeleteAnswer:
+    """Delete an image. A memory that has learned it keeps it until the next fit."""
+    return DeleteAnswer(**identity(request, key), deleted=datasets.delete(key, label, filename))
+
+
+@router.delete("/datasets/clear", summary="Delete all stored images of a class", **ADMIN)
+def clear(request: Request, datasets: DatasetsOf, key: KeyOfQuery, label: LabelOf) -> ClearAnswer:
+    """Delete a class. A memory that has learned its images keeps them until the next fit."""
+    return ClearAnswer(**identity(request, key), cleared=datasets.clear(key, label))
+
+
+@router.post(
+    "/calibrate_dataset",
+    summary="Set a ROI's threshold from its data set",
+    response_model=CalibrateDatasetAnswer,
+    responses={202: {"model": JobStarted}},
+    **ADMIN,
+)
+def calibrate_dataset(
+    request: Request,
+    service: ServiceOf,
+    datasets: DatasetsOf,
+    jobs: JobsOf,
+    prefers_async: PrefersAsync,
+    body: CalibrateDatasetBody,
+) -> CalibrateDatasetAnswer | JSONResponse:
+    """Inspect all stored images, each learned one without its own part, and calibrate with their scores."""
+    key = model_key_of(request, body.role_id, body.roi_id, body.model_key, body.recipe_id)
+    answer_fields = identity(request, key)
+
+    def calibrate(progress: Progress) -> CalibrateDatasetAnswer:
+        found = calibrate_from_dataset(
+            service,
+            datasets,
+            key,
+            default_mm_per_px=body.default_mm_per_px,
+            score_percentile=body.score_percentile,
+            area_mm2_thr=body.area_mm2_thr,
+            require_ng=body.require_ng,
+            progress=progress,
+        )
+        failed = [
+            FailedItem(label=item.label, filename=item.image.file_name, error=item.error or "") for item in found.failed
+        ]
+        return CalibrateDatasetAnswer(**answer_fields, **found.calibration.to_fields(), failed=failed)
+
+    return now_or_later(request, jobs, prefers_async, "calibrate_dataset", calibrate)
+
+
+@router.post(
+    "/infer_dataset",
+    summary="Inspect a data set",
+    response_model=InferDatasetAnswer,
+    responses={202: {"model": JobStarted}},
+    **INSPECT,
+)
+def infer_dataset(
+    request: Request,
+    service: ServiceOf,
+    datasets: DatasetsOf,
+    jobs: JobsOf,
+    prefers_async: PrefersAsync,
+    bookkeeper: BookkeeperOf,
+    body: InferDatasetBody,
+) -> InferDatasetAnswer | JSONResponse:
+    """Inspect all stored images; an image that cannot be inspected has its error in its own line."""
+    key = model_key_of(request, body.role_id, body.roi_id, body.model_key, body.recipe_id)
+    answer_fields = identity(request, key)
+
+    def inspect(progress: Progress) -> InferDatasetAnswer:
+        found = inspect_dataset(
+            service,
+            datasets,
+            key,
+            labels=body.labels or LABELS,
+            default_mm_per_px=body.default_mm_per_px,
+            progress=progress,
+        )
+        items = []
+        for item in found:
+            if item.inspection is not None:
+                bookkeeper.keep(key, item.inspection, source="infer_dataset", image_name=item.image.file_name)
+            items.append(_item(item, body.include_heatmap))
+        errors = sum(item.error is not None for item in items)
+        return InferDatasetAnswer(**answer_fields, n_total=len(items), n_errors=errors, items=items)
+
+    return now_or_later(request, jobs, prefers_async, "infer_dataset", inspect)
+
+
+def _upload(
+    request: Request,
+    datasets: Datasets,
+    settings: Settings,
+    key: ModelKey,
+    label: Label,
+    images: list[UploadFile],
+    metas: list[UploadFile | str],
+) -> UploadAnswer:
+    check_count(len(images), settings)
+    if metas and len(metas) != len(images):
+        raise InvalidInput(
+            f"{len(metas)} metas for {len(images)} images. Send one for each image, or none.",
+            details={"field": "metas"},
+        )
+    parsed = [_meta(meta) for meta in metas] or [{} for _ in images]
+    uploads = [
+        DatasetUpload(name=image.filename or f"image {n + 1}", data=image.file.read(), meta=meta)
+        for n, (image, meta) in enumerate(zip(images, parsed, strict=True))
+    ]
+    saved = datasets.add(key, label, uploads)
+    return UploadAnswer(**identity(request, key), saved=[image.file_name for image in saved])
+
+
+def _meta(part: UploadFile | str) -> dict[str, Any]:
+    try:
+        meta = json.loads(part if isinstance(part, str) else part.file.read(), parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        raise BadRequest("A metas part is not valid JSON. Send one JSON object per image.") from error
+    if not isinstance(meta, dict):
+        raise BadRequest("A metas part is not a JSON object. Send one JSON object per image.")
+    if _depth(meta) > _MAX_META_DEPTH:
+        raise BadRequest(f"A metas part is nested deeper than {_MAX_META_DEPTH} levels. Send a flatter JSON object.")
+    try:
+        canonical_json(meta)
+    except ValueError as error:  # a number like 1e999, or half of a surrogate pair
+        raise BadRequest("A metas part holds a number or a character that JSON cannot carry. Leave it out.") from error
+    return meta
+
+
+def _depth(value: object) -> int:
+    """Return how many levels of lists and objects a JSON value has, without recursion."""
+    level, depth = [value], -1
+    while level:
+        level = [child for parent in level for child in _children(parent)]
+        depth += 1
+    return depth
+
+
+def _children(value: object) -> Iterable[object]:
+    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(name)
+
+
+def _item(item: DatasetItem, include_heatmap: bool) -> DatasetItemAnswer:
+    found = item.inspection
+    if found is None:
+        return DatasetItemAnswer(
+            label=item.label, filename=item.image.file_name, mm_per_px=item.mm_per_px, error=item.error
+        )
+    regions = region_answers(found)
+    return DatasetItemAnswer(
+        label=item.label,
+        filename=item.image.file_name,
+        mm_per_px=item.mm_per_px,
+        score=found.score,
+        threshold=found.threshold,
+        decision=found.decision,
+        scoring=found.params["scoring"],
+        regions=regions,
+        n_regions=len(regions),
+        heatmap_png_base64=heatmap_base64(found) if include_heatmap else None,
+        error=None,
+    )

@@ -1,0 +1,171 @@
+"""From exceptions to the one error body."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from backend.api.schemas import ErrorBody
+from backend.artifacts.model_key import DEFAULT_RECIPE
+from backend.errors import InspectionError, ShuttingDown, Unauthorized, Unavailable, status_of
+
+_log = logging.getLogger(__name__)
+
+_CODES = {404: "not_found", 405: "method_not_allowed", 408: "body_timeout", 413: "too_large", 503: "queue_full"}
+_MEANINGS = {
+    HTTPStatus.BAD_REQUEST: "The request cannot be understood, or the ROI was never fitted.",
+    HTTPStatus.UNAUTHORIZED: "No API key, or one that is not known; only where BDI_API_KEYS is set.",
+    HTTPStatus.FORBIDDEN: "The API key does not have the role, or a page of another web site calls.",
+    HTTPStatus.NOT_FOUND: "No such stored thing.",
+    HTTPStatus.REQUEST_TIMEOUT: "The upload paused for too long.",
+    HTTPStatus.CONFLICT: "The call contradicts what the ROI was fitted with.",
+    HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "Body, image or pixel count over the limit.",
+    HTTPStatus.UNPROCESSABLE_ENTITY: "A field is missing or out of range.",
+    HTTPStatus.INTERNAL_SERVER_ERROR: "The service failed; its log has the reason under the request id.",
+    HTTPStatus.SERVICE_UNAVAILABLE: (
+        "The queue is full, it took too long, the weights are not available, the decision cannot be kept, or the "
+        "service is stopping."
+    ),
+}
+
+ERROR_RESPONSES: dict[int, dict[str, Any]] = {
+    int(status): {"model": ErrorBody, "description": meaning} for status, meaning in _MEANINGS.items()
+}
+
+
+def install_error_handlers(app: FastAPI) -> None:
+    """Make every error of an application come out as the one error body."""
+    app.add_exception_handler(InspectionError, _on_inspection_error)
+    app.add_exception_handler(RequestValidationError, _on_validation_error)
+    app.add_exception_handler(HTTPException, _on_http_exception)
+
+
+class ErrorAnswers:
+    """Answers what middleware refuses; an error that nobody foresaw with a 500 that says nothing internal.
+
+    Starlette's own handler for these raises on after its answer, and the server then cuts the connection, under the
+    next request of a client that keeps it open.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request."""
+        begun = False
+
+        async def send_noting(message: Message) -> None:
+            nonlocal begun
+            begun = begun or message["type"] == "http.response.start"
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_noting)
+        except Exception as error:
+            if scope["type"] != "http" or begun:
+                raise  # nothing can be mended in an answer that has begun
+            request = Request(scope)
+            if isinstance(error, InspectionError):
+                answer = await _on_inspection_error(request, error)
+            else:
+                answer = _on_unexpected(request, error)
+            await answer(scope, receive, send)
+
+
+def _answer(
+    request: Request,
+    status: int,
+    sentence: str,
+    code: str,
+    details: Mapping[str, Any] | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> JSONResponse:
+    request.app.state.metrics.count_error(code)
+    request.state.error_code = code  # for the log
+    body: dict[str, Any] = {
+        "error": sentence,
+        "code": code,
+        "request_id": getattr(request.state, "request_id", ""),
+        "recipe_id": getattr(request.state, "recipe_id", DEFAULT_RECIPE),
+    }
+    if details:
+        body["details"] = dict(details)
+    return JSONResponse(body, status, dict(headers or {}))
+
+
+async def _on_inspection_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, InspectionError)
+    status = status_of(type(error))
+    if isinstance(error, Unavailable):  # a full queue is no fault of the program; what caused it may be
+        _log.warning("%s: %s", error.code, error.sentence, exc_info=error.__cause__)
+    elif status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        _log.error("%s: %s", error.code, error.sentence, exc_info=error)
+    headers = {}
+    if isinstance(error, Unavailable) and error.retry_after_s is not None:
+        headers["Retry-After"] = str(error.retry_after_s)
+    if isinstance(error, ShuttingDown):
+        headers["Connection"] = "close"
+    if isinstance(error, Unauthorized):
+        headers["WWW-Authenticate"] = request.state.challenge
+    return _answer(request, status, error.sentence, error.code, error.details, headers)
+
+
+async def _on_validation_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    problems = error.errors()
+    if any(problem["type"] == "json_invalid" for problem in problems):
+        return _answer(request, HTTPStatus.BAD_REQUEST, "The body is not valid JSON.", "bad_request")
+    sentences = [f"{_field(problem['loc'])}: {_said(problem)}" for problem in problems]
+    details = {"field": _field(problems[0]["loc"]), "fields": [_field(problem["loc"]) for problem in problems]}
+    sentence = "; ".join(dict.fromkeys(sentences[:5])) + "."
+    return _answer(request, HTTPStatus.UNPROCESSABLE_ENTITY, sentence, "invalid_input", details)
+
+
+async def _on_http_exception(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    status, sentence = error.status_code, str(error.detail)
+    if status == HTTPStatus.BAD_REQUEST:  # Only the readers of bodies raise it.
+        if "aximum" in sentence:  # Too many parts, or too large a one, for the reader of forms.
+            status = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
+        reason = sentence.rstrip(".")
+        sentence = f"The body cannot be read: {reason[:1].lower()}{reason[1:]}. Send what its Content-Type announces."
+    elif status == HTTPStatus.NOT_FOUND:
+        sentence = "There is no such address. See /docs for those that there are."
+    elif status == HTTPStatus.METHOD_NOT_ALLOWED:
+        sentence = f"{request.method} is not possible here. See /docs."
+    code = _CODES.get(status, "bad_request")
+    return _answer(request, status, sentence, code, headers=error.headers)
+
+
+def _on_unexpected(request: Request, error: Exception) -> JSONResponse:
+    _log.error("request %s failed", getattr(request.state, "request_id", "?"), exc_info=error)
+    return _answer(
+        request,
+        HTTPStatus.INTERNAL_SERVER_ERROR,
+        "The service failed on this request. Its log has the reason under the request id.",
+        "internal_error",
+    )
+
+
+def _field(location: Sequence[int | str]) -> str:
+    names = [str(part) for part in location if part not in ("body", "query", "header", "path")]
+    return ".".join(names) or "body"
+
+
+def _said(problem: Mapping[str, Any]) -> str:
+    """Return pydantic's message with what was sent, where that is short: it names the allowed range."""
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    if message.startswith("Expected UploadFile"):
+        return "must be a file: give its part a filename"
+    message = message[:1].lower() + message[1:]
+    sent = problem.get("input")
+    shown = isinstance(sent, str | int | float) and problem["type"] != "missing" and len(str(sent)) <= 40
+    return f"{message}, got {sent!r}" if shown else message

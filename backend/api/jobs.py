@@ -1,0 +1,44 @@
+"""Jobs: how far a call in the background is, what it answered, and its end."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated
+
+from fastapi import APIRouter, Path, Request
+
+from backend.api.dependencies import JobsOf
+from backend.api.store_schemas import JobAnswer
+from backend.services.jobs import Job
+from backend.serving.access import ADMIN, INSPECT
+
+router = APIRouter(tags=["jobs"])
+
+JobId = Annotated[str, Path(min_length=1, max_length=64, description="As answered with 202.", examples=["0" * 32])]
+
+
+@router.get("/jobs/{job_id}", summary="How far a job is", **INSPECT)
+def get_job(request: Request, jobs: JobsOf, job_id: JobId) -> JobAnswer:
+    """Tell the progress of a job and, once it is done, its result."""
+    return _answer(request, jobs.get(job_id))
+
+
+@router.delete("/jobs/{job_id}", summary="Cancel a job", **ADMIN)
+def cancel_job(request: Request, jobs: JobsOf, job_id: JobId) -> JobAnswer:
+    """Ask a job to end at its next step. What it had stored before stays."""
+    return _answer(request, jobs.cancel(job_id))
+
+
+def _answer(request: Request, job: Job) -> JobAnswer:
+    return JobAnswer(
+        job_id=job.job_id,
+        kind=job.kind,
+        state=job.state,
+        progress=job.progress,
+        done=job.done,
+        total=job.total,
+        eta_s=job.eta_s(time.time()),
+        result=job.result,
+        error=job.error,
+        request_id=request.state.request_id,
+    )

@@ -1,0 +1,364 @@
+"""The requests and answers of the HTTP interface: every field with its type, meaning, range and an example.
+
+Geometry is in pixels of the uploaded image. Scores and thresholds are distances in [0, 2]: larger is more anomalous.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from fastapi import Form, UploadFile
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, WithJsonSchema
+
+from backend.artifacts.model_key import MAX_ID_CHARS
+from backend.calib import MARGIN_RANGE, ScoreMode
+from backend.extractors.base import EngineOrigin
+from backend.memory_bank.coreset import CoresetMethod
+from backend.utils import MAX_MM_PER_PX, MIN_MM_PER_PX
+
+ROLE_TEXT = "Role of the camera view; letters of any language, digits, '-', '_'."
+ROI_TEXT = "Region of interest; letters of any language, digits, '-', '_'."
+KEY_TEXT = "Which model of the ROI; the roi_id unless said otherwise."
+RECIPE_TEXT = "Recipe, a-z 0-9 _ -; goes before the header X-Recipe-Id; `default` without either."
+_MM = "Millimetres per pixel of the image; fixed at the first fit of a ROI (1 % tolerance)."
+_SHAPE = (
+    "JSON text, in pixels of the image: a rect (x, y, w, h or cx, cy, w, h), a circle (cx, cy, r) or an annulus "
+    "(cx, cy, r, r_inner). Missing or empty: the whole image."
+)
+SHAPE_EXAMPLES = [
+    '{"kind":"annulus","cx":192,"cy":192,"r":180,"r_inner":60}',
+    '{"kind":"rect","x":10,"y":20,"w":300,"h":200}',
+]
+MAX_SCORE = 1e6
+
+Id = Annotated[str, Field(min_length=1, max_length=MAX_ID_CHARS)]
+RoleId = Annotated[Id, Field(description=ROLE_TEXT, examples=["Inspection"])]
+RoiId = Annotated[Id, Field(description=ROI_TEXT, examples=["inspection-1"])]
+ModelKeyId = Annotated[str | None, Field(max_length=MAX_ID_CHARS, description=KEY_TEXT, examples=["inspection-1"])]
+RecipeId = Annotated[str | None, Field(max_length=MAX_ID_CHARS, description=RECIPE_TEXT, examples=["default"])]
+MmPerPx = Annotated[
+    float, Field(ge=MIN_MM_PER_PX, le=MAX_MM_PER_PX, allow_inf_nan=False, description=_MM, examples=[0.2])
+]
+AreaMm2 = Annotated[
+    float,
+    Field(ge=0, le=1e6, allow_inf_nan=False, description="Smaller regions are dropped, mm².", examples=[1.0]),
+]
+Percentile = Annotated[
+    float,
+    Field(gt=0, le=100, allow_inf_nan=False, description="Percentile of the map that is the score.", examples=[99]),
+]
+Scores = Annotated[list[Annotated[float, Field(ge=0, le=MAX_SCORE, allow_inf_nan=False)]], Field(max_length=100_000)]
+
+RoleIdForm = Annotated[str, Form(min_length=1, max_length=MAX_ID_CHARS, description=ROLE_TEXT, examples=["Inspection"])]
+RoiIdForm = Annotated[str, Form(min_length=1, max_length=MAX_ID_CHARS, description=ROI_TEXT, examples=["inspection-1"])]
+ModelKeyForm = Annotated[str | None, Form(max_length=MAX_ID_CHARS, description=KEY_TEXT, examples=["inspection-1"])]
+RecipeIdForm = Annotated[str | None, Form(max_length=MAX_ID_CHARS, description=RECIPE_TEXT, examples=["default"])]
+MmPerPxForm = Annotated[
+    float, Form(ge=MIN_MM_PER_PX, le=MAX_MM_PER_PX, allow_inf_nan=False, description=_MM, examples=[0.2])
+]
+PartId = Annotated[str, Field(max_length=200)]
+ShapeForm = Annotated[str | None, Form(max_length=4096, description=_SHAPE, examples=SHAPE_EXAMPLES)]
+
+# Plain arrays and both names for binary data: generators of clients know prefixItems and contentMediaType badly.
+_FILE = {"type": "string", "format": "binary", "contentMediaType": "application/octet-stream"}
+ImageFile = Annotated[UploadFile, WithJsonSchema(_FILE)]
+JsonPart = Annotated[UploadFile | str, WithJsonSchema({"type": "string", "maxLength": 1_000_000})]
+_INTEGERS = {"type": "array", "items": {"type": "integer", "format": "int32", "minimum": 0}}
+Pair = Annotated[tuple[int, int], WithJsonSchema({**_INTEGERS, "minItems": 2, "maxItems": 2})]
+Box = Annotated[tuple[int, int, int, int], WithJsonSchema({**_INTEGERS, "minItems": 4, "maxItems": 4})]
+
+# What answers hold. The ranges are told, not enforced: an answer is what was measured.
+Count = Annotated[int, Field(json_schema_extra={"minimum": 0, "maximum": 2**31 - 1, "format": "int32"})]
+Score = Annotated[float, Field(json_schema_extra={"minimum": 0})]
+Share = Annotated[float, Field(json_schema_extra={"minimum": 0, "maximum": 1})]
+Size = Annotated[float, Field(json_schema_extra={"exclusiveMinimum": 0})]
+Amount = Annotated[float, Field(json_schema_extra={"minimum": 0})]
+# Written as 99, not 99.0: there are clients that read it as an integer.
+Percent = Annotated[
+    float,
+    PlainSerializer(lambda value: int(value) if value.is_integer() else value),
+    WithJsonSchema({"type": "number", "exclusiveMinimum": 0, "maximum": 100}),
+]
+Ok = Annotated[Literal["ok"], Field(description="Always `ok`; an error has another body.", examples=["ok"])]
+
+
+class Answer(BaseModel):
+    """What every answer about a model carries."""
+
+    role_id: str = Field(description="As sent.", examples=["Inspection"])
+    roi_id: str = Field(description="As sent.", examples=["inspection-1"])
+    model_key: str = Field(description="As sent, or the roi_id.", examples=["inspection-1"])
+    recipe_id: str = Field(description="The recipe that was used.", examples=["default"])
+    request_id: str = Field(description="The header X-Request-Id, or a new id.", examples=["8f0c6d0e6d2e4f0a"])
+
+
+class JobStarted(BaseModel):
+    """A call that goes on in the background."""
+
+    job_id: str = Field(description="Ask GET /jobs/{job_id} for it.", examples=["0f3c5e7a9b2d4f61a8c7e5d3b1f09a8c"])
+    kind: str = Field(description="The call.", examples=["fit_ok"])
+    state: str = Field(description="`queued`.", examples=["queued"])
+    status_url: str = Field(description="Where its progress is.", examples=["/jobs/0f3c…"])
+    request_id: str = Field(description="The header X-Request-Id, or a new id.", examples=["8f0c6d0e6d2e4f0a"])
+
+
+class ErrorBody(BaseModel):
+    """The one body of every error."""
+
+    error: str = Field(description="One sentence that says what to do.", examples=["mm_per_px must be greater than 0."])
+    code: str = Field(description="Stable snake_case code.", examples=["invalid_input"])
+    details: dict[str, Any] | None = Field(
+        None, description="Machine-readable facts.", examples=[{"field": "mm_per_px"}]
+    )
+    request_id: str = Field(description="Find it in the log.", examples=["8f0c6d0e6d2e4f0a"])
+    recipe_id: str = Field(description="The recipe of the call.", examples=["default"])
+
+
+class EngineAnswer(BaseModel):
+    """What computes the extractor's network."""
+
+    name: str = Field(description="`torch` or `openvino`.", examples=["openvino"])
+    precision: str = Field(description="What it multiplies in.", examples=["bf16"])
+    origin: EngineOrigin = Field(
+        description="Whether the graph is the network itself, was converted at this start, or at an earlier one.",
+        examples=["read from cache"],
+    )
+    warm_input_hw: list[Pair] = Field(
+        description="Input sizes (height, width, px) whose next image waits for nothing.", examples=[[[378, 378]]]
+    )
+
+
+class HealthAnswer(BaseModel):
+    """Whether the service can inspect."""
+
+    status: Literal["ok", "degraded", "starting", "stopping"] = Field(
+        description="`starting` while the extractor loads, `stopping` while the last calls are answered.",
+        examples=["ok"],
+    )
+    device: Literal["cpu", "cuda"] = Field(description="Where the extractor runs.", examples=["cpu"])
+    model: str = Field(description="The extractor.", examples=["dinov2-vit-s/14"])
+    version: str = Field(description="Version of the service.", examples=["0.1.0"])
+    engine: EngineAnswer | None = Field(None, description="null: the extractor is still loading, or has no network.")
+    reason: str | None = Field(None, description="What is degraded, and how to mend it.", examples=[None])
+    request_id: str = Field(description="The header X-Request-Id, or a new id.", examples=["8f0c6d0e6d2e4f0a"])
+
+
+class ScoreSummary(BaseModel):
+    """Leave-one-image-out scores of all learned images."""
+
+    n: Count = Field(description="Images that were scored.", examples=[30])
+    p50: Score = Field(description="Median.", examples=[0.41])
+    p95: Score = Field(description="95th percentile.", examples=[0.52])
+    p99: Score = Field(description="99th percentile.", examples=[0.55])
+    max: Score = Field(description="Largest.", examples=[0.56])
+
+
+class FitAnswer(Answer):
+    """What a ROI has learned."""
+
+    status: Ok = "ok"
+    n_ok_total: Count = Field(description="Different images in the memory.", examples=[30])
+    n_new: Count = Field(description="Images of this call that the memory did not know.", examples=[30])
+    n_duplicates: Count = Field(
+        description="Images of this call that repeat a known one; not learned twice.", examples=[0]
+    )
+    n_parts: Count = Field(description="Physical parts among the images.", examples=[30])
+    n_embeddings: Count = Field(description="Patch embeddings of all images.", examples=[21870])
+    coreset_size: Count = Field(description="Embeddings that were kept.", examples=[438])
+    coreset_rate_requested: Share = Field(description="Share asked for.", examples=[0.02])
+    coreset_rate_applied: Share = Field(description="coreset_size ÷ n_embeddings.", examples=[0.02003])
+    coreset_method: CoresetMethod = Field(description="How they were picked.", examples=["exact"])
+    covering_radius: Amount | None = Field(
+        description="For an approximate method: the largest distance of an embedding to the nearest one that was kept.",
+        examples=[None],
+    )
+    token_shape: Pair = Field(description="Rows and columns of the patch grid.", examples=[[27, 27]])
+    cell_mm: Size = Field(description="Edge of one patch cell, mm.", examples=[2.84])
+    mm_per_px: Size = Field(description="The ROI's scale.", examples=[0.2])
+    checksum: str = Field(description="SHA-256 of the memory.", examples=["9287c49a9e0d8c57…"])
+    extractor: str = Field(description="Name of the extractor.", examples=["dinov2-vit-s/14"])
+    ok_scores: ScoreSummary | None = Field(description="null for fewer than two parts.")
+    suggested_threshold: Score | None = Field(
+        description="What these scores alone call for; null for fewer than two parts.", examples=[0.56]
+    )
+    calibration: Literal["none", "kept", "renewed", "stale"] = Field(
+        description="What became of the ROI's calibration: there was `none`; `kept`: the memory is the same; `renewed` "
+        "with the same settings; `stale`: calibrate again, inspections have no decision until then.",
+        examples=["none"],
+    )
+    threshold: Score | None = Field(description="The threshold now in force.", examples=[0.56])
+    warnings: list[str] = Field(description="What the engineer should know.", examples=[[]])
+    timings_ms: dict[str, Amount] = Field(description="Milliseconds by stage.", examples=[{"total": 6210.4}])
+
+
+class CalibrateBody(BaseModel):
+    """What to calibrate with."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"role_id": "Inspection", "roi_id": "inspection-1", "mm_per_px": 0.2},
+                {
+                    "role_id": "Inspection",
+                    "roi_id": "inspection-1",
+                    "mm_per_px": 0.2,
+                    "ok_scores": [0.41, 0.44, 0.39],
+                    "ng_scores": [0.92],
+                    "area_mm2_thr": 1.0,
+                    "score_percentile": 99,
+                },
+            ]
+        }
+    )
+
+    role_id: RoleId
+    roi_id: RoiId
+    model_key: ModelKeyId = None
+    recipe_id: RecipeId = None
+    mm_per_px: MmPerPx | None = Field(None, description=_MM, examples=[0.2])
+    ok_scores: Scores | None = Field(
+        None, description="Scores of good images; left out: the stored leave-one-image-out scores.", examples=[None]
+    )
+    ng_scores: Scores | None = Field(None, description="Scores of bad images, if any.", examples=[[0.92]])
+    area_mm2_thr: AreaMm2 | None = Field(
+        None, description="Smaller regions are dropped, mm²; left out: as before.", examples=[1.0]
+    )
+    score_percentile: Percentile | None = Field(
+        None, description="Percentile of the map that is the score; left out: as before.", examples=[99]
+    )
+    score_mode: ScoreMode | None = Field(
+        None, description="Statistic of the map that is the score; left out: as before.", examples=["percentile"]
+    )
+    ok_percentile: float = Field(
+        99,
+        gt=0,
+        le=100,
+        allow_inf_nan=False,
+        description="Percentile of the OK scores that is the threshold.",
+        examples=[99],
+    )
+    margin: float = Field(
+        1.0,
+        ge=MARGIN_RANGE[0],
+        le=MARGIN_RANGE[1],
+        allow_inf_nan=False,
+        description="Factor on p99(OK), without NG.",
+        examples=[1.0],
+    )
+
+
+class CalibrationFacts(BaseModel):
+    """A ROI's threshold, and what it is worth."""
+
+    threshold: Score = Field(description="Scores above it are ng.", examples=[0.56])
+    p99_ok: Score = Field(description="99th percentile of the OK scores (an order statistic).", examples=[0.56])
+    p5_ng: Score | None = Field(description="5th percentile of the NG scores; null without any.", examples=[None])
+    ok_mean: Score = Field(description="Mean of the OK scores.", examples=[0.41])
+    ng_mean: Score = Field(description="Mean of the NG scores; 0 without any.", examples=[0.0])
+    mm_per_px: Size = Field(description="The ROI's scale.", examples=[0.2])
+    area_mm2_thr: Amount = Field(description="Smaller regions are dropped, mm².", examples=[1.0])
+    score_percentile: Percent = Field(description="Percentile of the map that is the score.", examples=[99.0])
+    score_mode: ScoreMode = Field(description="Statistic of the map that is the score.", examples=["percentile"])
+    ok_percentile: Percent = Field(description="Percentile of the OK scores that was asked for.", examples=[99.0])
+    margin: float = Field(
+        description="Factor on p99(OK).",
+        examples=[1.0],
+        json_schema_extra={"minimum": MARGIN_RANGE[0], "maximum": MARGIN_RANGE[1]},
+    )
+    method: Literal["ok_percentile", "between_ok_and_ng", "fewest_errors"] = Field(
+        description="How it was set.", examples=["ok_percentile"]
+    )
+    ok_scores_from: Literal["stored", "request", "dataset"] = Field(
+        description="Where the OK scores came from.", examples=["stored"]
+    )
+    n_ok: Count = Field(description="Independent OK scores (parts).", examples=[30])
+    n_ng: Count = Field(description="NG scores.", examples=[0])
+    ng_caught: Count = Field(description="NG scores above the threshold.", examples=[0])
+    expected_false_alarm_rate: Share = Field(
+        description="Share of good parts above the threshold, on average: 1/(n+1).", examples=[0.032]
+    )
+    false_alarm_rate_upper_95: Share = Field(
+        description="The share that is not exceeded, with 95 % confidence.", examples=[0.095]
+    )
+    memory_checksum: str = Field(description="The memory that it belongs to.", examples=["9287c49a9e0d8c57…"])
+    warnings: list[str] = Field(description="What the engineer should know.", examples=[[]])
+
+
+class CalibrateAnswer(Answer, CalibrationFacts):
+    """A ROI's new threshold, and what it is worth."""
+
+    status: Ok = "ok"
+
+
+class RegionAnswer(BaseModel):
+    """One area where the map reaches the threshold."""
+
+    bbox: Box = Field(description="x, y, w, h, px.", examples=[[120, 88, 14, 6]])
+    x: Count = Field(description="Left, px.", examples=[120])
+    y: Count = Field(description="Top, px.", examples=[88])
+    w: Count = Field(description="Width, px.", examples=[14])
+    h: Count = Field(description="Height, px.", examples=[6])
+    area_px: Count = Field(description="Number of pixels.", examples=[61])
+    area_mm2: Amount = Field(description="Area on the part, mm².", examples=[2.44])
+    peak: Score = Field(description="Largest value of the map in it.", examples=[0.97])
+    contour: list[Pair] = Field(description="Outer contour, [x, y] px.", examples=[[[120, 88], [133, 93]]])
+
+
+class InferParams(BaseModel):
+    """How the score came about."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    extractor: str = Field(description="Name of the extractor.", examples=["dinov2-vit-s/14"])
+    extractor_id: str = Field(
+        description="Everything that changes its numbers.",
+        examples=["dinov2-vit-s/14|vit_small_patch14_dinov2.lvd142m|layers=9,11|input=384|resize=aspect"],
+    )
+    precision: str = Field(description="What it multiplies in.", examples=["bf16"])
+    coreset_rate: Share = Field(description="Share asked for at the fit.", examples=[0.02])
+    k: Count = Field(description="Neighbours that a distance is the mean of.", examples=[1])
+    p_score: Percent = Field(description="Percentile of the map that is the score.", examples=[99.0])
+    blur_sigma: Amount = Field(description="Blur of the map, px.", examples=[1.0])
+    mm_per_px: Size = Field(description="The ROI's scale.", examples=[0.2])
+    score_percentile: Percent = Field(description="The same as p_score.", examples=[99.0])
+    score_mode: ScoreMode = Field(description="Which of `scores` is the score.", examples=["percentile"])
+    scores: dict[ScoreMode, Score] = Field(
+        description="All statistics of the map.", examples=[{"percentile": 0.47, "top_mean": 0.52, "max": 0.61}]
+    )
+    scoring: Literal["new", "leave_one_out", "own_image_only"] = Field(
+        description="`leave_one_out`: the image is in the memory and was scored without its own part. "
+        "`own_image_only`: it is the only part there is, and its score says nothing.",
+        examples=["new"],
+    )
+    area_mm2_thr: Amount = Field(description="Smaller regions were dropped, mm².", examples=[1.0])
+    heatmap_scale: Score = Field(description="What 255 stands for in the heat map.", examples=[1.12])
+    cell_mm: Size = Field(description="Edge of one patch cell, mm.", examples=[2.84])
+    calibration_stale: bool = Field(description="There is a calibration, but of an older memory.", examples=[False])
+    shape: dict[str, Any] | None = Field(
+        description="The shape of this call.", examples=[{"kind": "circle", "cx": 192.0, "cy": 192.0, "r": 180.0}]
+    )
+    learned_shape: dict[str, Any] | None = Field(description="The shape that the ROI was fitted with.", examples=[None])
+    n_ok: Count = Field(description="Images in the memory.", examples=[30])
+    memory_checksum: str = Field(description="The memory that was used.", examples=["9287c49a9e0d8c57…"])
+    image_digest: str = Field(description="SHA-256 of the decoded pixels.", examples=["1f3c5e7a9b2d4f61…"])
+
+
+class InferAnswer(Answer):
+    """What was found on one image."""
+
+    score: Score = Field(description="Larger is more anomalous.", examples=[0.47])
+    threshold: Score | None = Field(description="null: not calibrated.", examples=[0.56])
+    decision: Literal["ok", "ng"] | None = Field(None, description="`ng` if score > threshold.", examples=["ok"])
+    heatmap_png_base64: str | None = Field(
+        description="8-bit grey PNG of the image's size: 0 = distance 0 or outside, 128 = threshold, 255 = twice it.",
+        examples=["iVBORw0KGgo…"],
+    )
+    heatmap_path: str | None = Field(
+        None, description="For heatmap=path: the file, below the models folder.", examples=[None]
+    )
+    regions: list[RegionAnswer] = Field(description="Largest first; empty when not calibrated.")
+    token_shape: Pair = Field(description="Rows and columns of the patch grid.", examples=[[27, 27]])
+    params: InferParams = Field(description="How the score came about.")
+    timings_ms: dict[str, Amount] = Field(
+        description="Milliseconds: decode, queue, extract, search, post, encode, total.", examples=[{"total": 161.2}]
+    )

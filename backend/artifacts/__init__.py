@@ -1,0 +1,1 @@
+"""Bytes on disk: formats, layout, images, atomic files, locks."""

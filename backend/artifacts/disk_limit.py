@@ -1,0 +1,94 @@
+"""How much the models folder may hold."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from backend.artifacts.files import stamp, writing
+from backend.artifacts.layout import files_below
+from backend.errors import StorageFull
+
+_GB = 1_000_000_000
+
+
+class DiskLimit:
+    """Counts the bytes below a models folder, and refuses a write that would pass the limit.
+
+    Walking the folder takes as long as it has files, so it is walked now and then, and what this process writes and
+    deletes meanwhile is added.
+
+    Args:
+        models_dir: The folder.
+        max_gb: Most that it may hold, 10⁹ bytes; 0 sets no limit.
+    """
+
+    def __init__(self, models_dir: Path, max_gb: float = 0.0) -> None:
+        self._models_dir = models_dir
+        self._max_bytes = int(max_gb * _GB)
+        self._used: int | None = None
+        self._since_walk_began = 0
+        self._lock = threading.Lock()
+
+    @property
+    def used_bytes(self) -> int | None:
+        """What the folder holds, or None before it was measured."""
+        return self._used
+
+    def walk_begins(self) -> None:
+        """Note that a walk begins: what is written from now on may or may not be in what it finds."""
+        with self._lock:
+            self._since_walk_began = 0
+
+    def measured(self, used_bytes: int) -> None:
+        """Take over what a walk over the folder has found."""
+        with self._lock:
+            # At worst counted twice, and until the next walk only: a limit errs on the safe side.
+            self._used = used_bytes + max(0, self._since_walk_began)
+
+    @contextmanager
+    def room_for(self, path: Path, n_bytes: int) -> Iterator[None]:
+        """Count a write for the ``with`` block that makes it; what it replaces is counted off.
+
+        Raises:
+            StorageFull: If the folder would hold more than it may.
+        """
+        if self._max_bytes and self._used is None:
+            self.walk_begins()
+            with writing():
+                self.measured(sum(status.st_size for _, status in files_below(self._models_dir)))
+        more = n_bytes - size_of(path)
+        with self._lock:
+            used = self._used or 0
+            if self._max_bytes and more > 0 and used + more > self._max_bytes:
+                raise StorageFull(
+                    f"The models folder holds {used / _GB:.3g} GB of the {self._max_bytes / _GB:.3g} GB that "
+                    "BDI_MAX_DISK_GB allows. What was stored before serves on. Delete images that are no longer "
+                    "needed, or raise the limit.",
+                    details={"used_bytes": used, "max_bytes": self._max_bytes, "needed_bytes": more},
+                )
+            self._count(more)
+        try:
+            yield
+        except BaseException:
+            with self._lock:
+                self._count(-more)
+            raise
+
+    def freed(self, n_bytes: int) -> None:
+        """Count bytes that were deleted."""
+        with self._lock:
+            self._count(-n_bytes)
+
+    def _count(self, n_bytes: int) -> None:
+        self._since_walk_began += n_bytes
+        if self._used is not None:
+            self._used = max(0, self._used + n_bytes)
+
+
+def size_of(path: Path) -> int:
+    """Return a file's size in bytes, 0 when there is none."""
+    found = stamp(path)
+    return 0 if found is None else found[1]

@@ -1,0 +1,161 @@
+"""The bytes of a memory and of a calibration. Each file ends or holds a digest of itself: no byte changes unnoticed."""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+
+from backend.calib import Calibration
+from backend.imaging.placement import Placement
+from backend.memory_bank.whitening import Whitening
+from backend.patchcore import MemoryBank
+from backend.utils import canonical_json, sealed_json, sha256_hex, unsealed_json
+
+FORMAT_VERSION: Final = 1
+
+_WHITENING: Final = "whitening_"
+_DIGEST_CHARS: Final = 64
+_FACTS_BEGIN: Final = b'{"checksum":"'
+_FACTS_WITHIN: Final = 64 * 2**20
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearnedFacts:
+    """What is left of a damaged memory: which images it had learned, and how; attributes as of ``MemoryBank``."""
+
+    image_digests: tuple[str, ...]
+    placement: Placement
+    shape: Mapping[str, Any] | None
+    extractor_id: str
+    mm_per_px: float
+
+
+def bank_bytes(bank: MemoryBank) -> bytes:
+    """Return a memory as an npz file: ``facts``, a sealed JSON object in UTF-8 bytes, and its arrays.
+
+    The same memory gives the same bytes: numpy writes the arrays uncompressed, in order, under a fixed date. The zip
+    archive's comment is the SHA-256 of everything before it.
+    """
+    facts = {**bank.facts(), "format_version": FORMAT_VERSION, "checksum": bank.checksum}
+    buffer = io.BytesIO()
+    np.savez(buffer, allow_pickle=False, facts=np.frombuffer(sealed_json(facts), np.uint8), **bank.arrays())
+    return with_digest(buffer.getvalue())
+
+
+def with_digest(archive: bytes) -> bytes:
+    """Return a zip archive that has no comment with its digest as its comment."""
+    body = archive[:-2] + _DIGEST_CHARS.to_bytes(2, "little")
+    return body + sha256_hex(body).encode()
+
+
+def bank_from_bytes(data: bytes) -> MemoryBank:
+    """Return the memory of an npz file that ``bank_bytes`` made.
+
+    Raises:
+        ValueError: If it is no such file, of another format version, or a single byte of it is not as it was written.
+    """
+    # First of all: what has changed is not even parsed.
+    if sha256_hex(data[:-_DIGEST_CHARS]).encode() != data[-_DIGEST_CHARS:]:
+        raise ValueError("digest mismatch")
+    try:
+        with np.load(io.BytesIO(data), allow_pickle=False) as archive:
+            arrays: dict[str, Any] = {name: archive[name] for name in archive.files}
+        facts = unsealed_json(arrays.pop("facts").tobytes())
+        if facts["format_version"] != FORMAT_VERSION:
+            raise ValueError(f"format version {facts['format_version']}")
+        whitening = {
+            name.removeprefix(_WHITENING): arrays.pop(name) for name in [*arrays] if name.startswith(_WHITENING)
+        }
+        bank = MemoryBank(
+            **arrays,
+            image_digests=tuple(facts["image_digests"]),
+            part_ids=tuple(facts["part_ids"]),
+            placement=_placement(facts),
+            shape=facts["shape"],
+            whitening=Whitening.from_arrays(whitening) if whitening else None,
+            extractor_id=facts["extractor_id"],
+            precision=facts["precision"],
+            k=facts["k"],
+            coreset_rate=facts["coreset_rate"],
+            coreset_method=facts["coreset_method"],
+            covering_radius=facts["covering_radius"],
+            seed=facts["seed"],
+            n_embeddings=facts["n_embeddings"],
+            mm_per_px=facts["mm_per_px"],
+        )
+    except (OSError, KeyError, TypeError, IndexError, zipfile.BadZipFile, EOFError, RuntimeError) as error:
+        # RuntimeError: a flag or a version in the zip's headers that says "encrypted" or "of the future".
+        raise ValueError("not a memory file") from error
+    if bank.checksum != facts["checksum"]:
+        raise ValueError("checksum mismatch")
+    return bank
+
+
+def facts_of_damaged(data: bytes) -> LearnedFacts | None:
+    """Return what a damaged memory file still tells for certain, or None.
+
+    Its facts stand at its beginning under a digest of their own: where that holds, damage to the arrays behind, the
+    zip's headers or a lost end takes nothing from them.
+    """
+    begin = data.find(_FACTS_BEGIN)
+    if begin < 0:
+        return None
+    text = data[begin : begin + _FACTS_WITHIN].decode("utf-8", errors="replace")
+    try:
+        facts, _ = json.JSONDecoder().raw_decode(text)
+        facts = unsealed_json(canonical_json(facts))
+        return LearnedFacts(
+            image_digests=tuple(facts["image_digests"]),
+            placement=_placement(facts),
+            shape=facts["shape"],
+            extractor_id=facts["extractor_id"],
+            mm_per_px=facts["mm_per_px"],
+        )
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
+def calibration_bytes(calibrations: list[Calibration]) -> bytes:
+    """Return calibrations, newest first, as the text of ``calib.json``: the newest's fields, the others, a digest."""
+    newest, *others = (calibration.to_fields() for calibration in calibrations)
+    document = {"format_version": FORMAT_VERSION, **newest, "other_memories": others}
+    document["sha256"] = sha256_hex(canonical_json(document))
+    return (json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def calibrations_from_bytes(data: bytes) -> list[Calibration]:
+    """Return the calibrations of a file that ``calibration_bytes`` made, newest first.
+
+    Raises:
+        ValueError: If it is no such file, of another format version, or a single byte of it is not as it was written.
+    """
+    try:
+        document = json.loads(data)
+        if document.pop("sha256") != sha256_hex(canonical_json(document)):
+            raise ValueError("digest mismatch")
+        if document.pop("format_version") != FORMAT_VERSION:
+            raise ValueError("format version")
+        others = document.pop("other_memories")
+        calibrations = [Calibration.from_fields(fields) for fields in [document, *others]]
+    except (KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError("not a calibration file") from error
+    if calibration_bytes(calibrations) != data:
+        raise ValueError("not in its one byte form")
+    return calibrations
+
+
+def _placement(facts: Mapping[str, Any]) -> Placement:
+    return Placement(
+        image_hw=_pair(facts["image_hw"]), input_hw=_pair(facts["input_hw"]), grid_hw=_pair(facts["grid_hw"])
+    )
+
+
+def _pair(values: list[int]) -> tuple[int, int]:
+    first, second = values
+    return int(first), int(second)

@@ -1,0 +1,28 @@
+"""Heat maps that were asked for as files: the newest few hundred of each model."""
+
+from __future__ import annotations
+
+from backend.artifacts.disk_limit import size_of
+from backend.artifacts.files import stamp, writing
+from backend.artifacts.model_key import ModelKey
+from backend.storage import ArtefactStore
+
+KEPT_HEATMAPS = 200
+
+
+def save_heatmap(store: ArtefactStore, key: ModelKey, image_digest: str, png: bytes) -> str:
+    """Write a heat map beside its model; return its path below the models folder, with forward slashes.
+
+    Raises:
+        StorageFull, StorageFailed: If it cannot be written.
+    """
+    folder = store.model_folder(key) / "heatmaps"
+    path = folder / f"{image_digest}.png"
+    store.write(path, png)
+    # Another inspection may delete one of them meanwhile: it has no stamp then.
+    for old in sorted(folder.glob("*.png"), key=lambda entry: stamp(entry) or (0, 0, 0))[:-KEPT_HEATMAPS]:
+        size = size_of(old)
+        with writing():
+            old.unlink(missing_ok=True)
+        store.disk.freed(size)
+    return path.relative_to(store.models_dir).as_posix()

@@ -1,0 +1,1 @@
+"""Rendered parts, and the tour that inspects them with a real server."""

@@ -1,0 +1,200 @@
+"""Compute engines: what runs the network, on which device and in which precision.
+
+An engine takes images that already have the network's size and gives patch embeddings. All engines run the same
+`PatchEmbedder`; PyTorch on the CPU in float32 is the plain reference that the others are tested against.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from pathlib import Path
+from typing import Final, Literal, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from backend.extractors.base import EngineOrigin
+
+logger = logging.getLogger(__name__)
+
+CELL_PX: Final = 14
+"""Edge of one DINOv2 patch in the network input, px."""
+
+EngineName = Literal["torch", "openvino"]
+Precision = Literal["fp32", "bf16", "fp16"]
+
+TORCH_DTYPES: Final[dict[Precision, torch.dtype]] = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
+
+
+class Engine(Protocol):
+    """Runs the network.
+
+    Attributes:
+        name: ``torch`` or ``openvino``.
+        device: ``cpu``, ``cuda:0``, ….
+        precision: In what the products are computed; embeddings leave as float32 whatever it is.
+        batch_size: How many images of one size it is worth giving at once.
+        origin: How the graph that it runs came about.
+    """
+
+    name: EngineName
+    origin: EngineOrigin
+    device: str
+    precision: Precision
+    batch_size: int
+
+    def embed(self, images_rgb: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Return patch embeddings [B, N, D] float32, unit rows, of images [B, h, w, 3] uint8."""
+        ...
+
+
+class PatchEmbedder(nn.Module):
+    """From pixels to unit patch embeddings: everything that an engine runs.
+
+    Normalises with the weights' own mean and standard deviation, takes the patch tokens after the chosen blocks with
+    the final norm (as DINOv2's ``get_intermediate_layers(norm=True)``, Oquab et al. 2023, arXiv:2304.07193), puts them
+    side by side and brings each row to unit length. The class token is dropped.
+
+    Args:
+        backbone: A timm vision transformer.
+        out_indices: Blocks counted from 0, ascending.
+    """
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(self, backbone: nn.Module, out_indices: tuple[int, ...]) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.out_indices = out_indices
+        for name in ("mean", "std"):  # The config gives them for pixels in [0, 1].
+            per_channel = torch.tensor(backbone.pretrained_cfg[name]).view(1, 3, 1, 1)  # type: ignore[index]
+            self.register_buffer(name, per_channel * 255.0, persistent=False)
+
+    def forward(self, images_rgb: torch.Tensor) -> torch.Tensor:
+        """Return [B, N, D] float32 unit rows of images [B, h, w, 3] uint8; h and w multiples of the patch size."""
+        tokens: list[torch.Tensor] = self.backbone.forward_intermediates(  # type: ignore[operator]
+            self.pixels(images_rgb),
+            indices=list(self.out_indices),
+            norm=True,
+            stop_early=True,
+            output_fmt="NLC",
+            intermediates_only=True,
+        )
+        return self.unit_rows(tokens)
+
+    def pixels(self, images_rgb: torch.Tensor) -> torch.Tensor:
+        """Return [B, 3, h, w], normalised, of [B, h, w, 3] uint8."""
+        return (images_rgb.permute(0, 3, 1, 2).to(self.mean.dtype) - self.mean) / self.std
+
+    def unit_rows(self, tokens: list[torch.Tensor]) -> torch.Tensor:
+        """Return [B, N, D] float32 unit rows of one [B, N, C] per chosen block."""
+        return nn.functional.normalize(torch.cat(tokens, dim=-1).float(), dim=-1)
+
+
+class TorchEngine:
+    """Runs the network with PyTorch.
+
+    Below fp32 it runs under autocast, which keeps norms, softmax and the residual stream in float32.
+
+    Args:
+        embedder: The network; it is moved to the device.
+        device: ``cpu`` or ``cuda:N``.
+        precision: In what products are computed. ``auto`` is fp32 on a CPU, and on CUDA fp16, whose three more bits of
+            mantissa stay nearer to fp32 than bf16.
+    """
+
+    name: EngineName = "torch"
+    origin: EngineOrigin = "as it is"
+
+    def __init__(
+        self, embedder: PatchEmbedder, *, device: str = "cpu", precision: Precision | Literal["auto"] = "auto"
+    ) -> None:
+        self._device = torch.device(device)
+        self._on_cuda = self._device.type == "cuda"
+        self.device = device
+        self.precision: Precision = ("fp16" if self._on_cuda else "fp32") if precision == "auto" else precision
+        # On a CPU one image fills all cores already; several at once only leave the caches (measured: 1.0 to 1.17 times
+        # the time per image). On CUDA 378 px images are small, so some are taken together; not measured.
+        self.batch_size = 8 if self._on_cuda else 1
+        self._embedder = embedder.to(self._device).eval()
+        self._lock = threading.Lock()
+
+    def embed(self, images_rgb: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Return patch embeddings [B, N, D] float32, unit rows, of images [B, h, w, 3] uint8."""
+        embeddings: NDArray[np.float32] = self.embed_on_device(images_rgb).cpu().numpy()
+        return embeddings
+
+    def embed_on_device(self, images_rgb: NDArray[np.uint8]) -> torch.Tensor:
+        """Return what ``embed`` does, where it was computed."""
+        images = torch.from_numpy(np.ascontiguousarray(images_rgb))
+        if self._on_cuda:
+            images = images.pin_memory().to(self._device, non_blocking=True)
+        autocast = torch.autocast(
+            self._device.type, TORCH_DTYPES[self.precision], enabled=self.precision != "fp32", cache_enabled=False
+        )
+        with self._lock, torch.inference_mode(), autocast:
+            embeddings: torch.Tensor = self._embedder(images)
+        return embeddings
+
+
+def choose_engine(
+    embedder: PatchEmbedder,
+    *,
+    engine: EngineName | Literal["auto"] = "auto",
+    precision: Precision | Literal["auto"] = "auto",
+    device: str = "cpu",
+    weights_digest: str = "",
+    cache_dir: Path | None = None,
+    threads: int | None = None,
+) -> tuple[Engine, str | None]:
+    """Return the engine that the settings choose and, where it is not the one hoped for, a sentence that says why.
+
+    ``auto`` is PyTorch on CUDA and OpenVINO on a CPU; where OpenVINO cannot be used, PyTorch there too, aloud.
+
+    Args:
+        embedder: The network.
+        engine: ``auto``, ``torch`` or ``openvino``.
+        precision: ``auto``, ``fp32``, ``bf16`` or ``fp16``.
+        device: ``cpu`` or ``cuda:N``, as `backend.features.resolve_device` returns it.
+        weights_digest: Names the weights, for what is kept in ``cache_dir``.
+        cache_dir: Where an engine keeps what it converted; None keeps nothing.
+        threads: How many CPU threads compute, for the whole process; None leaves it to the libraries.
+
+    Raises:
+        ValueError: If OpenVINO is asked for on another device than the CPU, or ``threads`` is not positive.
+        Unavailable: If OpenVINO is asked for and cannot be used, or this processor has not the precision.
+    """
+    if threads is not None:
+        if threads < 1:
+            raise ValueError(f"threads must be at least 1, got {threads}")
+        torch.set_num_threads(threads)
+    on_cpu = device == "cpu"
+    if engine == "openvino" and not on_cpu:
+        raise ValueError(f"the engine openvino runs on the CPU, not on {device}")
+    if engine == "torch" or not on_cpu:
+        return TorchEngine(embedder, device=device, precision=precision), None
+
+    # Imported here: OpenVINO is optional, and its import takes a moment.
+    from backend.extractors.openvino_engine import OpenVinoEngine, OpenVinoUnusable
+
+    try:
+        return (
+            OpenVinoEngine(
+                embedder, precision=precision, weights_digest=weights_digest, cache_dir=cache_dir, threads=threads
+            ),
+            None,
+        )
+    except OpenVinoUnusable as error:
+        if engine == "openvino":
+            raise
+        fallback = f"PyTorch computes in OpenVINO's place, two to three times as long per image. {error.sentence}"
+        logger.warning("%s", fallback)
+        return TorchEngine(embedder, device=device, precision=precision), fallback

@@ -1,0 +1,93 @@
+"""Gets the extractor ready behind a service that already answers."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from backend.deadlines import remaining_s
+from backend.errors import InspectionError, RequestTimeout, WeightsUnavailable
+from backend.extractors.base import FeatureExtractor
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractorState:
+    """What the loader can say now.
+
+    Attributes:
+        status: ``starting``, ``ok``, or ``degraded`` (no extractor, or not the one that was hoped for).
+        extractor: The extractor, once there is one.
+        reason: Why it is degraded.
+    """
+
+    status: Literal["starting", "ok", "degraded"]
+    extractor: FeatureExtractor | None = None
+    reason: str | None = None
+
+
+class ExtractorLoader:
+    """Makes the extractor on a thread of its own: the service answers ``/health`` meanwhile.
+
+    Args:
+        make: Returns the extractor and, when it is not the one hoped for, why.
+    """
+
+    def __init__(self, make: Callable[[], tuple[FeatureExtractor, str | None]]) -> None:
+        self._make = make
+        self._state = ExtractorState(status="starting")
+        self._error: BaseException | None = None
+        self._done = threading.Event()
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+
+    @property
+    def state(self) -> ExtractorState:
+        """What is known now; never waits."""
+        return self._state
+
+    def start(self) -> None:
+        """Begin to load, once."""
+        with self._lock:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._load, name="extractor-loader", daemon=True)
+                self._thread.start()
+
+    def get(self) -> FeatureExtractor:
+        """Return the extractor; waits while it is being loaded.
+
+        Raises:
+            WeightsUnavailable: If it cannot be had.
+            RequestTimeout: If it is not there by the time the request must have ended.
+        """
+        self.start()
+        if not self._done.wait(remaining_s()):
+            raise RequestTimeout("The feature extractor is still being loaded. Send the request again in a while.")
+        if self._state.extractor is None:
+            if isinstance(self._error, InspectionError):
+                raise self._error
+            raise WeightsUnavailable(str(self._state.reason))
+        return self._state.extractor
+
+    def _load(self) -> None:
+        try:
+            extractor, reason = self._make()
+            self._state = ExtractorState(status="degraded" if reason else "ok", extractor=extractor, reason=reason)
+            _log.info("extractor %s ready on %s", extractor.extractor_id, extractor.device)
+            if reason:
+                _log.warning("%s", reason)
+        except Exception as error:
+            self._error = error
+            reason = "The feature extractor could not be loaded; the service's log says why."
+            if isinstance(error, InspectionError):
+                reason = error.sentence
+                _log.error("%s", reason)
+            else:
+                _log.exception("the feature extractor could not be loaded")
+            self._state = ExtractorState(status="degraded", reason=reason)
+        finally:
+            self._done.set()

@@ -1,0 +1,1 @@
+"""Image files to pixels, pixels to the network's input and back."""

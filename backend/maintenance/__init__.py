@@ -1,0 +1,1 @@
+"""What looks after the models folder: verify, sweep, backup, restore."""

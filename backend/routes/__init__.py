@@ -1,1 +1,0 @@
-"""The routes: parse, one call, answer."""

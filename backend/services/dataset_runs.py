@@ -1,0 +1,179 @@
+"""Inspecting and calibrating with whole data sets. Every image gets its line, also one that cannot be inspected."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from backend.artifacts.image_store import Label, StoredImage
+from backend.artifacts.model_key import ModelKey
+from backend.calib import Calibration
+from backend.errors import InspectionError, InvalidInput, QueueFull, StorageFailed, Unavailable
+from backend.infer import Inspection
+from backend.memory_bank.coreset import Progress
+from backend.roi_mask import Shape, parse_shape, shape_from_fields
+from backend.services.datasets import Datasets
+from backend.services.inspection import InspectionService
+
+_QUEUE_PATIENCE_S = 60.0
+_QUEUE_POLL_S = 0.05
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetItem:
+    """One image of a data set and what came of its inspection: an inspection, or why there is none."""
+
+    label: Label
+    image: StoredImage
+    mm_per_px: float
+    inspection: Inspection | None
+    error: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetCalibration:
+    """A calibration from a data set, and the images that could not take part."""
+
+    calibration: Calibration
+    failed: Sequence[DatasetItem]
+
+
+def inspect_dataset(
+    service: InspectionService,
+    datasets: Datasets,
+    key: ModelKey,
+    *,
+    labels: Sequence[Label],
+    default_mm_per_px: float | None = None,
+    progress: Progress | None = None,
+    for_calibration: bool = False,
+) -> Iterator[DatasetItem]:
+    """Yield one item per stored image, whatever became of it. Images that were learned are scored leave-one-out.
+
+    One at a time, because each inspection holds its map.
+
+    Args:
+        service: Inspects.
+        datasets: Holds the images.
+        key: The model.
+        labels: Which classes; one that stands twice counts once.
+        default_mm_per_px: For images whose metadata do not name a scale; else the ROI's own.
+        progress: Told (done, total).
+        for_calibration: Leave the ROI's own calibration out: a new one is to be made with the scores.
+
+    Raises:
+        MemoryNotFound: If the ROI was never fitted.
+        ArtefactCorrupt: If its memory or calibration is damaged.
+        Unavailable: If nothing can be inspected now; that is no fault of an image.
+    """
+    bank = service.fitted_bank(key)
+    if not for_calibration:
+        _ = service.describe(key).calibration  # damaged, it is no image's fault, and not to be told once for each
+    listed = datasets.list(key)
+    images = [image for label in dict.fromkeys(labels) for image in listed[label]]
+    for done, image in enumerate(images):
+        mm_per_px = image.mm_per_px or default_mm_per_px or bank.mm_per_px
+        yield _inspect(service, datasets, key, image, mm_per_px, for_calibration)
+        if progress is not None:
+            progress(done + 1, len(images))
+
+
+def calibrate_from_dataset(
+    service: InspectionService,
+    datasets: Datasets,
+    key: ModelKey,
+    *,
+    default_mm_per_px: float | None = None,
+    score_percentile: float | None = None,
+    area_mm2_thr: float | None = None,
+    require_ng: bool = False,
+    progress: Progress | None = None,
+) -> DatasetCalibration:
+    """Calibrate a ROI with the scores of its data set, one per part, and return the calibration.
+
+    The scores are measured as the ROI will be scored from then on; learned images are scored leave-one-out.
+
+    Raises:
+        MemoryNotFound: If the ROI was never fitted.
+        InvalidInput: If there are too few ok images, or no ng image although ``require_ng``.
+        Unavailable: If nothing can be inspected now.
+    """
+    stored = datasets.list(key)
+    if require_ng and not stored["ng"]:
+        raise InvalidInput("The data set has no ng images. Upload one, or send require_ng=false.")
+    rule = service.rule_after(key, score_percentile=score_percentile)
+    items = inspect_dataset(
+        service,
+        datasets,
+        key,
+        labels=("ok", "ng"),
+        default_mm_per_px=default_mm_per_px,
+        progress=progress,
+        for_calibration=True,
+    )
+    worst: dict[tuple[Label, str], float] = {}
+    failed: list[DatasetItem] = []
+    for item in items:
+        if item.error is not None:
+            failed.append(item)
+        if item.inspection is not None and item.inspection.params["scoring"] != "own_image_only":
+            part = (item.label, item.image.part_id)
+            worst[part] = max(worst.get(part, 0.0), item.inspection.scores_under(rule.percentile)[rule.mode])
+    ok_scores = [score for (label, _), score in worst.items() if label == "ok"]
+    ng_scores = [score for (label, _), score in worst.items() if label == "ng"]
+    if len(ok_scores) < service.defaults.min_ok_samples:
+        because = f" {len(failed)} images failed, the first with: {failed[0].error}" if failed else ""
+        raise InvalidInput(
+            f"The data set has {len(ok_scores)} good parts that can be scored; "
+            f"{service.defaults.min_ok_samples} are needed. Upload more ok images and fit them.{because}",
+            details={"ok_parts": len(ok_scores), "needed": service.defaults.min_ok_samples},
+        )
+    calibration = service.calibrate(
+        key,
+        ok_scores=ok_scores,
+        ng_scores=ng_scores or None,
+        score_percentile=score_percentile,
+        area_mm2_thr=area_mm2_thr,
+        scores_from="dataset",
+        scores_measured_with=rule,
+    )
+    return DatasetCalibration(calibration=calibration, failed=failed)
+
+
+def _inspect(
+    service: InspectionService,
+    datasets: Datasets,
+    key: ModelKey,
+    image: StoredImage,
+    mm_per_px: float,
+    for_calibration: bool,
+) -> DatasetItem:
+    infer = partial(service.infer, key, mm_per_px=mm_per_px, name=image.file_name, for_calibration=for_calibration)
+    try:
+        inspection = _infer(infer, datasets.read(key, image), image)
+    except InspectionError as error:
+        if isinstance(error, Unavailable) and not isinstance(error, StorageFailed):
+            raise
+        return DatasetItem(label=image.label, image=image, mm_per_px=mm_per_px, inspection=None, error=error.sentence)
+    return DatasetItem(label=image.label, image=image, mm_per_px=mm_per_px, inspection=inspection, error=None)
+
+
+def _infer(infer: Callable[..., Inspection], data: bytes, image: StoredImage) -> Inspection:
+    """Inspect one image; where the queue is full, wait for a place: a long run must not end for a short rush."""
+    shape = _shape_of(image)
+    waited_until = time.monotonic() + _QUEUE_PATIENCE_S
+    while True:
+        try:
+            return infer(data, shape=shape)
+        except QueueFull:
+            if time.monotonic() > waited_until:
+                raise
+            time.sleep(_QUEUE_POLL_S)
+
+
+def _shape_of(image: StoredImage) -> Shape | None:
+    """Return the shape in an image's metadata, an object or a JSON text; the published client says ``shape_json``."""
+    shape = next((image.meta[name] for name in ("shape", "shape_json") if image.meta.get(name) is not None), None)
+    return parse_shape(shape) if shape is None or isinstance(shape, str) else shape_from_fields(shape)

@@ -1,0 +1,136 @@
+"""The data sets that the service keeps for its clients: per ROI, good and bad images with their metadata.
+
+They are the same store that ``/fit_ok`` keeps its images in: an image uploaded as ``ok`` and then fitted is stored
+once, and one that is deleted here is not in the next fit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from backend.artifacts.image_store import ImageStore, Label, StoredImage, safe_stem
+from backend.artifacts.model_key import ModelKey
+from backend.errors import ArtefactCorrupt, InvalidInput, NotFound
+from backend.imaging.image_codec import decode_image, image_suffix, pixel_digest
+from backend.services.consistency import check_mm_per_px
+from backend.storage import ArtefactStore
+from backend.utils import MAX_MM_PER_PX, MIN_MM_PER_PX, sha256_hex
+
+LABELS: tuple[Label, Label] = ("ok", "ng")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetUpload:
+    """One image on its way into a data set, with what its client says of it."""
+
+    name: str
+    data: bytes = field(repr=False)
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Datasets:
+    """The data sets of all ROIs."""
+
+    def __init__(self, store: ArtefactStore, *, max_pixels: int) -> None:
+        self._store = store
+        self._max_pixels = max_pixels
+
+    def add(self, key: ModelKey, label: Label, uploads: Sequence[DatasetUpload]) -> list[StoredImage]:
+        """Store images and return their facts, in the order of the uploads. All are stored, or none.
+
+        Raises:
+            BadImage, TooLarge: If an upload cannot be used; the sentence names it.
+            MmPerPxMismatch: If its metadata contradict the ROI's fit.
+            InvalidInput: If its metadata are out of range.
+            Conflict: If an image is stored under the other label.
+            StorageFull, StorageFailed: If one cannot be written.
+        """
+        if not uploads:
+            raise InvalidInput("The field images is missing. Send at least one image.", details={"field": "images"})
+        try:
+            bank = self._store.load(key).bank
+        except ArtefactCorrupt:
+            bank = None  # Images are what a damaged memory is learned from again; that fit compares their scales.
+        described = []
+        for upload in uploads:
+            image = decode_image(upload.data, max_pixels=self._max_pixels, name=upload.name)
+            mm_per_px = _mm_per_px(upload)
+            if bank is not None and mm_per_px is not None:
+                check_mm_per_px(bank, mm_per_px)
+            digest = pixel_digest(image)
+            described.append(
+                StoredImage(
+                    digest=digest,
+                    label=label,
+                    name=safe_stem(upload.name),
+                    part_id=str(upload.meta.get("part_id") or digest),
+                    image_hw=(image.shape[0], image.shape[1]),
+                    mm_per_px=mm_per_px,
+                    bytes_sha256=sha256_hex(upload.data),
+                    suffix=image_suffix(upload.data),
+                    meta=dict(upload.meta),
+                )
+            )
+        with self._store.lock(key):
+            images = self._images(key)
+            for stored, upload in zip(described, uploads, strict=True):
+                images.check_label(stored.digest, label, upload.name)
+            with images.all_or_none():
+                return [images.put(stored, upload.data) for stored, upload in zip(described, uploads, strict=True)]
+
+    def list(self, key: ModelKey) -> dict[Label, list[StoredImage]]:
+        """Return the images of each label, by file name."""
+        images = self._images(key)
+        return {label: sorted(images.labelled(label), key=lambda image: image.file_name) for label in LABELS}
+
+    def get(self, key: ModelKey, label: Label, file_name: str) -> StoredImage:
+        """Return the facts of one image.
+
+        Raises:
+            NotFound: If there is none of that name.
+            ArtefactCorrupt: If its facts are damaged.
+        """
+        found = self._images(key).find(file_name, label)
+        if found is None:
+            raise NotFound(f"There is no {label} image {file_name[:200]!r} in this data set.")
+        if found.is_damaged:
+            raise ArtefactCorrupt(f"The stored image {file_name!r} is damaged. Upload it again, or delete it.")
+        return found
+
+    def read(self, key: ModelKey, image: StoredImage) -> bytes:
+        """Return the original bytes of one image; see ``ImageStore.read``."""
+        return self._images(key).read(image)
+
+    def delete(self, key: ModelKey, label: Label, file_name: str) -> bool:
+        """Delete one image; return whether it was there. A memory keeps what it learned until the next fit."""
+        if self._images(key).find(file_name, label) is None:
+            return False  # and make no folder: anyone can name endless ids
+        with self._store.lock(key):
+            images = self._images(key)
+            found = images.find(file_name, label)
+            return found is not None and images.delete(found.digest, label)
+
+    def clear(self, key: ModelKey, label: Label) -> int:
+        """Delete all images of a label; return how many there were."""
+        if not self._images(key).labelled(label):
+            return 0
+        with self._store.lock(key):
+            images = self._images(key)
+            return images.delete_all([image.digest for image in images.labelled(label)], label)
+
+    def _images(self, key: ModelKey) -> ImageStore:
+        return self._store.images(key)
+
+
+def _mm_per_px(upload: DatasetUpload) -> float | None:
+    value = upload.meta.get("mm_per_px")
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not MIN_MM_PER_PX <= value <= MAX_MM_PER_PX:
+        raise InvalidInput(
+            f"mm_per_px in the metadata of {upload.name!r} must be a number in {MIN_MM_PER_PX:g} … {MAX_MM_PER_PX:g}.",
+            details={"field": "metas.mm_per_px", "ge": MIN_MM_PER_PX, "le": MAX_MM_PER_PX},
+        )
+    return float(value)

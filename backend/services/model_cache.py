@@ -1,0 +1,79 @@
+"""The models of the ROIs in use, kept in memory and read again when their files change."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from functools import cached_property
+
+from backend.artifacts.model_key import ModelKey
+from backend.calib import Calibration
+from backend.scoring.leave_one_out import ScoreRule, leave_one_out_scores
+from backend.storage import ArtefactStore, StoredModel
+
+_WHOLE_RANGE = 2.0  # the largest distance between unit rows
+
+
+class LoadedModel:
+    """A model as it was stored when it was read, and what is worth computing only once of it."""
+
+    def __init__(self, stored: StoredModel, default_rule: ScoreRule) -> None:
+        self.bank = stored.bank
+        self.stamps = stored.stamps
+        self._stored = stored
+        self._default_rule = default_rule
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """The calibration that belongs to the memory, or None; raises as ``StoredModel.calibration``."""
+        return self._stored.calibration
+
+    @property
+    def stale(self) -> bool:
+        """True when there is a calibration, but only of another memory; raises as ``StoredModel.calibration``."""
+        return self._stored.stale
+
+    @cached_property
+    def heatmap_full_scale(self) -> float:
+        """What 255 stands for in a heat map.
+
+        Twice the threshold; without one, twice the p99 of the memory's own leave-one-image-out scores; without those,
+        the whole range of distances.
+        """
+        if not self._stored.calibration_damaged and self.calibration is not None:
+            return 2 * self.calibration.threshold
+        summary = None if self.bank is None else leave_one_out_scores(self.bank, self._default_rule).summary()
+        return _WHOLE_RANGE if summary is None or summary["p99"] <= 0 else 2 * float(summary["p99"])
+
+
+class ModelCache:
+    """A least-recently-used cache over the store. A model that another process replaced is noticed on the next get."""
+
+    def __init__(self, store: ArtefactStore, max_entries: int, default_rule: ScoreRule) -> None:
+        self._store = store
+        self._max_entries = max_entries
+        self._default_rule = default_rule
+        self._models: OrderedDict[ModelKey, LoadedModel] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, key: ModelKey) -> LoadedModel:
+        """Return the model as it is stored now.
+
+        Raises:
+            ArtefactCorrupt: If the memory is damaged.
+            StorageFailed: If a file cannot be read.
+        """
+        stamps = self._store.stamps(key)
+        with self._lock:
+            cached = self._models.get(key)
+            if cached is not None and cached.stamps == stamps:
+                self._models.move_to_end(key)
+                return cached
+        model = LoadedModel(self._store.load(key), self._default_rule)
+        if model.bank is not None:  # Absent ROIs take no place: anyone can name endless ids.
+            with self._lock:
+                self._models[key] = model
+                self._models.move_to_end(key)
+                while len(self._models) > self._max_entries:
+                    self._models.popitem(last=False)
+        return model

@@ -1,0 +1,1 @@
+"""Who may call, how much and how long: keys, limits, time, shutdown, logs, metrics."""

@@ -1,0 +1,166 @@
+"""Who may call which route: the marker beside each route, the table of them, and the check before a body is read."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import ipaddress
+import logging
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, TypedDict, cast
+
+from starlette.routing import BaseRoute, Match, Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from backend.errors import Forbidden, Unauthorized
+from backend.serving.api_keys import ApiKeys, ApiRole
+
+_log = logging.getLogger(__name__)
+
+Access = Literal["open", "inspect", "admin"]
+
+SECURITY_SCHEMES: dict[str, Any] = {
+    "ApiKey": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": "Where BDI_API_KEYS is set."},
+    "Bearer": {"type": "http", "scheme": "bearer", "description": "The same key, as `Authorization: Bearer`."},
+}
+DOCUMENTATION = re.compile(r"/(docs(/oauth2-redirect)?|redoc|openapi\.json|static-offline-docs/.*)")
+"""Pages for a browser, which can send no header on its own: they take the key as the password that it asks for."""
+
+READING = frozenset({"GET", "HEAD", "OPTIONS"})
+"""Methods that change nothing (RFC 9110, 9.2.1)."""
+
+
+class Marker(TypedDict):
+    """What a route is declared with."""
+
+    openapi_extra: dict[str, Any]
+
+
+def _marker(access: Access) -> Marker:
+    security: list[dict[str, list[str]]] = [] if access == "open" else [{name: []} for name in SECURITY_SCHEMES]
+    return {"openapi_extra": {"security": security, "x-role": access}}
+
+
+OPEN = _marker("open")
+"""Everybody, key or not."""
+INSPECT = _marker("inspect")
+"""Inspections, and whatever only reads."""
+ADMIN = _marker("admin")
+"""Whatever writes, deletes or stops something."""
+
+
+class AccessTable:
+    """What each route needs, as its marker says; a route without a marker needs ``admin``."""
+
+    def __init__(self, routes: Iterable[BaseRoute]) -> None:
+        self._routes = [route for route in routes if isinstance(route, Route)]
+        self._exact = {
+            (method, route.path): access_of(route)
+            for route in reversed(self._routes)  # of two with one address, the first one answers
+            for method in route.methods or ()
+            if "{" not in route.path
+        }
+
+    def needed(self, scope: Scope) -> Access:
+        """Return what a request needs; an address that leads nowhere needs a key too, so that it tells nothing."""
+        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        known = self._exact.get((scope["method"], path))
+        if known is not None:
+            return known
+        found = (route for route in self._routes if route.matches(scope)[0] is Match.FULL)
+        return next((access_of(route) for route in found), "inspect")
+
+
+def access_of(route: Route) -> Access:
+    """Return what a route's marker says."""
+    extra: dict[str, Any] = getattr(route, "openapi_extra", None) or {}
+    return cast("Access", extra.get("x-role", "admin"))
+
+
+class KeyCheck:
+    """Refuses a request whose key does not allow it, before anything of its body is read.
+
+    Also a page of a foreign web site, opened on this machine, that would have the browser send a form: no key stops
+    it where there are none, and CORS only keeps it from reading the answer.
+    """
+
+    def __init__(self, app: ASGIApp, table: AccessTable) -> None:
+        self._app = app
+        self._table = table
+        self._may_warn = True
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request."""
+        if scope["type"] == "http":
+            self._check(scope)
+        await self._app(scope, receive, send)
+
+    def _check(self, scope: Scope) -> None:
+        app_state, headers = scope["app"].state, dict(scope["headers"])
+        if scope["method"] not in READING and b"origin" in headers:
+            _check_origin(headers, app_state.settings.cors_origins)
+        keys: ApiKeys = app_state.api_keys
+        scope["state"]["caller"] = None
+        if not keys:
+            if self._may_warn and not is_loopback((scope.get("server") or ("localhost",))[0]):
+                self._may_warn = False
+                warn_of_open_service()
+            return
+        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        for_browser = DOCUMENTATION.fullmatch(path) is not None
+        secret = _secret_of(headers, for_browser)
+        caller = None if secret is None else keys.role_of(secret)
+        scope["state"]["caller"] = caller
+        needed = self._table.needed(scope)
+        if needed == "open":
+            return
+        if caller is None:
+            scope["state"]["challenge"] = 'Basic realm="ROI inspector"' if for_browser else "Bearer"
+            said = "This call needs an API key" if secret is None else "This API key is not known here"
+            raise Unauthorized(f"{said}. Send one of the service's keys as X-API-Key, or as Authorization: Bearer.")
+        if not covers(caller, needed):
+            raise Forbidden("This call changes what is stored. Send it with an API key of the role admin.")
+
+
+def covers(role: ApiRole, needed: Access) -> bool:
+    """Return whether a caller of this role may call what needs this."""
+    return needed == "open" or role == "admin" or role == needed
+
+
+def is_loopback(host: str | None) -> bool:
+    """Return whether an address, a name or a socket's path is this machine's alone; a name may be anybody's."""
+    try:
+        return ipaddress.ip_address(host or "0.0.0.0").is_loopback
+    except ValueError:
+        return host == "localhost" or "/" in (host or "")
+
+
+def warn_of_open_service() -> None:
+    """Log what it means that other machines reach a service that asks for no key."""
+    _log.warning(
+        "The service answers other machines and BDI_API_KEYS is not set: whoever is on this network can fit, delete "
+        "and read images and recipes. Set BDI_API_KEYS, or bind to 127.0.0.1."
+    )
+
+
+def _secret_of(headers: Mapping[bytes, bytes], for_browser: bool) -> bytes | None:
+    if headers.get(b"x-api-key"):
+        return headers[b"x-api-key"]
+    scheme, _, credentials = headers.get(b"authorization", b"").partition(b" ")
+    if scheme.lower() == b"bearer":
+        return credentials.strip()
+    # Only there: a browser sends a password that it knows along with any form, also with one of a foreign page.
+    if for_browser and scheme.lower() == b"basic":
+        try:
+            return base64.b64decode(credentials.strip(), validate=True).partition(b":")[2]
+        except binascii.Error:
+            return b""
+    return None
+
+
+def _check_origin(headers: Mapping[bytes, bytes], allowed: Iterable[str]) -> None:
+    origin = headers[b"origin"].decode("latin-1")
+    if origin.partition("://")[2] == headers.get(b"host", b"").decode("latin-1") or {origin, "*"} & set(allowed):
+        return
+    raise Forbidden("A page of another web site may not call. Name its origin in BDI_CORS_ORIGINS if it shall.")

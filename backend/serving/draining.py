@@ -1,0 +1,67 @@
+"""The end of a service: what has begun is finished, and nothing new is begun."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+from starlette.datastructures import MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from backend.errors import ShuttingDown
+from backend.serving.access import READING
+
+_READ_ON_S = 2.0
+
+
+class Gate:
+    """Whether new work may begin, and how much is under way.
+
+    Attributes:
+        stopping: Whether the service is about to end.
+        in_flight: Requests that have begun and are not answered yet.
+    """
+
+    def __init__(self) -> None:
+        self.stopping = False
+        self.in_flight = 0
+
+
+async def _read_on(receive: Receive) -> None:
+    """Take in what a client is still sending: closed under it, the connection would lose the answer as well."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_READ_ON_S):
+            while (await receive()).get("more_body", False):
+                pass
+
+
+class Draining:
+    """Counts the requests under way; once the service is stopping, only questions are answered."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        gate: Gate = scope["app"].state.gate
+
+        async def send_and_close(message: Message) -> None:
+            # A client that keeps its connection would keep asking here, and not find the service that follows.
+            if gate.stopping and message["type"] == "http.response.start":
+                MutableHeaders(scope=message)["Connection"] = "close"
+            await send(message)
+
+        if gate.stopping and scope["method"] not in READING:
+            await _read_on(receive)
+            raise ShuttingDown("The service is stopping. Send the request again to the one that follows.")
+        if gate.stopping:  # not counted: whoever keeps asking must not put off the end
+            await self._app(scope, receive, send_and_close)
+            return
+        gate.in_flight += 1
+        try:
+            await self._app(scope, receive, send_and_close)
+        finally:
+            gate.in_flight -= 1
