@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fakes import FakeExtractor
 from hypothesis import settings
 
 from backend.artifacts.model_key import ModelKey
@@ -16,6 +15,7 @@ from backend.services.inspection import InspectionService
 from backend.settings import Settings
 from backend.storage import ArtefactStore
 from backend.wiring import build_service
+from tests.testkit.fakes import FakeExtractor
 
 # The same examples in every run; no deadline, because the machine may be busy.
 settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=60, database=None)

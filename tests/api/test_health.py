@@ -1,0 +1,286 @@
+"""Health over HTTP: what the service says of itself, at once, whatever else it does; and the id of every request."""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from backend import __version__
+from backend.errors import WeightsUnavailable
+from backend.extractors.base import EngineFacts, FeatureExtractor
+from backend.extractors.filter_bank import FilterBankFeatures
+from backend.extractors.loader import ExtractorLoader
+from backend.imaging.placement import Placement
+from tests.testkit.http import SMALL_INPUT_PX, Api, answer_of, error_of, plates, ready, running_app
+
+GUID = "8f0c6d0e-6d2e-4f0a-9a53-0d5f5c3f6b11"
+PATIENCE_S = 30.0
+
+
+class Gated:
+    """The filter bank behind a gate: while it is shut, the device is busy."""
+
+    def __init__(self) -> None:
+        self._inner = FilterBankFeatures(input_size=SMALL_INPUT_PX)
+        self.gate, self.entered = threading.Event(), threading.Event()
+        self.gate.set()
+        self.name, self.extractor_id = self._inner.name, self._inner.extractor_id
+        self.precision = self._inner.precision
+        self.device, self.whitens, self.batch_size = self._inner.device, self._inner.whitens, self._inner.batch_size
+
+    def placement(self, image_hw: tuple[int, int]) -> Placement:
+        return self._inner.placement(image_hw)
+
+    def extract(self, image_bgr: Any) -> Any:
+        self._wait()
+        return self._inner.extract(image_bgr)
+
+    def extract_batch(self, images_bgr: Any) -> Any:
+        self._wait()
+        return self._inner.extract_batch(images_bgr)
+
+    def _wait(self) -> None:
+        self.entered.set()
+        assert self.gate.wait(PATIENCE_S)
+
+
+@pytest.fixture(scope="module")
+def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
+    with running_app(tmp_path_factory.mktemp("health") / "models") as started:
+        _until(lambda: started.client.get("/health").json()["status"] != "starting")
+        yield started
+
+
+@pytest.mark.parametrize(
+    ("field", "is_right"),
+    [
+        ("status", lambda value: value == "ok"),
+        ("device", lambda value: value == "cpu"),
+        ("model", lambda value: value == "filter-bank"),
+        ("version", lambda value: value == __version__ and re.match(r"\d+\.\d+", value)),
+        ("engine", lambda value: value is None),  # the filter bank has no network
+        ("reason", lambda value: value is None),
+        ("request_id", lambda value: value == GUID),
+    ],
+)
+def test_health_answers_every_field(api: Api, field: str, is_right: Callable[[Any], bool]) -> None:
+    assert is_right(answer_of(api.client.get("/health", headers={"X-Request-Id": GUID}))[field])
+
+
+class WithEngine(Gated):
+    """An extractor whose network an engine computes."""
+
+    def engine_facts(self) -> EngineFacts:
+        return EngineFacts(name="openvino", precision="bf16", origin="read from cache", warm_input_hw=((378, 378),))
+
+
+def test_health_says_what_computes_the_network_and_for_which_sizes_it_is_warm(tmp_path: Path) -> None:
+    with running_app(tmp_path / "models", loader=ready(WithEngine())) as api:
+        _until(lambda: api.client.get("/health").json()["status"] != "starting")
+        assert answer_of(api.client.get("/health"))["engine"] == {
+            "name": "openvino", "precision": "bf16", "origin": "read from cache", "warm_input_hw": [[378, 378]]
+        }  # fmt: skip
+
+
+def test_health_writes_nothing(tmp_path: Path) -> None:
+    with running_app(tmp_path / "models") as api:
+        answer_of(api.client.get("/health"))
+        assert not (tmp_path / "models" / "Inspection").exists()
+        assert not [path for path in tmp_path.rglob("*") if path.is_file() and not path.name.endswith(".lock")]
+
+
+# --- request ids ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sent", [GUID, "1", "line-3/part#7", "x" * 128])
+@pytest.mark.parametrize("path", ["/health", "/nowhere", "/fit_ok"])
+def test_the_request_id_comes_back_in_header_and_body(api: Api, path: str, sent: str) -> None:
+    response = api.client.get(path, headers={"X-Request-Id": sent})
+    assert response.headers["X-Request-Id"] == sent
+    assert response.json()["request_id"] == sent
+
+
+@pytest.mark.parametrize("sent", [None, "", " ", "x" * 129, "two words", b"caf\xe9", "a\tb"])
+def test_a_request_without_a_usable_id_gets_a_new_one(api: Api, sent: str | bytes | None) -> None:
+    headers: Any = {} if sent is None else {"X-Request-Id": sent}
+    ids = {api.client.get("/health", headers=headers).headers["X-Request-Id"] for _ in range(2)}
+    assert len(ids) == 2
+    assert all(re.fullmatch(r"[0-9a-f]{32}", an_id) for an_id in ids)
+
+
+@pytest.mark.parametrize("path", ["/health", "/fit_ok", "/calibrate_ng", "/infer", "/state", "/manifest"])
+def test_a_client_that_probes_an_endpoint_with_options_finds_it(api: Api, path: str) -> None:
+    response = api.client.options(path, headers={"X-Request-Id": GUID})
+    assert response.status_code in (200, 204)
+    assert response.headers["X-Request-Id"] == GUID
+    assert "OPTIONS" in response.headers["Allow"]
+
+
+def test_a_client_that_probes_an_endpoint_that_is_not_there_finds_nothing(api: Api) -> None:
+    error_of(api.client.options("/nowhere"), 404, "not_found")
+
+
+# --- degraded and starting --------------------------------------------------------------------------------------------
+
+
+def test_while_the_extractor_loads_health_says_starting_and_a_fit_waits_for_it(tmp_path: Path) -> None:
+    loaded = threading.Event()
+
+    def load() -> tuple[FeatureExtractor, None]:
+        assert loaded.wait(PATIENCE_S)
+        return FilterBankFeatures(input_size=SMALL_INPUT_PX), None
+
+    with running_app(tmp_path / "models", loader=ExtractorLoader(load)) as api, ThreadPoolExecutor(1) as pool:
+        try:
+            assert answer_of(api.client.get("/health"))["status"] == "starting"
+            fit = pool.submit(api.fit, plates([0, 1]))
+            assert answer_of(api.client.get("/health"))["status"] == "starting"
+        finally:
+            loaded.set()
+        assert answer_of(fit.result(PATIENCE_S))["n_ok_total"] == 2
+        assert answer_of(api.client.get("/health"))["status"] == "ok"
+
+
+def test_without_weights_health_is_degraded_and_fits_say_how_to_mend_it(tmp_path: Path) -> None:
+    def load() -> tuple[FeatureExtractor, None]:
+        raise WeightsUnavailable("The weights are not here. Set BDI_WEIGHTS, or let this machine reach the hub once.")
+
+    with running_app(tmp_path / "models", loader=ExtractorLoader(load)) as api:
+        response = api.fit(plates([0, 1]))
+        assert "BDI_WEIGHTS" in error_of(response, 503, "weights_unavailable")["error"]
+        health = answer_of(api.client.get("/health"))
+        assert health["status"] == "degraded"
+        assert "BDI_WEIGHTS" in health["reason"]
+        error_of(api.infer(plates([0])[0]), 400, "memory_not_found")
+        assert not list((tmp_path / "models").rglob("Inspection"))
+
+
+def test_a_fitted_roi_cannot_be_inspected_without_an_extractor(tmp_path: Path) -> None:
+    def load() -> tuple[FeatureExtractor, None]:
+        raise WeightsUnavailable("The weights are not here. Set BDI_WEIGHTS, or let this machine reach the hub once.")
+
+    with running_app(tmp_path / "models") as api:
+        answer_of(api.fit(plates([0, 1])))
+    with running_app(tmp_path / "models", loader=ExtractorLoader(load)) as api:
+        error_of(api.infer(plates([0])[0]), 503, "weights_unavailable")
+
+
+def test_an_extractor_that_fails_in_an_unforeseen_way_says_nothing_internal(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def load() -> tuple[FeatureExtractor, None]:
+        raise RuntimeError("cudnn error 7 at /opt/secret/place")
+
+    with running_app(tmp_path / "models", loader=ExtractorLoader(load)) as api:
+        response = api.fit(plates([0, 1]))
+        health = api.client.get("/health")
+    error_of(response, 503, "weights_unavailable")
+    assert answer_of(health)["status"] == "degraded"
+    assert "log" in health.json()["reason"]
+    assert "secret" not in response.text + health.text
+    assert "cudnn error 7" in caplog.text
+
+
+def test_another_extractor_than_the_one_hoped_for_is_named_with_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_weights(_settings: object) -> FeatureExtractor:
+        raise WeightsUnavailable("The weights are not here. Set BDI_WEIGHTS, or let this machine reach the hub once.")
+
+    monkeypatch.setattr("backend.wiring._dinov2", no_weights)
+    with running_app(tmp_path / "models", extractor="auto") as api:
+        assert answer_of(api.fit(plates([0, 1])))["extractor"] == "filter-bank"
+        health = answer_of(api.client.get("/health"))
+    assert (health["status"], health["model"]) == ("degraded", "filter-bank")
+    assert "BDI_WEIGHTS" in health["reason"]
+
+
+# --- busy -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def gated() -> Gated:
+    return Gated()
+
+
+@pytest.fixture
+def busy(tmp_path: Path, gated: Gated) -> Iterator[Api]:
+    """A fitted ROI on a service whose queue holds one inspection beside the one that runs."""
+    with running_app(tmp_path / "models", loader=ready(gated), queue_length=1) as started:
+        answer_of(started.fit(plates([0, 1, 2])))
+        gated.gate.clear()
+        gated.entered.clear()
+        yield started
+        gated.gate.set()
+
+
+def test_health_never_waits_behind_the_device(busy: Api, gated: Gated) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        try:
+            inspection = pool.submit(busy.infer, plates([9])[0])
+            assert gated.entered.wait(PATIENCE_S)
+            for _ in range(3):
+                assert answer_of(busy.client.get("/health"))["status"] == "ok"
+            assert not inspection.done()
+        finally:
+            gated.gate.set()
+        answer_of(inspection.result(PATIENCE_S))
+
+
+def test_more_inspections_than_the_queue_holds_are_sent_back_with_a_time_to_retry(busy: Api, gated: Gated) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        try:
+            waiting = [pool.submit(busy.infer, plates([9])[0]) for _ in range(8)]
+            _until(lambda: sum(future.done() for future in waiting) >= 6)
+        finally:
+            gated.gate.set()
+        responses = [future.result(PATIENCE_S) for future in waiting]
+    refused = [response for response in responses if response.status_code != 200]
+    assert len(refused) == 6, "one runs, one waits"
+    for response in refused:
+        error_of(response, 503, "queue_full")
+        assert int(response.headers["Retry-After"]) >= 1
+    scores = {answer_of(response)["score"] for response in responses if response.status_code == 200}
+    assert len(scores) == 1
+    answer_of(busy.infer(plates([9])[0]))
+
+
+def test_an_inspection_gets_in_between_the_images_of_a_fit(busy: Api, gated: Gated) -> None:
+    seeds, order = range(20, 26), []
+    gated.gate.set()
+    first = threading.Event()
+    original = gated._wait
+
+    def slow() -> None:
+        original()
+        first.set()
+        time.sleep(0.05)
+
+    gated._wait = slow  # type: ignore[method-assign]
+    with ThreadPoolExecutor(2) as pool:
+
+        def call(name: str, ask: Callable[[], httpx.Response]) -> None:
+            answer_of(ask())
+            order.append(name)
+
+        fit = pool.submit(call, "fit", lambda: busy.fit(plates(seeds)))
+        assert first.wait(PATIENCE_S)
+        inspection = pool.submit(call, "inspection", lambda: busy.infer(plates([9])[0]))
+        fit.result(PATIENCE_S)
+        inspection.result(PATIENCE_S)
+    assert order == ["inspection", "fit"]
+
+
+def _until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)

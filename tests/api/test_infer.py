@@ -1,0 +1,412 @@
+"""Inspections over HTTP: score, decision, heat map and regions, and that they lie where the defect lies."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from tests.testkit.http import (
+    MM_PER_PX,
+    ROI,
+    ROLE,
+    Api,
+    answer_of,
+    encoded,
+    error_of,
+    heatmap_of,
+    plate,
+    plates,
+    running_app,
+    with_defect,
+)
+
+HW = (96, 128)  # 7 × 9 cells
+DEFECT = (70, 30, 28, 28)
+N_OK = 6
+
+
+@pytest.fixture(scope="module")
+def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
+    """A ROI of six plates, calibrated without a smallest area; and ``raw``, the same without a calibration."""
+    with running_app(tmp_path_factory.mktemp("infer") / "models") as started:
+        for roi_id in (ROI, "raw"):
+            answer_of(started.fit(plates(range(N_OK), HW), roi_id=roi_id))
+        answer_of(started.calibrate(area_mm2_thr=0, score_mode="max"))
+        yield started
+
+
+@pytest.fixture(scope="module")
+def good() -> bytes:
+    return plates([90], HW)[0]
+
+
+@pytest.fixture(scope="module")
+def defective() -> bytes:
+    return encoded(with_defect(plate(91, HW), DEFECT))
+
+
+@pytest.fixture(scope="module")
+def found(api: Api, defective: bytes) -> dict[str, Any]:
+    """The answer to the defective plate."""
+    return answer_of(api.infer(defective, headers={"X-Request-Id": "infer-1"}))
+
+
+def is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+@pytest.mark.parametrize(
+    ("field", "is_right"),
+    [
+        ("role_id", lambda value: value == ROLE),
+        ("roi_id", lambda value: value == ROI),
+        ("model_key", lambda value: value == ROI),
+        ("recipe_id", lambda value: value == "default"),
+        ("request_id", lambda value: value == "infer-1"),
+        ("score", lambda value: is_number(value) and 0 < value <= 2),
+        ("threshold", lambda value: is_number(value) and 0 < value <= 2),
+        ("decision", lambda value: value == "ng"),
+        ("heatmap_png_base64", lambda value: isinstance(value, str)),
+        ("heatmap_path", lambda value: value is None),
+        ("regions", lambda value: isinstance(value, list) and len(value) >= 1),
+        ("token_shape", lambda value: value == [7, 9]),
+        ("timings_ms", lambda value: {"decode", "queue", "extract", "search", "post", "encode", "total"} <= set(value)),
+    ],
+)
+def test_an_inspection_answers_every_field_with_its_type(found: dict[str, Any], field: str, is_right: Any) -> None:
+    assert is_right(found[field]), found[field]
+
+
+@pytest.mark.parametrize(
+    ("field", "is_right"),
+    [
+        ("extractor", lambda value: value == "filter-bank"),
+        ("extractor_id", lambda value: "input=112" in value),
+        ("coreset_rate", lambda value: value == 0.02),
+        ("k", lambda value: type(value) is int and value == 1),
+        ("p_score", lambda value: value == 99),
+        ("score_percentile", lambda value: value == 99),
+        ("blur_sigma", lambda value: value == 1.0),
+        ("mm_per_px", lambda value: value == MM_PER_PX),
+        ("score_mode", lambda value: value == "max"),
+        (
+            "scores",
+            lambda value: set(value) == {"percentile", "top_mean", "max"} and all(map(is_number, value.values())),
+        ),
+        ("scoring", lambda value: value == "new"),
+        ("area_mm2_thr", lambda value: value == 0),
+        ("heatmap_scale", is_number),
+        ("cell_mm", lambda value: value == pytest.approx(128 / 9 * MM_PER_PX)),
+        ("calibration_stale", lambda value: value is False),
+        ("shape", lambda value: value is None),
+        ("learned_shape", lambda value: value is None),
+        ("n_ok", lambda value: value == N_OK),
+        ("memory_checksum", lambda value: len(value) == 64),
+        ("image_digest", lambda value: len(value) == 64),
+    ],
+)
+def test_the_parameters_say_how_the_score_came_about(found: dict[str, Any], field: str, is_right: Any) -> None:
+    assert is_right(found["params"][field]), found["params"][field]
+
+
+# --- decision ---------------------------------------------------------------------------------------------------------
+
+
+def test_before_a_calibration_there_is_a_score_and_no_decision(api: Api, defective: bytes) -> None:
+    answer = answer_of(api.infer(defective, roi_id="raw"))
+    assert (answer["threshold"], answer["decision"], answer["regions"]) == (None, None, [])
+    assert is_number(answer["score"])
+    assert answer["params"]["calibration_stale"] is False
+    assert heatmap_of(answer).shape == HW
+
+
+def test_a_good_plate_is_ok_and_a_defective_one_is_ng(api: Api, good: bytes, found: dict[str, Any]) -> None:
+    answer = answer_of(api.infer(good))
+    assert answer["decision"] == "ok"
+    assert answer["score"] <= answer["threshold"] < found["score"]
+    assert found["decision"] == "ng"
+
+
+def test_the_same_image_gets_the_same_answer(api: Api, defective: bytes, found: dict[str, Any]) -> None:
+    again = answer_of(api.infer(defective))
+    for field in ("score", "threshold", "decision", "regions", "heatmap_png_base64"):
+        assert again[field] == found[field], field
+
+
+def test_every_image_of_the_fit_is_scored_without_its_own_part(api: Api) -> None:
+    fitted = answer_of(api.fit(plates(range(N_OK), HW), roi_id="raw"))
+    answers = [answer_of(api.infer(image, roi_id="raw")) for image in plates(range(N_OK), HW)]
+    assert {answer["params"]["scoring"] for answer in answers} == {"leave_one_out"}
+    scores = [answer["score"] for answer in answers]
+    stored = fitted["ok_scores"]
+    assert stored["max"] == pytest.approx(max(scores), rel=1e-4)
+    expected = np.percentile(scores, (50, 95, 99))
+    assert [stored["p50"], stored["p95"], stored["p99"]] == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_score_of_the_only_part_is_said_to_be_worth_nothing(api: Api, good: bytes) -> None:
+    answer_of(api.fit([good], roi_id="only"))
+    answer = answer_of(api.infer(good, roi_id="only"))
+    assert answer["params"]["scoring"] == "own_image_only"
+    assert answer_of(api.infer(plates([91], HW)[0], roi_id="only"))["params"]["scoring"] == "new"
+
+
+# --- heat map and regions ---------------------------------------------------------------------------------------------
+
+
+def test_the_heat_map_peaks_on_the_defect_and_is_cold_elsewhere(found: dict[str, Any]) -> None:
+    heat = heatmap_of(found)
+    x, y, w, h = DEFECT
+    assert _within(_peaks(heat), (x - 15, y - 14, w + 30, h + 28)), "within one cell of the defect"
+    far = np.ones(HW, bool)
+    far[max(0, y - 28) : y + h + 28, max(0, x - 30) : x + w + 30] = False
+    assert np.median(heat[far]) < 128
+    assert heat[y + h // 2, x + w // 2] > 128
+
+
+def test_a_good_heat_map_is_not_stretched_to_its_own_range(api: Api, good: bytes) -> None:
+    heat = heatmap_of(answer_of(api.infer(good)))
+    assert heat.max() <= 128, "128 is the threshold, and this plate lies below it"
+
+
+def test_the_heat_map_is_128_exactly_where_the_regions_begin(found: dict[str, Any]) -> None:
+    heat, inside = heatmap_of(found), _covered(found["regions"], HW)
+    assert inside.any()
+    assert heat[inside].min() >= 128
+    assert heat[~inside].max() <= 128, "128 itself is also what lies a rounding below the threshold"
+    assert np.count_nonzero(heat > 128) <= np.count_nonzero(inside) <= np.count_nonzero(heat >= 128)
+
+
+def test_before_a_calibration_the_heat_map_has_a_fixed_scale_too(api: Api, good: bytes, defective: bytes) -> None:
+    plain, hot = (answer_of(api.infer(image, roi_id="raw")) for image in (good, defective))
+    assert plain["params"]["heatmap_scale"] == hot["params"]["heatmap_scale"]
+    assert heatmap_of(plain).max() < heatmap_of(hot).max()
+
+
+def test_regions_are_described_in_one_geometry(found: dict[str, Any]) -> None:
+    inside = _covered(found["regions"], HW)
+    assert [region["area_px"] for region in found["regions"]] == sorted(
+        (region["area_px"] for region in found["regions"]), reverse=True
+    )
+    for region in found["regions"]:
+        x, y, w, h = region["bbox"]
+        assert [region["x"], region["y"], region["w"], region["h"]] == region["bbox"]
+        assert all(type(value) is int for value in (*region["bbox"], region["area_px"]))
+        assert 0 <= x < x + w <= HW[1]
+        assert 0 <= y < y + h <= HW[0]
+        assert region["area_mm2"] == pytest.approx(region["area_px"] * MM_PER_PX**2)
+        assert region["peak"] >= found["threshold"]
+        contour = np.array(region["contour"])
+        assert (contour.min(axis=0) == (x, y)).all(), "the contour touches the box on every side"
+        assert (contour.max(axis=0) == (x + w - 1, y + h - 1)).all()
+    assert sum(region["area_px"] for region in found["regions"]) == np.count_nonzero(inside)
+    assert max(region["peak"] for region in found["regions"]) == pytest.approx(found["params"]["scores"]["max"])
+
+
+def test_regions_below_the_smallest_area_are_dropped(api: Api, defective: bytes, found: dict[str, Any]) -> None:
+    largest = found["regions"][0]["area_mm2"]
+    answer_of(api.fit(plates(range(N_OK), HW), roi_id="large-only"))
+    for thr, expected in ((largest, 1), (largest + MM_PER_PX**2, 0)):
+        answer_of(api.calibrate(roi_id="large-only", area_mm2_thr=thr, score_mode="max"))
+        answer = answer_of(api.infer(defective, roi_id="large-only"))
+        assert len(answer["regions"]) == expected
+        assert answer["decision"] == "ng"
+
+
+@pytest.mark.parametrize("hw", [(96, 128), (97, 129), (48, 64), (301, 400)])
+def test_the_heat_map_has_the_size_of_the_uploaded_image(api: Api, hw: tuple[int, int]) -> None:
+    assert heatmap_of(answer_of(api.infer(plates([90], hw)[0]))).shape == hw
+
+
+def test_geometry_is_in_pixels_of_the_uploaded_image_whatever_its_size(api: Api, found: dict[str, Any]) -> None:
+    twice = cv2.resize(with_defect(plate(91, HW), DEFECT), (256, 192), interpolation=cv2.INTER_CUBIC)
+    answer = answer_of(api.infer(encoded(twice)))
+    expected = [2 * value for value in found["regions"][0]["bbox"]]
+    assert answer["regions"][0]["bbox"] == pytest.approx(expected, abs=30)
+    assert answer["score"] == pytest.approx(found["score"], rel=0.25)
+
+
+# --- shapes -----------------------------------------------------------------------------------------------------------
+
+YS, XS = np.mgrid[: HW[0], : HW[1]]
+
+
+@pytest.mark.parametrize(
+    ("shape", "inside"),
+    [
+        ({"kind": "rect", "x": 20, "y": 10, "w": 60, "h": 50}, (XS >= 20) & (XS < 80) & (YS >= 10) & (YS < 60)),
+        ({"kind": "rect", "cx": 50, "cy": 35, "w": 60, "h": 50}, (XS >= 20) & (XS < 80) & (YS >= 10) & (YS < 60)),
+        ({"kind": "circle", "cx": 64, "cy": 48, "r": 30}, (XS - 64) ** 2 + (YS - 48) ** 2 <= 900),
+        (
+            {"kind": "annulus", "cx": 64, "cy": 48, "r": 45, "r_inner": 25},
+            ((XS - 64) ** 2 + (YS - 48) ** 2 <= 2025) & ((XS - 64) ** 2 + (YS - 48) ** 2 >= 625),
+        ),
+        ({"kind": "circle", "cx": 127, "cy": 0, "r": 40}, (XS - 127) ** 2 + YS**2 <= 1600),
+        ({"kind": "rect", "x": -50, "y": -50, "w": 90, "h": 500}, XS < 40),
+    ],
+    ids=["rect", "rect about its centre", "circle", "annulus", "circle at a corner", "rect beyond the image"],
+)
+def test_outside_the_shape_the_heat_map_is_zero_and_nothing_is_found(
+    api: Api, defective: bytes, shape: dict[str, Any], inside: NDArray[np.bool_]
+) -> None:
+    answer = answer_of(api.infer(defective, shape=shape))
+    heat = heatmap_of(answer)
+    assert not heat[~inside].any()
+    assert (heat[inside] > 0).all()
+    assert not (_covered(answer["regions"], HW) & ~inside).any()
+    assert answer["params"]["shape"]["kind"] == shape["kind"]
+
+
+def test_a_defect_outside_the_shape_does_not_count(api: Api, defective: bytes, found: dict[str, Any]) -> None:
+    left_of_it = {"kind": "rect", "x": 0, "y": 0, "w": 50, "h": 96}
+    answer = answer_of(api.infer(defective, shape=left_of_it))
+    assert found["decision"] == "ng"
+    assert (answer["decision"], answer["regions"]) == ("ok", [])
+
+
+@pytest.mark.parametrize(
+    "shape", ["", "  ", "null", '{"kind":"rect","x":0,"y":0,"w":128,"h":96}'], ids=["empty", "blank", "null", "all"]
+)
+def test_no_shape_means_the_whole_image(api: Api, defective: bytes, found: dict[str, Any], shape: str) -> None:
+    answer = answer_of(api.infer(defective, shape=shape))
+    for field in ("score", "regions", "heatmap_png_base64"):
+        assert answer[field] == found[field], field
+
+
+def test_a_learned_shape_narrows_the_shape_of_a_call(api: Api, defective: bytes) -> None:
+    learned = {"kind": "rect", "x": 0, "y": 0, "w": 64, "h": 96}
+    answer_of(api.fit(plates(range(N_OK), HW), roi_id="left-half", shape=learned))
+    heat = heatmap_of(answer_of(api.infer(defective, roi_id="left-half")))
+    assert not heat[:, 64:].any()
+    assert (heat[:, :64] > 0).all()
+    body = error_of(
+        api.infer(defective, roi_id="left-half", shape={"kind": "circle", "cx": 100, "cy": 48, "r": 20}),
+        422,
+        "shape_outside_image",
+    )
+    assert "fit" in body["error"]
+
+
+# --- how the heat map comes back --------------------------------------------------------------------------------------
+
+
+def test_the_heat_map_can_be_left_out(api: Api, defective: bytes, found: dict[str, Any]) -> None:
+    answer = answer_of(api.infer(defective, heatmap="none"))
+    assert (answer["heatmap_png_base64"], answer["heatmap_path"]) == (None, None)
+    assert answer["regions"] == found["regions"]
+
+
+def test_the_heat_map_can_come_as_a_file_below_the_models_folder(
+    api: Api, defective: bytes, found: dict[str, Any]
+) -> None:
+    answer = answer_of(api.infer(defective, heatmap="path"))
+    assert answer["heatmap_png_base64"] is None
+    path = api.models / answer["heatmap_path"]
+    assert not Path(answer["heatmap_path"]).is_absolute()
+    assert path.resolve().is_relative_to(api.models.resolve())
+    assert (cv2.imread(str(path), cv2.IMREAD_UNCHANGED) == heatmap_of(found)).all()
+
+
+# --- geometry at full size --------------------------------------------------------------------------------------------
+
+EDGE_PX = 384
+
+
+@pytest.fixture(scope="module")
+def full_size(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
+    """ROIs of 384×384, 500×200 and 200×500 px at the input that the service has by default."""
+    with running_app(tmp_path_factory.mktemp("geometry") / "models", input_size=384) as started:
+        for hw in ((EDGE_PX, EDGE_PX), (200, 500), (500, 200)):
+            answer_of(started.fit(plates(range(3), hw), roi_id=f"{hw[1]}x{hw[0]}"))
+            answer_of(started.calibrate(roi_id=f"{hw[1]}x{hw[0]}", score_mode="max"))
+        yield started
+
+
+@pytest.mark.parametrize(
+    "box",
+    [(378, 180, 6, 40), (180, 378, 40, 6), (0, 180, 6, 40), (180, 0, 40, 6), (378, 378, 6, 6)],
+    ids=["right", "bottom", "left", "top", "corner"],
+)
+def test_a_defect_in_the_last_six_pixels_of_an_axis_is_found(full_size: Api, box: tuple[int, int, int, int]) -> None:
+    """384 is no multiple of the 14 px of a cell; nothing may be cut off for that."""
+    image = with_defect(plate(70, (EDGE_PX, EDGE_PX)), box)
+    answer = answer_of(full_size.infer(encoded(image), roi_id="384x384"))
+    cell = EDGE_PX / 27
+    x, y, w, h = box
+    assert _within(_peaks(heatmap_of(answer)), (x - cell, y - cell, w + 2 * cell, h + 2 * cell))
+    assert answer["decision"] == "ng"
+    assert answer["token_shape"] == [27, 27]
+
+
+@pytest.mark.parametrize(
+    ("hw", "grid", "box"),
+    [
+        ((200, 500), (17, 43), (400, 40, 48, 48)),
+        ((200, 500), (17, 43), (40, 130, 48, 48)),
+        ((500, 200), (43, 17), (30, 400, 48, 48)),
+        ((500, 200), (43, 17), (130, 40, 48, 48)),
+        ((384, 384), (27, 27), (250, 60, 56, 56)),
+    ],
+)
+def test_a_region_lies_where_the_defect_lies_on_an_image_of_any_aspect_ratio(
+    full_size: Api, hw: tuple[int, int], grid: tuple[int, int], box: tuple[int, int, int, int]
+) -> None:
+    image = encoded(with_defect(plate(71, hw), box))
+    answer = answer_of(full_size.infer(image, roi_id=f"{hw[1]}x{hw[0]}"))
+    assert answer["token_shape"] == list(grid)
+    cell = max(hw[0] / grid[0], hw[1] / grid[1])
+    (x, y, w, h), region = box, answer["regions"][0]
+    left, top, width, height = region["bbox"]
+    assert abs(left + width / 2 - (x + w / 2)) <= cell
+    assert abs(top + height / 2 - (y + h / 2)) <= cell
+    overlap = _overlap((x, y, w, h), (left, top, width, height))
+    assert overlap / (w * h) > 0.9, "the defect is covered"
+    assert width <= w + 3 * cell, "and not much else"
+    assert height <= h + 3 * cell
+    assert _within(_peaks(heatmap_of(answer)), (x - cell, y - cell, w + 2 * cell, h + 2 * cell))
+
+
+# --- damaged artefacts ------------------------------------------------------------------------------------------------
+
+
+def test_a_damaged_memory_is_said_to_be_damaged_and_can_be_replaced(api: Api, good: bytes) -> None:
+    answer_of(api.fit(plates(range(2), HW), roi_id="damaged"))
+    memory = api.roi_folder("damaged") / "memory.npz"
+    data = bytearray(memory.read_bytes())
+    data[len(data) // 2] ^= 0xFF
+    memory.write_bytes(data)
+    body = error_of(api.infer(good, roi_id="damaged"), 500, "artefact_corrupt")
+    assert "mode=replace" in body["error"]
+    answer_of(api.fit(plates(range(2), HW), roi_id="damaged", mode="replace"))
+    answer_of(api.infer(good, roi_id="damaged"))
+
+
+def _peaks(heat: NDArray[np.uint8]) -> NDArray[np.intp]:
+    """Return the hottest pixels, [n, 2] as (x, y)."""
+    return np.argwhere(heat == heat.max())[:, ::-1]
+
+
+def _within(xy: NDArray[np.intp], box: tuple[float, float, float, float]) -> bool:
+    x, y, w, h = box
+    return bool(((xy >= (x, y)) & (xy < (x + w, y + h))).all())
+
+
+def _overlap(one: tuple[int, int, int, int], other: tuple[int, int, int, int]) -> float:
+    width = min(one[0] + one[2], other[0] + other[2]) - max(one[0], other[0])
+    height = min(one[1] + one[3], other[1] + other[3]) - max(one[1], other[1])
+    return max(0, width) * max(0, height)
+
+
+def _covered(regions: list[dict[str, Any]], hw: tuple[int, int]) -> NDArray[np.bool_]:
+    """Return the pixels of the regions, filled from their contours: [H, W] bool."""
+    canvas = np.zeros(hw, np.uint8)
+    for region in regions:
+        cv2.fillPoly(canvas, [np.array(region["contour"], np.int32)], 1)
+    return canvas.astype(bool)

@@ -1,0 +1,185 @@
+"""How long a request may take and an upload may pause, over real sockets."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from http.client import HTTPResponse
+from pathlib import Path
+
+import pytest
+
+from backend.deadlines import DEADLINE_S, end_if_late, remaining_s
+from backend.errors import RequestTimeout
+from backend.settings import Settings
+from tests.testkit.client import Client, fields, image, png, running
+from tests.testkit.fakes import FakeExtractor
+from tests.testkit.http import strict_json
+
+PAUSE_S, REQUEST_S = 0.5, 2.0
+
+
+class Slow(FakeExtractor):
+    """Takes ``seconds`` for each image."""
+
+    seconds = 0.0
+
+    def extract_batch(self, images):
+        time.sleep(self.seconds * len(images))
+        return super().extract_batch(images)
+
+
+@pytest.fixture
+def extractor() -> Slow:
+    return Slow()
+
+
+@pytest.fixture
+def client(tmp_path: Path, extractor: Slow) -> Iterator[Client]:
+    settings = Settings(models_dir=tmp_path / "models", body_timeout_s=PAUSE_S, request_timeout_s=REQUEST_S)
+    with running(settings, extractor) as started:
+        yield started
+        extractor.seconds = 0.0
+
+
+def stalled(client: Client, sent: bytes = b"only this", path: str = "/fit_ok") -> socket.socket:
+    connection = socket.create_connection((client.host, client.port), timeout=30)
+    head = (
+        f"POST {path} HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000\r\nContent-Type: multipart/form-data; boundary=x"
+    )
+    part = b'--x\r\nContent-Disposition: form-data; name="images"; filename="a.png"\r\n\r\n'
+    connection.sendall(head.encode() + b"\r\n\r\n" + part + sent)
+    return connection
+
+
+def answer_on(connection: socket.socket) -> tuple[int, dict[str, object]]:
+    response = HTTPResponse(connection)
+    response.begin()
+    return response.status, strict_json(response.read().decode())
+
+
+def in_flight(client: Client) -> float:
+    text = client.get("/metrics").body.decode()
+    return float(text.split("\nbdi_requests_in_flight ")[1].split("\n")[0])
+
+
+@pytest.mark.parametrize("path", ["/fit_ok", "/infer", "/calibrate_ng", "/datasets/ok/upload"])
+def test_an_upload_that_stalls_is_refused_while_it_stalls(client: Client, path: str) -> None:
+    began = time.monotonic()
+    with stalled(client, path=path) as connection:
+        status, body = answer_on(connection)
+        assert PAUSE_S <= time.monotonic() - began < PAUSE_S + 1.5
+        assert (status, body["code"]) == (408, "body_timeout")
+        assert str(body["error"]).endswith("again.")
+        assert connection.recv(1) == b"", "the connection is closed, it cannot be used for another request"
+
+
+def test_an_upload_that_trickles_has_only_the_time_of_a_request(client: Client) -> None:
+    began = time.monotonic()
+    with stalled(client) as connection:
+        connection.settimeout(0.1)
+        while time.monotonic() - began < 30:
+            connection.sendall(b"x")  # never as long a pause as would be refused
+            try:
+                if connection.recv(4096).startswith(b"HTTP/1.1 408"):
+                    break
+            except TimeoutError:
+                continue
+        assert REQUEST_S <= time.monotonic() - began < REQUEST_S + 1.5
+
+
+def test_a_slow_upload_that_does_not_stall_is_taken(client: Client) -> None:
+    parts = [*fields({**client.roi, "mm_per_px": 0.2}), image(png(1))]
+    body = b"".join(b"--x\r\n" + part.to_bytes() + b"\r\n" for part in parts) + b"--x--\r\n"
+    head = f"POST /fit_ok HTTP/1.1\r\nHost: a\r\nContent-Length: {len(body)}\r\n"
+    with socket.create_connection((client.host, client.port), timeout=30) as connection:
+        connection.sendall(head.encode() + b"Content-Type: multipart/form-data; boundary=x\r\n\r\n")
+        for start in range(0, len(body), len(body) // 4 + 1):
+            time.sleep(PAUSE_S * 0.5)
+            connection.sendall(body[start : start + len(body) // 4 + 1])
+        assert answer_on(connection)[0] == 200
+
+
+def test_clients_that_stall_give_back_what_they_hold(client: Client) -> None:
+    client.fit([png(1), png(2)]).ok()
+    threads = threading.active_count()
+    for _ in range(3):
+        connections = [stalled(client, bytes(100_000)) for _ in range(40)]
+        assert in_flight(client) == 41  # and the one that asks
+        client.infer(png(3)).ok()
+        assert [answer_on(connection)[0] for connection in connections] == [408] * 40
+        for connection in connections:
+            connection.close()
+        assert in_flight(client) == 1
+    assert threading.active_count() <= threads + 2
+
+
+def test_an_inspection_that_waits_too_long_for_the_device_is_given_up(client: Client, extractor: Slow) -> None:
+    client.fit([png(1), png(2)]).ok()
+    extractor.seconds = REQUEST_S * 1.5
+    found = {}
+
+    def ask(seed: int) -> None:
+        began = time.monotonic()
+        reply = client.infer(png(seed))
+        found[seed] = (reply.ok(503)["code"], time.monotonic() - began)
+
+    threads = [threading.Thread(target=ask, args=[seed]) for seed in (5, 6, 7)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    for code, elapsed_s in found.values():
+        assert code == "request_timeout"
+        assert elapsed_s < REQUEST_S + 1.0
+    extractor.seconds = 0.0
+    done_before = len(extractor.calls)
+    assert client.infer(png(8)).ok()["score"] >= 0
+    assert len(extractor.calls) - done_before <= 2, "what was given up is not computed any more"
+
+
+def test_a_fit_that_takes_too_long_is_ended_and_stores_nothing(client: Client, extractor: Slow) -> None:
+    extractor.seconds = REQUEST_S / 4
+    began = time.monotonic()
+    refused = client.fit([png(seed) for seed in range(12)])
+    assert time.monotonic() - began < REQUEST_S + 1.5
+    body = refused.ok(503)
+    assert body["code"] == "request_timeout"
+    assert "Prefer: respond-async" in body["error"]
+    extractor.seconds = 0.0
+    assert client.about("/state").ok()["memory_fitted"] is False
+
+
+def test_a_fit_in_the_background_has_no_limit(client: Client, extractor: Slow) -> None:
+    extractor.seconds = REQUEST_S / 4
+    job = client.fit([png(seed) for seed in range(6)], headers={"Prefer": "respond-async"}).ok(202)
+    assert client.wait_for_job(job["job_id"])["state"] == "done"
+
+
+def test_an_inspected_data_set_that_takes_too_long_is_ended(client: Client, extractor: Slow) -> None:
+    client.upload("ok", [png(seed) for seed in range(10)]).ok()
+    client.fit(use_dataset=True).ok()
+    extractor.seconds = REQUEST_S / 4
+    began = time.monotonic()
+    assert client.dataset("/infer_dataset").ok(503)["code"] == "request_timeout"
+    assert time.monotonic() - began < REQUEST_S + 1.5
+
+
+def test_without_a_request_nothing_limits_the_work() -> None:
+    assert remaining_s() is None
+    end_if_late(1, 2)
+
+
+def test_what_is_left_is_never_negative_and_late_is_late() -> None:
+    token = DEADLINE_S.set(time.monotonic() + 50)
+    try:
+        assert 49 < (remaining_s() or 0) <= 50
+        end_if_late(1, 2)
+        DEADLINE_S.set(time.monotonic() - 1)
+        assert remaining_s() == 0.0
+        with pytest.raises(RequestTimeout, match="respond-async"):
+            end_if_late(1, 2)
+    finally:
+        DEADLINE_S.reset(token)

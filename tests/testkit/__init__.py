@@ -1,0 +1,1 @@
+"""What tests share: clients, servers, fakes, faults, hostile files."""

@@ -1,0 +1,124 @@
+"""Large uploads: how much of them is held at one time, and until when."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from backend.serving import body_budget
+from backend.serving.body_budget import BodyBudget, HeldBody
+from tests.testkit.fakes import FakeExtractor, encoded
+from tests.testkit.http import Api, answer_of, error_of, ready, running_app
+
+LARGE = encoded(np.random.default_rng(0).integers(0, 256, (400, 450, 3), dtype=np.uint8))  # 540 kB
+SMALL = encoded(np.full((400, 450, 3), 90, np.uint8))
+
+
+def test_there_is_room_until_it_is_taken_and_again_once_it_is_given_back() -> None:
+    budget = BodyBudget(100)
+    assert budget.take(60)
+    assert not budget.take(41)
+    assert budget.take(40)
+    budget.give_back(60)
+    assert budget.held == 40
+    assert budget.take(60)
+
+
+def test_a_body_takes_what_it_grows_by_and_gives_all_of_it_back_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(body_budget, "SMALL_BYTES", 10)
+    budget = BodyBudget(100)
+    body = HeldBody(budget)
+    assert [body.grow_to(size) for size in (4, 10, 30, 30, 90)] == [True] * 5
+    assert budget.held == 90
+    assert not HeldBody(budget).grow_to(11)
+    assert HeldBody(budget).grow_to(10)  # small ones are not counted
+    assert not body.grow_to(101)
+    assert budget.held == 90
+    body.release()
+    body.release()
+    assert budget.held == 0
+
+
+class Gated(FakeExtractor):
+    """Extracts nothing before it is let."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = threading.Event()
+
+    def extract(self, image_bgr: Any) -> Any:
+        assert self.gate.wait(60)
+        return super().extract(image_bgr)
+
+
+@pytest.fixture
+def extractor() -> Gated:
+    return Gated()
+
+
+@pytest.fixture
+def api(tmp_path: Path, extractor: Gated, monkeypatch: pytest.MonkeyPatch) -> Iterator[Api]:
+    monkeypatch.setattr(body_budget, "SMALL_BYTES", 100_000)
+    with running_app(tmp_path / "models", loader=ready(extractor), max_body_mb=1, max_held_mb=1) as started:
+        yield started
+        extractor.gate.set()
+
+
+def held(api: Api) -> int:
+    app: Any = api.client.app
+    return int(app.state.body_budget.held)
+
+
+def fit_later(api: Api, image: bytes) -> Any:
+    return api.fit([image], headers={"Prefer": "respond-async"})
+
+
+def wait_for_job(api: Api, job: dict[str, Any]) -> str:
+    for _ in range(600):
+        state = str(answer_of(api.client.get(job["status_url"]))["state"])
+        if state not in ("queued", "running"):
+            return state
+        threading.Event().wait(0.05)
+    raise AssertionError("the job does not end")
+
+
+def test_an_upload_beside_those_that_wait_in_jobs_is_refused_until_a_job_has_ended(api: Api, extractor: Gated) -> None:
+    job = answer_of(fit_later(api, LARGE), 202)
+    assert 540_000 < held(api) < 1_000_000
+    refused = fit_later(api, LARGE)
+    assert "BDI_MAX_HELD_MB" in error_of(refused, 503, "queue_full")["error"]
+    assert int(refused.headers["Retry-After"]) >= 1
+    small = answer_of(fit_later(api, SMALL), 202)  # what is small is never refused for it
+    extractor.gate.set()
+    assert {wait_for_job(api, job), wait_for_job(api, small)} == {"done"}
+    assert held(api) == 0
+    answer_of(api.fit([LARGE], mode="replace"))
+    assert held(api) == 0
+
+
+def test_a_job_that_is_cancelled_while_it_waits_gives_its_upload_back(api: Api) -> None:
+    jobs = [answer_of(fit_later(api, image), 202) for image in (SMALL, SMALL, LARGE)]  # two run at a time
+    assert held(api) > 0
+    assert answer_of(api.client.delete(jobs[2]["status_url"]))["state"] == "cancelled"
+    assert held(api) == 0
+
+
+def test_a_refused_call_holds_nothing(api: Api, extractor: Gated) -> None:
+    extractor.gate.set()
+    assert api.fit([LARGE], mm_per_px="-1").status_code == 422
+    nonsense = api.client.post("/fit_ok", content=bytes(600_000), headers={"Content-Type": "text/plain"})
+    assert nonsense.status_code == 422
+    assert held(api) == 0
+
+
+def test_a_body_of_unknown_length_is_refused_when_the_room_ends(api: Api) -> None:
+    answer_of(fit_later(api, LARGE), 202)
+    chunks = (bytes(50_000) for _ in range(14))
+    refused = api.client.post("/calibrate_ng", content=chunks, headers={"Content-Type": "application/json"})
+    error_of(refused, 503, "queue_full")
+    assert held(api) < 600_000
