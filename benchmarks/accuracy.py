@@ -35,7 +35,8 @@ from backend.extractors.base import FeatureExtractor
 from backend.extractors.loader import ExtractorLoader
 from backend.imaging.image_codec import decode_image, pixel_digest
 from backend.imaging.placement import Placement
-from backend.infer import anomaly_map, image_scores
+from backend.scoring.anomaly_map import anomaly_map
+from backend.scoring.image_score import image_scores
 from backend.services.fit_request import Upload
 from backend.services.inspection import InspectionService
 from backend.settings import Settings

@@ -23,7 +23,7 @@ from rich.table import Table
 
 from backend.calib import ScoreMode
 from backend.demo.report import paint_heatmap
-from backend.infer import Inspection
+from backend.scoring.inspection import Inspection
 from benchmarks.datasets import LabelledImage
 from benchmarks.metrics import AUPRO_LIMIT, Measurement, Spread, best_of, roc_points
 

@@ -28,8 +28,10 @@ from PIL import Image
 from backend.extractors.weights import WeightsFile, load_backbone
 from backend.imaging.placement import Placement, place
 from backend.imaging.png import encode_png
-from backend.infer import anomaly_map, find_regions, heatmap, image_scores
 from backend.memory_bank.coreset import coreset_size, kcenter_greedy_reference
+from backend.scoring.anomaly_map import anomaly_map, heatmap
+from backend.scoring.image_score import image_scores
+from backend.scoring.regions import find_regions
 from backend.settings import Settings
 from benchmarks.seeded_weights import MODEL_NAME, PATCH_PX
 

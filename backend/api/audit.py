@@ -13,7 +13,7 @@ from backend import __version__
 from backend.api.audit_schemas import AuditAnswer, AuditEntry
 from backend.api.dependencies import ServiceOf
 from backend.artifacts.model_key import MAX_ID_CHARS, ModelKey
-from backend.infer import Decision, Inspection
+from backend.scoring.inspection import Decision, Inspection
 from backend.services import audit
 from backend.services.audit import Audit, Source, entry_of
 from backend.serving.access import INSPECT

@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import BaseModel, Field
 
 from backend.api.schemas import Amount, Count, Score
-from backend.infer import Decision
+from backend.scoring.inspection import Decision
 from backend.services.audit import Source
 
 

@@ -8,9 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backend.calib import ScoreMode, set_threshold
-from backend.infer import anomaly_map, image_scores
 from backend.patchcore import MemoryBank
 from backend.roi_mask import scale_shape, shape_from_fields, shape_mask
+from backend.scoring.anomaly_map import anomaly_map
+from backend.scoring.image_score import image_scores
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 from backend.artifacts.model_key import ModelKey
 from backend.errors import AuditOff, AuditUnavailable
-from backend.infer import Decision, Inspection
+from backend.scoring.inspection import Decision, Inspection
 
 _log = logging.getLogger(__name__)
 

@@ -11,9 +11,9 @@ from backend.artifacts.image_store import Label, StoredImage
 from backend.artifacts.model_key import ModelKey
 from backend.calib import Calibration
 from backend.errors import InspectionError, InvalidInput, QueueFull, StorageFailed, Unavailable
-from backend.infer import Inspection
 from backend.memory_bank.coreset import Progress
 from backend.roi_mask import Shape, parse_shape, shape_from_fields
+from backend.scoring.inspection import Inspection
 from backend.services.datasets import Datasets
 from backend.services.inspection import InspectionService
 

@@ -17,11 +17,14 @@ from backend.extractors.device_queue import DeviceQueue
 from backend.extractors.extraction import Extraction, Rows
 from backend.extractors.loader import ExtractorLoader, ExtractorState
 from backend.imaging.image_codec import decode_image, pixel_digest, to_bgr_uint8
-from backend.infer import Decision, Inspection, Region, anomaly_map, find_regions, image_scores
 from backend.memory_bank.coreset import CoresetMethod, Progress
 from backend.patchcore import MemoryBank
 from backend.roi_mask import Shape, shape_fields, shape_mask
+from backend.scoring.anomaly_map import anomaly_map
+from backend.scoring.image_score import image_scores
+from backend.scoring.inspection import Decision, Inspection
 from backend.scoring.leave_one_out import ScoreRule, learned_mask
+from backend.scoring.regions import Region, find_regions
 from backend.services.agreement import PrecisionCheck
 from backend.services.calibrating import CalibrationRequest, calibrated, rule_of
 from backend.services.consistency import check_aspect_ratio, check_extractor, check_mm_per_px

@@ -11,16 +11,12 @@ from hypothesis import strategies as st
 
 from backend.errors import BadShape, MemoryNotFound
 from backend.imaging.placement import place
-from backend.infer import (
-    HEATMAP_AT_THRESHOLD,
-    Inspection,
-    anomaly_map,
-    find_regions,
-    heatmap,
-    image_scores,
-    infer_one,
-)
+from backend.infer import infer_one
 from backend.roi_mask import Annulus, Circle, Rect, shape_mask
+from backend.scoring.anomaly_map import HEATMAP_AT_THRESHOLD, anomaly_map, heatmap
+from backend.scoring.image_score import image_scores
+from backend.scoring.inspection import Inspection
+from backend.scoring.regions import find_regions
 from backend.services.fit_request import Upload
 from tests.testkit.fakes import defective_image, encoded, good_image, grid_placement
 
