@@ -1,7 +1,7 @@
 """PatchCore's nouns: the patch grid of one image, and the memory bank of a ROI.
 
 Roth et al. 2022, "Towards Total Recall in Industrial Anomaly Detection", arXiv:2106.08265. We deviate in three places:
-the coreset is the exact greedy (a random projection only on request), the image score is a percentile of the map by
+the coreset is the exact greedy, not one on a random projection; the image score is a percentile of the map by
 default (not the re-weighted maximum), and every memory vector remembers the image that it came from, so that an image
 the memory was built from can be scored without its own vectors.
 """
@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backend.imaging.placement import Placement
-from backend.memory_bank.coreset import CoresetMethod, Progress, coreset_size, kcenter_greedy, kcenter_greedy_projected
+from backend.memory_bank.coreset import Progress, coreset_size, kcenter_greedy
 from backend.memory_bank.nearest import NearestNeighbours, RowsOnDevice, build_index
 from backend.memory_bank.whitening import Whitening
 from backend.utils import canonical_json
@@ -66,9 +66,6 @@ class MemoryBank:
         whitening: What brings the extractor's raw rows to unit rows, or None when they are unit rows already.
         k: Neighbours that a distance is the mean of.
         coreset_rate: The rate asked for.
-        coreset_method: How the coreset was picked.
-        covering_radius: The largest distance of a learned row to the nearest vector, where an approximate method
-            picked; None where the exact greedy did.
         seed: Drew the first centre.
         n_embeddings: Rows that the coreset was taken from.
         mm_per_px: Millimetres per pixel of the learned images.
@@ -87,8 +84,6 @@ class MemoryBank:
     whitening: Whitening | None = field(compare=False)
     k: int
     coreset_rate: float
-    coreset_method: CoresetMethod = "exact"
-    covering_radius: float | None = None
     seed: int
     n_embeddings: int
     mm_per_px: float
@@ -145,8 +140,6 @@ class MemoryBank:
             "precision": self.precision,
             "k": self.k,
             "coreset_rate": self.coreset_rate,
-            "coreset_method": self.coreset_method,
-            "covering_radius": self.covering_radius,
             "seed": self.seed,
             "n_embeddings": self.n_embeddings,
             "mm_per_px": self.mm_per_px,
@@ -220,7 +213,6 @@ def learn(
     shape: Mapping[str, Any] | None,
     whitening: Whitening | None,
     coreset_rate: float,
-    coreset_method: CoresetMethod = "exact",
     seed: int,
     k: int,
     mm_per_px: float,
@@ -236,8 +228,7 @@ def learn(
         shape: JSON object of the shape that ``mask_cells`` was made from, in pixels of the first image by digest.
         whitening: Brings the raw rows to unit rows, or None.
         coreset_rate: In (0, 1].
-        coreset_method: ``exact``, or ``random-projection``, which is approximate.
-        seed: Draws the first centre, and the projection.
+        seed: Draws the first centre.
         k: Neighbours that a distance is the mean of.
         mm_per_px: Millimetres per pixel of the images.
         precision: What the extractor multiplied in.
@@ -260,8 +251,7 @@ def learn(
     ]
     cells = int(mask_cells.sum())
     rows = np.concatenate(rows_by_image, axis=0)
-    greedy = kcenter_greedy if coreset_method == "exact" else kcenter_greedy_projected
-    picks = greedy(rows, coreset_size(len(rows), coreset_rate), seed=seed, progress=progress)
+    picks = kcenter_greedy(rows, coreset_size(len(rows), coreset_rate), seed=seed, progress=progress)
     vectors, source = np.ascontiguousarray(rows[picks]), (picks // cells).astype(np.int32)
     parts = tuple(part_ids.get(digest, digest) for digest in digests)
     return MemoryBank(
@@ -278,17 +268,10 @@ def learn(
         whitening=whitening,
         k=k,
         coreset_rate=coreset_rate,
-        coreset_method=coreset_method,
-        covering_radius=None if coreset_method == "exact" else covering_radius(rows, vectors),
         seed=seed,
         n_embeddings=len(rows),
         mm_per_px=mm_per_px,
     )
-
-
-def covering_radius(rows: NDArray[np.float32], vectors: NDArray[np.float32]) -> float:
-    """Return the largest distance of rows [N, D] to the nearest of vectors [M, D]: what a coreset is to make small."""
-    return float(build_index(vectors).knn(rows).max())
 
 
 def _leave_one_part_out(

@@ -10,7 +10,6 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from backend.calib import ScoreMode
 from backend.imaging.placement import Resize
-from backend.memory_bank.coreset import CoresetMethod
 
 
 class Settings(BaseSettings):
@@ -38,9 +37,6 @@ class Settings(BaseSettings):
     resize: Resize = Field("aspect", description="`aspect` keeps a ROI's aspect ratio, `square` does not.")
 
     coreset_rate: float = Field(0.02, gt=0, le=1, description="Share of the patch embeddings that is kept.")
-    coreset_method: CoresetMethod = Field(
-        "exact", description="`random-projection` is approximate and faster; the memory records its covering radius."
-    )
     seed: int = Field(0, ge=0, le=2**31 - 1, description="Draws the coreset's first centre.")
     k: int = Field(1, ge=1, le=64, description="Neighbours that a distance is the mean of.")
     blur_sigma: float = Field(1.0, ge=0, le=50, description="Blur of the anomaly map, px of the image.")

@@ -35,7 +35,6 @@ def build_service(settings: Settings, *, extractor: ExtractorLoader | None = Non
     """
     defaults = Defaults(
         coreset_rate=settings.coreset_rate,
-        coreset_method=settings.coreset_method,
         seed=settings.seed,
         k=settings.k,
         rule=ScoreRule(mode=settings.score_mode, percentile=settings.score_percentile, blur_sigma=settings.blur_sigma),

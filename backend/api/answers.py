@@ -28,8 +28,6 @@ def fit_answer(report: FitReport, extractor_name: str, identity: Mapping[str, st
         coreset_size=len(bank.vectors),
         coreset_rate_requested=bank.coreset_rate,
         coreset_rate_applied=bank.coreset_rate_applied,
-        coreset_method=bank.coreset_method,
-        covering_radius=bank.covering_radius,
         token_shape=bank.placement.grid_hw,
         cell_mm=bank.placement.cell_mm(bank.mm_per_px),
         mm_per_px=bank.mm_per_px,

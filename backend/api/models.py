@@ -86,8 +86,6 @@ def _fit_facts(bank: MemoryBank) -> FitFacts:
         n_embeddings=bank.n_embeddings,
         coreset_size=len(bank.vectors),
         coreset_rate=bank.coreset_rate,
-        coreset_method=bank.coreset_method,
-        covering_radius=bank.covering_radius,
         token_shape=bank.placement.grid_hw,
         image_width=bank.placement.image_hw[1],
         image_height=bank.placement.image_hw[0],

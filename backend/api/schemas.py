@@ -13,7 +13,6 @@ from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, WithJsonSche
 from backend.artifacts.model_key import MAX_ID_CHARS
 from backend.calib import MARGIN_RANGE, ScoreMode
 from backend.extractors.base import EngineOrigin
-from backend.memory_bank.coreset import CoresetMethod
 from backend.utils import MAX_MM_PER_PX, MIN_MM_PER_PX
 
 ROLE_TEXT = "Role of the camera view; letters of any language, digits, '-', '_'."
@@ -167,11 +166,6 @@ class FitAnswer(Answer):
     coreset_size: Count = Field(description="Embeddings that were kept.", examples=[438])
     coreset_rate_requested: Share = Field(description="Share asked for.", examples=[0.02])
     coreset_rate_applied: Share = Field(description="coreset_size ÷ n_embeddings.", examples=[0.02003])
-    coreset_method: CoresetMethod = Field(description="How they were picked.", examples=["exact"])
-    covering_radius: Amount | None = Field(
-        description="For an approximate method: the largest distance of an embedding to the nearest one that was kept.",
-        examples=[None],
-    )
     token_shape: Pair = Field(description="Rows and columns of the patch grid.", examples=[[27, 27]])
     cell_mm: Size = Field(description="Edge of one patch cell, mm.", examples=[2.84])
     mm_per_px: Size = Field(description="The ROI's scale.", examples=[0.2])

@@ -27,7 +27,6 @@ from backend.api.schemas import (
     Size,
 )
 from backend.artifacts.image_store import Label
-from backend.memory_bank.coreset import CoresetMethod
 from backend.services.jobs import State
 
 
@@ -63,11 +62,6 @@ class FitFacts(BaseModel):
     n_embeddings: Count = Field(description="Patch embeddings of all images.", examples=[21870])
     coreset_size: Count = Field(description="Embeddings that were kept.", examples=[438])
     coreset_rate: Share = Field(description="Share asked for.", examples=[0.02])
-    coreset_method: CoresetMethod = Field(description="How they were picked.", examples=["exact"])
-    covering_radius: Amount | None = Field(
-        description="For an approximate method: the largest distance of an embedding to the nearest one that was kept.",
-        examples=[None],
-    )
     token_shape: Pair = Field(description="Rows and columns of the patch grid.", examples=[[27, 27]])
     image_width: Count = Field(description="px.", examples=[384])
     image_height: Count = Field(description="px.", examples=[384])

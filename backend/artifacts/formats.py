@@ -83,8 +83,6 @@ def bank_from_bytes(data: bytes) -> MemoryBank:
             precision=facts["precision"],
             k=facts["k"],
             coreset_rate=facts["coreset_rate"],
-            coreset_method=facts["coreset_method"],
-            covering_radius=facts["covering_radius"],
             seed=facts["seed"],
             n_embeddings=facts["n_embeddings"],
             mm_per_px=facts["mm_per_px"],

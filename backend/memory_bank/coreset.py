@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,12 +30,6 @@ _AHEAD = 64
 
 _TABLE = 1 << 22
 """Products that a round may keep: 16 MiB."""
-
-CoresetMethod = Literal["exact", "random-projection"]
-"""``random-projection`` is approximate: the greedy sees distances that are off by some percent."""
-
-_PROJECTED_TO = 128
-"""Dimensions of the random projection: distances are off by about 1/√(2·128), 6 %."""
 
 Progress = Callable[[int, int], None]
 """Called with (done, total) now and then."""
@@ -91,26 +84,6 @@ def kcenter_greedy(
         return _in_rounds(_Greedy(vectors, first, map), m, progress)
     with one_blas_thread(), ThreadPoolExecutor(min(spread_width(), _THREADS_MAX)) as pool:
         return _in_rounds(_Greedy(vectors, first, pool.map), m, progress)
-
-
-def kcenter_greedy_projected(
-    vectors: NDArray[np.float32], m: int, *, seed: int = 0, progress: Progress | None = None
-) -> NDArray[np.int64]:
-    """Return the indices of m centres that the greedy picks on a Gaussian random projection: approximate, and faster.
-
-    As the reference code of Roth et al. 2022 does it (Johnson & Lindenstrauss 1984). The centres cover less well than
-    those of ``kcenter_greedy``; how much less is for the caller to measure (`backend.patchcore.covering_radius`).
-    Vectors of fewer dimensions than the projection has are left as they are.
-
-    Args, Returns and Raises as ``kcenter_greedy``.
-    """
-    if vectors.ndim == 2 and vectors.shape[1] > _PROJECTED_TO:
-        directions = generator(seed).standard_normal((vectors.shape[1], _PROJECTED_TO)) / math.sqrt(_PROJECTED_TO)
-        projected = np.empty((len(vectors), _PROJECTED_TO), dtype=np.float32)
-        for start in range(0, len(vectors), _BLOCK):
-            np.matmul(vectors[start : start + _BLOCK], directions.astype(np.float32), out=projected[start:][:_BLOCK])
-        vectors = projected
-    return kcenter_greedy(vectors, m, seed=seed, progress=progress)
 
 
 def _in_rounds(greedy: _Greedy, m: int, progress: Progress | None) -> NDArray[np.int64]:

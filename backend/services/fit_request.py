@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from backend.memory_bank.coreset import CoresetMethod
 from backend.roi_mask import Shape
 from backend.scoring.leave_one_out import ScoreRule
 
@@ -33,7 +32,6 @@ class FitRequest:
         mode: ``add`` to what was learned, or ``replace`` it.
         use_dataset: Learn exactly the ``ok`` images of the data set, and the uploads.
         coreset_rate: In (0, 1].
-        coreset_method: How the coreset is picked.
         k: Neighbours that a distance is the mean of.
         seed: Draws the coreset's first centre.
         rule: How maps become scores, for a ROI that was never calibrated.
@@ -46,7 +44,6 @@ class FitRequest:
     mode: Mode
     use_dataset: bool
     coreset_rate: float
-    coreset_method: CoresetMethod
     k: int
     seed: int
     rule: ScoreRule

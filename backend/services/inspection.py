@@ -17,7 +17,7 @@ from backend.extractors.device_queue import DeviceQueue
 from backend.extractors.extraction import Extraction, Rows
 from backend.extractors.loader import ExtractorLoader, ExtractorState
 from backend.imaging.image_codec import decode_image, pixel_digest, to_bgr_uint8
-from backend.memory_bank.coreset import CoresetMethod, Progress
+from backend.memory_bank.coreset import Progress
 from backend.patchcore import MemoryBank
 from backend.roi_mask import Shape, shape_fields, shape_mask
 from backend.scoring.anomaly_map import anomaly_map
@@ -41,7 +41,6 @@ class Defaults:
     """What holds where a request or a ROI's calibration says nothing; units as in ``Settings``."""
 
     coreset_rate: float
-    coreset_method: CoresetMethod
     seed: int
     k: int
     rule: ScoreRule
@@ -117,7 +116,6 @@ class InspectionService:
             mode=mode,
             use_dataset=use_dataset,
             coreset_rate=self.defaults.coreset_rate if coreset_rate is None else coreset_rate,
-            coreset_method=self.defaults.coreset_method,
             k=self.defaults.k,
             seed=self.defaults.seed,
             rule=self.defaults.rule,

@@ -172,7 +172,6 @@ def memory_of(
         shape=None if shape is None else shape_fields(shape),
         whitening=whitening,
         coreset_rate=request.coreset_rate,
-        coreset_method=request.coreset_method,
         seed=request.seed,
         k=request.k,
         mm_per_px=request.mm_per_px if known is None else known.mm_per_px,

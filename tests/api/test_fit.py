@@ -81,8 +81,6 @@ def is_text(value: Any) -> bool:
         ("coreset_size", lambda value: is_int32(value) and value == math.ceil(0.02 * 6 * CELLS)),
         ("coreset_rate_requested", lambda value: value == 0.02),
         ("coreset_rate_applied", lambda value: value == pytest.approx(8 / (6 * CELLS))),
-        ("coreset_method", lambda value: value == "exact"),
-        ("covering_radius", lambda value: value is None),
         ("token_shape", lambda value: value == [8, 8]),
         ("cell_mm", lambda value: value == pytest.approx(96 / 8 * MM_PER_PX)),
         ("mm_per_px", lambda value: value == MM_PER_PX),
@@ -118,16 +116,6 @@ def test_the_coreset_keeps_the_share_that_was_asked_for(api: Api, rate: str, exp
     assert answer["coreset_size"] == expected
     assert answer["coreset_rate_requested"] == float(rate)
     assert answer["coreset_rate_applied"] == pytest.approx(expected / (3 * CELLS))
-
-
-def test_an_approximate_coreset_is_named_as_such_and_its_covering_radius_recorded(tmp_path: Path) -> None:
-    with running_app(tmp_path / "models", coreset_method="random-projection") as api:
-        answer = answer_of(api.fit(plates(range(3))))
-        assert answer["coreset_method"] == "random-projection"
-        assert 0 < answer["covering_radius"] < 2
-    with running_app(tmp_path / "models") as api:  # whatever the setting is by then
-        facts = answer_of(api.client.get("/manifest", params={"role_id": ROLE, "roi_id": ROI}))["fit"]
-        assert (facts["coreset_method"], facts["covering_radius"]) == ("random-projection", answer["covering_radius"])
 
 
 def test_memory_fit_keeps_every_embedding(api: Api) -> None:

@@ -6,10 +6,8 @@ from hypothesis import strategies as st
 from backend.memory_bank.coreset import (
     coreset_size,
     kcenter_greedy,
-    kcenter_greedy_projected,
     kcenter_greedy_reference,
 )
-from backend.patchcore import covering_radius
 from backend.utils import generator
 
 
@@ -191,28 +189,3 @@ def test_the_vectors_are_left_as_they_are():
     vectors = unit_rows(100, 4, 0)
     vectors.setflags(write=False)
     kcenter_greedy(vectors, 20)
-
-
-def test_on_a_random_projection_the_greedy_is_approximate_and_covers_a_little_less():
-    rng = np.random.default_rng(0)
-    vectors = (rng.standard_normal((3000, 12)) @ rng.standard_normal((12, 300))).astype(np.float32)
-    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    exact, approximate = kcenter_greedy(vectors, 60, seed=4), kcenter_greedy_projected(vectors, 60, seed=4)
-    assert len(set(approximate)) == 60
-    assert approximate[0] == exact[0]
-    assert not np.array_equal(approximate, exact)
-    assert np.array_equal(approximate, kcenter_greedy_projected(vectors, 60, seed=4))
-    best, found = (covering_radius(vectors, vectors[picks]) for picks in (exact, approximate))
-    assert best == pytest.approx(np.linalg.norm(vectors[:, None] - vectors[exact], axis=2).min(axis=1).max(), rel=1e-6)
-    assert best < found < 1.5 * best
-
-
-def test_few_dimensions_are_not_projected():
-    vectors = np.random.default_rng(0).standard_normal((200, 20)).astype(np.float32)
-    assert np.array_equal(kcenter_greedy_projected(vectors, 9, seed=1), kcenter_greedy(vectors, 9, seed=1))
-
-
-@pytest.mark.parametrize(("vectors", "m"), [(np.zeros(5, np.float32), 1), (np.zeros((5, 300), np.float32), 6)])
-def test_on_a_projection_the_same_arguments_are_refused(vectors, m):
-    with pytest.raises(ValueError, match="must be"):
-        kcenter_greedy_projected(vectors, m)
