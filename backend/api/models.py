@@ -20,7 +20,7 @@ from backend.api.store_schemas import (
 from backend.artifacts.image_store import Label, StoredImage
 from backend.artifacts.model_key import ModelKey, checked_recipe
 from backend.calib import Calibration
-from backend.patchcore import MemoryBank
+from backend.memory_bank.bank import MemoryBank
 from backend.services.model_cache import LoadedModel
 from backend.serving.access import ADMIN, INSPECT
 

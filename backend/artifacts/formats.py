@@ -13,8 +13,8 @@ import numpy as np
 
 from backend.calib import Calibration
 from backend.imaging.placement import Placement
+from backend.memory_bank.bank import MemoryBank
 from backend.memory_bank.whitening import Whitening
-from backend.patchcore import MemoryBank
 from backend.utils import canonical_json, sealed_json, sha256_hex, unsealed_json
 
 FORMAT_VERSION: Final = 1

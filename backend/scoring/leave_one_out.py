@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backend.calib import ScoreMode, set_threshold
-from backend.patchcore import MemoryBank
+from backend.memory_bank.bank import MemoryBank
 from backend.roi_mask import scale_shape, shape_from_fields, shape_mask
 from backend.scoring.anomaly_map import anomaly_map
 from backend.scoring.image_score import image_scores

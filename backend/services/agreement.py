@@ -14,7 +14,7 @@ from backend.errors import ExtractorMismatch, InspectionError
 from backend.extractors.base import FeatureExtractor
 from backend.extractors.extraction import Extraction
 from backend.imaging.image_codec import decode_image
-from backend.patchcore import MemoryBank
+from backend.memory_bank.bank import MemoryBank
 from backend.scoring.anomaly_map import anomaly_map
 from backend.scoring.image_score import image_scores
 from backend.scoring.leave_one_out import ScoreRule, learned_mask, leave_one_out_scores

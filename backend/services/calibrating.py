@@ -10,7 +10,7 @@ import numpy as np
 
 from backend.calib import OK_PERCENTILE, Calibration, ScoreMode, set_threshold
 from backend.errors import InvalidInput
-from backend.patchcore import MemoryBank
+from backend.memory_bank.bank import MemoryBank
 from backend.scoring.leave_one_out import ScoreRule, leave_one_out_scores
 
 _FIT_SCORE_RATIO = 0.5

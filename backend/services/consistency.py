@@ -6,7 +6,7 @@ from backend.artifacts.formats import LearnedFacts
 from backend.errors import AspectRatioMismatch, ExtractorMismatch, MmPerPxMismatch
 from backend.extractors.base import FeatureExtractor
 from backend.imaging.placement import Placement
-from backend.patchcore import MemoryBank
+from backend.memory_bank.bank import MemoryBank
 
 MM_PER_PX_TOLERANCE = 0.01
 ASPECT_TOLERANCE = 0.02

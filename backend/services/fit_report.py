@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from backend.patchcore import MemoryBank
+from backend.memory_bank.bank import MemoryBank
 from backend.scoring.leave_one_out import LeaveOneOutScores
 
 FEW_PARTS = 20

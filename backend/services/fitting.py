@@ -15,8 +15,8 @@ from backend.extractors.base import FeatureExtractor, embeddings_key
 from backend.extractors.extraction import Extraction
 from backend.extractors.loader import ExtractorLoader
 from backend.imaging.placement import Placement
+from backend.memory_bank.bank import MemoryBank
 from backend.memory_bank.coreset import Progress
-from backend.patchcore import MemoryBank
 from backend.roi_mask import shape_mask
 from backend.scoring.leave_one_out import leave_one_out_scores
 from backend.services.calibrating import renewed, rule_of

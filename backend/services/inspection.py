@@ -17,8 +17,8 @@ from backend.extractors.device_queue import DeviceQueue
 from backend.extractors.extraction import Extraction, Rows
 from backend.extractors.loader import ExtractorLoader, ExtractorState
 from backend.imaging.image_codec import decode_image, pixel_digest, to_bgr_uint8
+from backend.memory_bank.bank import MemoryBank
 from backend.memory_bank.coreset import Progress
-from backend.patchcore import MemoryBank
 from backend.roi_mask import Shape, shape_fields, shape_mask
 from backend.scoring.anomaly_map import anomaly_map
 from backend.scoring.image_score import image_scores

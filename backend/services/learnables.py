@@ -15,9 +15,10 @@ from backend.extractors.base import FeatureExtractor
 from backend.extractors.extraction import Extraction
 from backend.imaging.image_codec import decode_image, image_suffix, pixel_digest
 from backend.imaging.placement import Placement
+from backend.memory_bank.bank import MemoryBank, PatchGrid
 from backend.memory_bank.coreset import Progress
+from backend.memory_bank.learning import learn
 from backend.memory_bank.whitening import fit_whitening
-from backend.patchcore import MemoryBank, PatchGrid, learn
 from backend.roi_mask import Shape, scale_shape, shape_fields, shape_from_fields, shape_mask
 from backend.services.consistency import check_aspect_ratio, check_same_scale
 from backend.services.embedding_rows import EmbeddingRows

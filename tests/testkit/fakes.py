@@ -13,7 +13,8 @@ from PIL import Image
 
 from backend.imaging.image_codec import pixel_digest
 from backend.imaging.placement import Placement, place
-from backend.patchcore import MemoryBank, PatchGrid, learn
+from backend.memory_bank.bank import MemoryBank, PatchGrid
+from backend.memory_bank.learning import learn
 
 
 class FakeExtractor:

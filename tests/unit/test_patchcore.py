@@ -8,8 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from backend.memory_bank.bank import MemoryBank, PatchGrid
+from backend.memory_bank.learning import learn
 from backend.memory_bank.whitening import fit_whitening
-from backend.patchcore import MemoryBank, PatchGrid, build_index, build_memory, learn
+from backend.patchcore import build_index, build_memory
 from backend.utils import generator
 from tests.testkit.fakes import bank_on_a_line, grid_placement
 

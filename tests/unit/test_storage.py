@@ -21,8 +21,9 @@ from backend.artifacts.layout import child_folder
 from backend.artifacts.model_key import ModelKey, id_of_folder
 from backend.calib import Calibration, false_alarm_bounds
 from backend.errors import ArtefactCorrupt, StorageFull, Unavailable
+from backend.memory_bank.bank import MemoryBank, PatchGrid
+from backend.memory_bank.learning import learn
 from backend.memory_bank.whitening import fit_whitening
-from backend.patchcore import MemoryBank, PatchGrid, learn
 from backend.storage import ArtefactStore
 from backend.utils import sealed_json
 from tests.testkit.fakes import bank_on_a_line, grid_placement

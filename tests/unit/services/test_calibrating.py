@@ -6,7 +6,7 @@ import pytest
 
 from backend.calib import set_threshold
 from backend.errors import InvalidInput, InvalidScores
-from backend.patchcore import MemoryBank
+from backend.memory_bank.bank import MemoryBank
 from backend.scoring.leave_one_out import ScoreRule, leave_one_out_scores
 from backend.services.calibrating import CalibrationRequest, calibrated, renewed, rule_of
 from tests.testkit.fakes import bank_on_a_line

@@ -4,7 +4,7 @@ import pytest
 
 from backend.artifacts.model_key import ModelKey
 from backend.errors import ArtefactCorrupt
-from backend.patchcore import MemoryBank
+from backend.memory_bank.bank import MemoryBank
 from backend.scoring.leave_one_out import ScoreRule
 from backend.services.calibrating import CalibrationRequest, calibrated
 from backend.services.model_cache import ModelCache

@@ -1,0 +1,188 @@
+"""PatchCore's nouns: the patch grid of one image, and the memory bank of a ROI.
+
+Roth et al. 2022, "Towards Total Recall in Industrial Anomaly Detection", arXiv:2106.08265. We deviate in three places:
+the coreset is the exact greedy, not one on a random projection; the image score is a percentile of the map by
+default (not the re-weighted maximum), and every memory vector remembers the image that it came from, so that an image
+the memory was built from can be scored without its own vectors.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from backend.imaging.placement import Placement
+from backend.memory_bank.nearest import NearestNeighbours, RowsOnDevice, build_index
+from backend.memory_bank.whitening import Whitening
+from backend.utils import canonical_json
+
+
+@dataclass(frozen=True, kw_only=True)
+class PatchGrid:
+    """The patch embeddings of one image.
+
+    Attributes:
+        embeddings: [Ht*Wt, D] float32, row-major over the grid: unit rows, or raw responses where the extractor
+            whitens.
+        placement: How the image was brought to the grid, and the way back.
+        extractor_id: Who made the numbers.
+    """
+
+    embeddings: NDArray[np.float32] = field(compare=False)
+    placement: Placement
+    extractor_id: str
+
+    def __post_init__(self) -> None:
+        rows, columns = self.placement.grid_hw
+        if self.embeddings.ndim != 2 or len(self.embeddings) != rows * columns:
+            raise ValueError(f"a {rows}×{columns} grid needs {rows * columns} rows, got {self.embeddings.shape}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryBank:
+    """What a ROI has learned.
+
+    Attributes:
+        vectors: [M, D] float32, unit rows: the coreset.
+        source: [M] int32, the image (index into ``image_digests``) that each vector came from.
+        image_digests: Digests of the learned images, ascending.
+        part_ids: For each image the physical part that it shows; images of one part share the string.
+        placement: Of the first learned image in digest order; all images of the ROI share its grid.
+        mask_cells: [Ht*Wt] bool, the cells that were learned.
+        shape: JSON object of the learned shape in pixels of ``placement.image_hw``, or None for the whole image.
+        loo_distances: [n, Ht*Wt] float32, each image's distances to the vectors of *other* parts; NaN outside
+            ``mask_cells``, and for an image to which no other part left a vector.
+        extractor_id: Who made the embeddings.
+        precision: What the extractor multiplied in.
+        whitening: What brings the extractor's raw rows to unit rows, or None when they are unit rows already.
+        k: Neighbours that a distance is the mean of.
+        coreset_rate: The rate asked for.
+        seed: Drew the first centre.
+        n_embeddings: Rows that the coreset was taken from.
+        mm_per_px: Millimetres per pixel of the learned images.
+    """
+
+    vectors: NDArray[np.float32] = field(compare=False)
+    source: NDArray[np.int32] = field(compare=False)
+    image_digests: tuple[str, ...]
+    part_ids: tuple[str, ...]
+    placement: Placement
+    mask_cells: NDArray[np.bool_] = field(compare=False)
+    shape: Mapping[str, Any] | None
+    loo_distances: NDArray[np.float32] = field(compare=False)
+    extractor_id: str
+    precision: str = "fp32"
+    whitening: Whitening | None = field(compare=False)
+    k: int
+    coreset_rate: float
+    seed: int
+    n_embeddings: int
+    mm_per_px: float
+
+    def __post_init__(self) -> None:
+        n, cells = len(self.image_digests), self.placement.grid_hw[0] * self.placement.grid_hw[1]
+        if self.vectors.ndim != 2 or len(self.vectors) == 0 or self.source.shape != (len(self.vectors),):
+            raise ValueError("a memory needs vectors [M, D] with M ≥ 1 and a source for each")
+        if len(self.part_ids) != n or self.loo_distances.shape != (n, cells) or self.mask_cells.shape != (cells,):
+            raise ValueError("part_ids, loo_distances and mask_cells must fit the images and the grid")
+        if not 0 <= self.source.min() <= self.source.max() < n:
+            raise ValueError("source must point at learned images")
+        for array in (self.vectors, self.source, self.mask_cells, self.loo_distances):
+            array.setflags(write=False)
+
+    @property
+    def coreset_rate_applied(self) -> float:
+        """Vectors kept ÷ rows seen."""
+        return len(self.vectors) / self.n_embeddings
+
+    @property
+    def n_parts(self) -> int:
+        """Number of physical parts among the images: the independent draws that a threshold can rest on."""
+        return len(set(self.part_ids))
+
+    @cached_property
+    def checksum(self) -> str:
+        """SHA-256 over everything that changes a score. A calibration names it; another memory has another."""
+        digest = hashlib.sha256(canonical_json(self.facts()))
+        for array in self.arrays().values():
+            digest.update(f"{array.dtype.str}{array.shape}".encode())
+            digest.update(np.ascontiguousarray(array).data.cast("B"))
+        return digest.hexdigest()
+
+    @cached_property
+    def _part_by_digest(self) -> dict[str, str]:
+        return dict(zip(self.image_digests, self.part_ids, strict=True))
+
+    @cached_property
+    def index(self) -> NearestNeighbours:
+        """The exact index over all vectors."""
+        return build_index(self.vectors)
+
+    def facts(self) -> dict[str, Any]:
+        """Return everything but the arrays, as JSON types."""
+        return {
+            "image_digests": list(self.image_digests),
+            "part_ids": list(self.part_ids),
+            "image_hw": list(self.placement.image_hw),
+            "input_hw": list(self.placement.input_hw),
+            "grid_hw": list(self.placement.grid_hw),
+            "shape": None if self.shape is None else dict(self.shape),
+            "extractor_id": self.extractor_id,
+            "precision": self.precision,
+            "k": self.k,
+            "coreset_rate": self.coreset_rate,
+            "seed": self.seed,
+            "n_embeddings": self.n_embeddings,
+            "mm_per_px": self.mm_per_px,
+        }
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Return the arrays by name, those of the whitening with the prefix ``whitening_``."""
+        whitening = {} if self.whitening is None else self.whitening.to_arrays()
+        return {
+            "vectors": self.vectors,
+            "source": self.source,
+            "mask_cells": self.mask_cells,
+            "loo_distances": self.loo_distances,
+            **{f"whitening_{name}": array for name, array in whitening.items()},
+        }
+
+    def unit_rows(self, embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return an extractor's rows [N, D'] as unit rows [N, D], whitened where this memory whitens."""
+        return embeddings if self.whitening is None else self.whitening.apply(embeddings)
+
+    def distances(self, embeddings: NDArray[np.float32] | RowsOnDevice, *, k: int | None = None) -> NDArray[np.float32]:
+        """Return the distance [N] float32 in [0, 2] of an extractor's rows [N, D'] to this memory.
+
+        Rows that lie on another device are searched for there, unless this memory whitens.
+
+        Args:
+            embeddings: The extractor's rows.
+            k: Neighbours that a distance is the mean of; the memory's own by default, M at most.
+        """
+        k = min(k or self.k, len(self.vectors))
+        if self.whitening is None and not isinstance(embeddings, np.ndarray):
+            return embeddings.distances_to(self.checksum, self.vectors, k)
+        return self.index.knn(self.unit_rows(np.asarray(embeddings)), k)
+
+    def distances_without(
+        self, embeddings: NDArray[np.float32] | RowsOnDevice, part_id: str, *, k: int | None = None
+    ) -> NDArray[np.float32] | None:
+        """Return the distances to the vectors that did not come from a part, or None when no vector is left."""
+        keep = np.asarray([self.part_ids[image] != part_id for image in self.source.tolist()])
+        return distances_to(self.vectors[keep], self.unit_rows(np.asarray(embeddings)), k or self.k)
+
+    def part_of(self, image_digest: str) -> str | None:
+        """Return the part that a learned image shows, or None for an image that was not learned."""
+        return self._part_by_digest.get(image_digest)
+
+
+def distances_to(vectors: NDArray[np.float32], unit_rows: NDArray[np.float32], k: int) -> NDArray[np.float32] | None:
+    """Return the distance [N] float32 of unit rows [N, D] to vectors [M, D], or None without a vector."""
+    return build_index(vectors).knn(unit_rows, min(k, len(vectors))) if len(vectors) else None

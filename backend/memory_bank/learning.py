@@ -1,0 +1,101 @@
+"""From the patch grids of good images to the memory bank."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from backend.memory_bank.bank import MemoryBank, PatchGrid, distances_to
+from backend.memory_bank.coreset import Progress, coreset_size, kcenter_greedy
+from backend.memory_bank.whitening import Whitening
+
+
+def learn(
+    grids: Mapping[str, PatchGrid],
+    *,
+    part_ids: Mapping[str, str],
+    mask_cells: NDArray[np.bool_],
+    shape: Mapping[str, Any] | None,
+    whitening: Whitening | None,
+    coreset_rate: float,
+    seed: int,
+    k: int,
+    mm_per_px: float,
+    precision: str = "fp32",
+    progress: Progress | None = None,
+) -> MemoryBank:
+    """Return the memory of a ROI. The same images give the same memory, in whatever order they came.
+
+    Args:
+        grids: Patch grids by image digest; all on one grid and from one extractor.
+        part_ids: The part of each image; an image that is missing here is a part of its own.
+        mask_cells: [Ht*Wt] bool, the cells to learn; at least one.
+        shape: JSON object of the shape that ``mask_cells`` was made from, in pixels of the first image by digest.
+        whitening: Brings the raw rows to unit rows, or None.
+        coreset_rate: In (0, 1].
+        seed: Draws the first centre.
+        k: Neighbours that a distance is the mean of.
+        mm_per_px: Millimetres per pixel of the images.
+        precision: What the extractor multiplied in.
+        progress: Told (done, total) while the coreset is picked.
+
+    Raises:
+        ValueError: If there is no image, the grids disagree, or no cell is learned.
+    """
+    digests = tuple(sorted(grids))
+    if not digests or not mask_cells.any():
+        raise ValueError("a memory needs at least one image and one cell")
+    first = grids[digests[0]]
+    if any(
+        g.placement.grid_hw != first.placement.grid_hw or g.extractor_id != first.extractor_id for g in grids.values()
+    ):
+        raise ValueError("the images of a ROI must share one grid and one extractor")
+    rows_by_image = [
+        grids[d].embeddings[mask_cells] if whitening is None else whitening.apply(grids[d].embeddings[mask_cells])
+        for d in digests
+    ]
+    cells = int(mask_cells.sum())
+    rows = np.concatenate(rows_by_image, axis=0)
+    picks = kcenter_greedy(rows, coreset_size(len(rows), coreset_rate), seed=seed, progress=progress)
+    vectors, source = np.ascontiguousarray(rows[picks]), (picks // cells).astype(np.int32)
+    parts = tuple(part_ids.get(digest, digest) for digest in digests)
+    return MemoryBank(
+        vectors=vectors,
+        source=source,
+        image_digests=digests,
+        part_ids=parts,
+        placement=first.placement,
+        mask_cells=mask_cells.copy(),
+        shape=shape,
+        loo_distances=_leave_one_part_out(rows_by_image, vectors, source, parts, mask_cells, k),
+        extractor_id=first.extractor_id,
+        precision=precision,
+        whitening=whitening,
+        k=k,
+        coreset_rate=coreset_rate,
+        seed=seed,
+        n_embeddings=len(rows),
+        mm_per_px=mm_per_px,
+    )
+
+
+def _leave_one_part_out(
+    rows_by_image: Sequence[NDArray[np.float32]],
+    vectors: NDArray[np.float32],
+    source: NDArray[np.int32],
+    parts: Sequence[str],
+    mask_cells: NDArray[np.bool_],
+    k: int,
+) -> NDArray[np.float32]:
+    # Dropping a part's own vectors gives the same false-alarm rates as building the coreset again without the part
+    # (measured on seven sets), and costs one search.
+    part_of_vector = np.asarray(parts, dtype=object)[source]
+    distances = np.full((len(rows_by_image), len(mask_cells)), np.nan, dtype=np.float32)
+    for image, rows in enumerate(rows_by_image):
+        left_out = distances_to(vectors[part_of_vector != parts[image]], rows, k)
+        if left_out is not None:
+            distances[image, mask_cells] = left_out
+    return distances
