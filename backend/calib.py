@@ -29,6 +29,21 @@ MARGIN_RANGE = (0.5, 3.0)
 
 
 @dataclass(frozen=True, kw_only=True)
+class ScoreRule:
+    """How an anomaly map becomes an image score.
+
+    Attributes:
+        mode: The statistic of the map.
+        percentile: Of the map, for ``percentile`` and ``top_mean``; in (0, 100].
+        blur_sigma: Standard deviation of the map's Gaussian blur, px of the image; 0 for none.
+    """
+
+    mode: ScoreMode
+    percentile: float
+    blur_sigma: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Bounds:
     """What a threshold promises about good parts that nobody has seen.
 
@@ -70,6 +85,7 @@ class Calibration:
         ok_percentile: The percentile of the OK scores that was asked for.
         score_mode: The statistic of the map that is the image score.
         score_percentile: Percentile of the map, for ``percentile`` and ``top_mean``.
+        blur_sigma: Blur of the map, px of the image.
         area_mm2_thr: Regions below it are dropped, mm².
         mm_per_px: Millimetres per pixel.
         n_ok: Independent OK scores (parts).
@@ -91,6 +107,7 @@ class Calibration:
     ok_percentile: float
     score_mode: ScoreMode
     score_percentile: float
+    blur_sigma: float
     area_mm2_thr: float
     mm_per_px: float
     n_ok: int
@@ -104,6 +121,11 @@ class Calibration:
     ng_mean: float
     memory_checksum: str
     warnings: tuple[str, ...] = ()
+
+    @property
+    def rule(self) -> ScoreRule:
+        """How maps become the scores that the threshold is compared with."""
+        return ScoreRule(mode=self.score_mode, percentile=self.score_percentile, blur_sigma=self.blur_sigma)
 
     def to_fields(self) -> dict[str, Any]:
         """Return the calibration as a flat JSON object; ``from_fields`` reads it back."""

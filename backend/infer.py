@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from backend.artifacts.model_key import ModelKey
 from backend.roi_mask import parse_shape, shape_from_fields
 from backend.scoring.inspection import Inspection
+from backend.scoring.judgement import Overrides
 from backend.services.inspection import InspectionService
 from backend.wiring import script_service
 
@@ -23,14 +24,16 @@ def infer_one(
     roi_id: str,
     mm_per_px: float,
     shape: str | Mapping[str, Any] | None = None,
-    k: int = 1,
-    p_score: float = 99,
-    blur_sigma: float = 1.0,
-    area_mm2_thr: float = 1.0,
+    k: int | None = None,
+    p_score: float | None = None,
+    blur_sigma: float | None = None,
+    area_mm2_thr: float | None = None,
     *,
     service: InspectionService | None = None,
 ) -> Inspection:
     """Return the inspection of one image by the stored artefacts of a ROI; for scripts, without a server.
+
+    A value that is left out is the ROI's own: what it was fitted and calibrated with.
 
     Args:
         image: [H, W, 3] uint8 BGR pixels, or the bytes of an image file.
@@ -38,10 +41,11 @@ def infer_one(
         roi_id: ROI.
         mm_per_px: Millimetres per pixel of the image.
         shape: The shape, as JSON text or object; None for the whole image.
-        k: Neighbours that a distance is the mean of.
-        p_score: Percentile of the map that is the score, for a ROI whose calibration does not name another.
-        blur_sigma: Standard deviation of the blur, px.
-        area_mm2_thr: Smaller regions are dropped, mm², for a ROI whose calibration does not name another.
+        k: Neighbours that a distance is the mean of (ordered: 1). A ``k`` or a ``blur_sigma`` that is given and is not
+            the ROI's own gives a score without a decision: its threshold is on another scale.
+        p_score: Percentile of the map that is the score (ordered: 99), for a ROI without a calibration.
+        blur_sigma: Standard deviation of the map's blur, px (ordered: 1.0).
+        area_mm2_thr: Smaller regions are dropped, mm² (ordered: 1.0), for a ROI without a calibration.
         service: Where the artefacts are; by default a service of the environment's settings.
 
     Raises:
@@ -52,8 +56,5 @@ def infer_one(
         image,
         mm_per_px=mm_per_px,
         shape=shape_from_fields(shape) if isinstance(shape, Mapping) else parse_shape(shape),
-        k=k,
-        score_percentile=p_score,
-        blur_sigma=blur_sigma,
-        area_mm2_thr=area_mm2_thr,
+        overrides=Overrides(k=k, score_percentile=p_score, blur_sigma=blur_sigma, area_mm2_thr=area_mm2_thr),
     )

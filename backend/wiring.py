@@ -5,13 +5,14 @@ from __future__ import annotations
 from functools import cache
 from typing import TYPE_CHECKING
 
+from backend.calib import ScoreRule
 from backend.errors import InspectionError, WeightsUnavailable
 from backend.extractors.base import FeatureExtractor
 from backend.extractors.device_queue import DeviceQueue
 from backend.extractors.filter_bank import FilterBankFeatures
 from backend.extractors.loader import ExtractorLoader
+from backend.memory_bank.bank import FitOptions
 from backend.memory_bank.threads import limit_threads, usable_cpus
-from backend.scoring.leave_one_out import ScoreRule
 from backend.services.audit import Audit
 from backend.services.datasets import Datasets
 from backend.services.inspection import Defaults, InspectionService
@@ -33,12 +34,15 @@ def build_service(settings: Settings, *, extractor: ExtractorLoader | None = Non
         settings: The settings.
         extractor: Takes the place of the one that the settings choose.
     """
+    rule = ScoreRule(mode=settings.score_mode, percentile=settings.score_percentile, blur_sigma=settings.blur_sigma)
     defaults = Defaults(
-        coreset_rate=settings.coreset_rate,
-        seed=settings.seed,
-        k=settings.k,
-        rule=ScoreRule(mode=settings.score_mode, percentile=settings.score_percentile, blur_sigma=settings.blur_sigma),
-        area_mm2_thr=settings.area_mm2_thr,
+        options=FitOptions(
+            coreset_rate=settings.coreset_rate,
+            seed=settings.seed,
+            k=settings.k,
+            rule=rule,
+            area_mm2_thr=settings.area_mm2_thr,
+        ),
         max_pixels=settings.max_pixels,
         min_ok_samples=max(settings.min_ok_samples, 2),  # one part tells nothing of how parts differ
     )

@@ -12,7 +12,7 @@ from backend.extractors.base import FeatureExtractor, HasEngine
 from backend.imaging.png import encode_png
 from backend.scoring.inspection import Inspection
 from backend.scoring.regions import Region
-from backend.services.fit_report import FitReport
+from backend.services.fit_request import FitReport
 
 
 def fit_answer(report: FitReport, extractor_name: str, identity: Mapping[str, str]) -> FitAnswer:
@@ -26,7 +26,7 @@ def fit_answer(report: FitReport, extractor_name: str, identity: Mapping[str, st
         n_parts=bank.n_parts,
         n_embeddings=bank.n_embeddings,
         coreset_size=len(bank.vectors),
-        coreset_rate_requested=bank.coreset_rate,
+        coreset_rate_requested=bank.options.coreset_rate,
         coreset_rate_applied=bank.coreset_rate_applied,
         token_shape=bank.placement.grid_hw,
         cell_mm=bank.placement.cell_mm(bank.mm_per_px),
@@ -57,7 +57,7 @@ def heatmap_base64(inspection: Inspection) -> str:
     return base64.b64encode(encode_png(inspection.heatmap)).decode()
 
 
-def found_by(inspection: Inspection, timings_ms: Mapping[str, float]) -> dict[str, Any]:
+def inspection_log_fields(inspection: Inspection, timings_ms: Mapping[str, float]) -> dict[str, Any]:
     """Return what the log says of an inspection."""
     return {
         "score": inspection.score,

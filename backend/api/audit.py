@@ -11,7 +11,6 @@ from pydantic import AwareDatetime
 
 from backend import __version__
 from backend.api.audit_schemas import AuditAnswer, AuditEntry
-from backend.api.dependencies import ServiceOf
 from backend.artifacts.model_key import MAX_ID_CHARS, ModelKey
 from backend.scoring.inspection import Decision, Inspection
 from backend.services import audit
@@ -26,9 +25,8 @@ _TIME = "ISO 8601 with a time zone."
 class Bookkeeper:
     """Keeps the decisions of one request."""
 
-    def __init__(self, request: Request, service: ServiceOf) -> None:
+    def __init__(self, request: Request) -> None:
         self._audit = cast("Audit", request.app.state.audit)
-        self._service = service
         self._request_id: str = request.state.request_id
         self._caller: str | None = request.state.caller
 
@@ -45,8 +43,6 @@ class Bookkeeper:
         """
         if not self.keeps:
             return
-        calibration = self._service.describe(key).calibration
-        facts = calibration.to_fields() if calibration and calibration.threshold == inspection.threshold else None
         self._audit.keep(
             entry_of(
                 key,
@@ -56,13 +52,12 @@ class Bookkeeper:
                 request_id=self._request_id,
                 caller=self._caller,
                 service_version=__version__,
-                calibration=facts,
             )
         )
 
 
-async def _bookkeeper(request: Request, service: ServiceOf) -> Bookkeeper:
-    return Bookkeeper(request, service)
+async def _bookkeeper(request: Request) -> Bookkeeper:
+    return Bookkeeper(request)
 
 
 async def _audit(request: Request) -> Audit:

@@ -8,7 +8,7 @@ from fastapi import APIRouter, File, Form, Request, UploadFile
 from fastapi.responses import JSONResponse
 
 from backend import __version__
-from backend.api.answers import engine_answer, fit_answer, found_by, heatmap_base64, region_answers
+from backend.api.answers import engine_answer, fit_answer, heatmap_base64, inspection_log_fields, region_answers
 from backend.api.audit import BookkeeperOf
 from backend.api.dependencies import (
     GateOf,
@@ -158,7 +158,7 @@ def infer(
         with watch.lap("audit"):
             bookkeeper.keep(key, inspection, source="infer", image_name=name)
     timings_ms = {**inspection.timings_ms, **watch.timings_ms()}
-    request.state.found = found_by(inspection, timings_ms)
+    request.state.found = inspection_log_fields(inspection, timings_ms)
     metrics.count_inspection(key, inspection.decision, timings_ms)
     return InferAnswer(
         **identity(request, key),

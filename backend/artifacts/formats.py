@@ -13,11 +13,12 @@ import numpy as np
 
 from backend.calib import Calibration
 from backend.imaging.placement import Placement
-from backend.memory_bank.bank import MemoryBank
+from backend.memory_bank.bank import FitOptions, MemoryBank
 from backend.memory_bank.whitening import Whitening
 from backend.utils import canonical_json, sealed_json, sha256_hex, unsealed_json
 
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
+"""2: the memory holds its ``FitOptions`` and the calibration its blur."""
 
 _WHITENING: Final = "whitening_"
 _DIGEST_CHARS: Final = 64
@@ -25,9 +26,13 @@ _FACTS_BEGIN: Final = b'{"checksum":"'
 _FACTS_WITHIN: Final = 64 * 2**20
 
 
+class OutdatedFormat(ValueError):
+    """The file is whole, but of another format version than this program reads."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class LearnedFacts:
-    """What is left of a damaged memory: which images it had learned, and how; attributes as of ``MemoryBank``."""
+    """What is known for certain of a memory that is damaged or of an older format; attributes as of ``MemoryBank``."""
 
     image_digests: tuple[str, ...]
     placement: Placement
@@ -58,7 +63,8 @@ def bank_from_bytes(data: bytes) -> MemoryBank:
     """Return the memory of an npz file that ``bank_bytes`` made.
 
     Raises:
-        ValueError: If it is no such file, of another format version, or a single byte of it is not as it was written.
+        OutdatedFormat: If it is of another format version.
+        ValueError: If it is no such file, or a single byte of it is not as it was written.
     """
     # First of all: what has changed is not even parsed.
     if sha256_hex(data[:-_DIGEST_CHARS]).encode() != data[-_DIGEST_CHARS:]:
@@ -67,8 +73,7 @@ def bank_from_bytes(data: bytes) -> MemoryBank:
         with np.load(io.BytesIO(data), allow_pickle=False) as archive:
             arrays: dict[str, Any] = {name: archive[name] for name in archive.files}
         facts = unsealed_json(arrays.pop("facts").tobytes())
-        if facts["format_version"] != FORMAT_VERSION:
-            raise ValueError(f"format version {facts['format_version']}")
+        _check_version(facts)
         whitening = {
             name.removeprefix(_WHITENING): arrays.pop(name) for name in [*arrays] if name.startswith(_WHITENING)
         }
@@ -81,9 +86,7 @@ def bank_from_bytes(data: bytes) -> MemoryBank:
             whitening=Whitening.from_arrays(whitening) if whitening else None,
             extractor_id=facts["extractor_id"],
             precision=facts["precision"],
-            k=facts["k"],
-            coreset_rate=facts["coreset_rate"],
-            seed=facts["seed"],
+            options=FitOptions.from_fields(facts["options"]),
             n_embeddings=facts["n_embeddings"],
             mm_per_px=facts["mm_per_px"],
         )
@@ -131,14 +134,15 @@ def calibrations_from_bytes(data: bytes) -> list[Calibration]:
     """Return the calibrations of a file that ``calibration_bytes`` made, newest first.
 
     Raises:
-        ValueError: If it is no such file, of another format version, or a single byte of it is not as it was written.
+        OutdatedFormat: If it is of another format version.
+        ValueError: If it is no such file, or a single byte of it is not as it was written.
     """
     try:
         document = json.loads(data)
         if document.pop("sha256") != sha256_hex(canonical_json(document)):
             raise ValueError("digest mismatch")
-        if document.pop("format_version") != FORMAT_VERSION:
-            raise ValueError("format version")
+        _check_version(document)
+        del document["format_version"]
         others = document.pop("other_memories")
         calibrations = [Calibration.from_fields(fields) for fields in [document, *others]]
     except (KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -146,6 +150,11 @@ def calibrations_from_bytes(data: bytes) -> list[Calibration]:
     if calibration_bytes(calibrations) != data:
         raise ValueError("not in its one byte form")
     return calibrations
+
+
+def _check_version(fields: Mapping[str, Any]) -> None:
+    if fields["format_version"] != FORMAT_VERSION:
+        raise OutdatedFormat(f"format version {fields['format_version']}, this program reads {FORMAT_VERSION}")
 
 
 def _placement(facts: Mapping[str, Any]) -> Placement:

@@ -49,20 +49,7 @@ def decode_image(data: bytes, *, max_pixels: int, name: str = "image") -> NDArra
         BadImage: If the bytes are empty, truncated, of another format or pixel type, or smaller than ``MIN_EDGE_PX``.
         TooLarge: If the header announces more than ``max_pixels``; nothing was decoded then.
     """
-    if not data:
-        raise BadImage(f"The upload {name!r} is empty. Send the bytes of a PNG or JPEG file.")
-    image_format, (width, height) = _read_header(data, name)
-    if width * height > max_pixels:
-        raise TooLarge(
-            f"The image {name!r} has {width}×{height} px; the limit is {max_pixels} px. "
-            "Send the ROI, not the whole scene.",
-            details={"width": width, "height": height, "max_pixels": max_pixels},
-        )
-    if min(width, height) < MIN_EDGE_PX:
-        raise BadImage(
-            f"The image {name!r} is {width}×{height} px; at least {MIN_EDGE_PX} px a side are needed.",
-            details={"width": width, "height": height, "min_edge_px": MIN_EDGE_PX},
-        )
+    image_format, (height, width) = _checked_header(data, max_pixels, name)
     if not _is_whole(data, image_format):
         raise BadImage(f"The image {name!r} is truncated or damaged. Save it again and send it whole.")
     if image_format == "PNG":
@@ -109,9 +96,33 @@ def pixel_digest(image_bgr: NDArray[np.uint8]) -> str:
     return sha256_hex(f"bgr8 {height}x{width}".encode(), np.ascontiguousarray(image_bgr).data.cast("B"))
 
 
+def image_size(data: bytes, *, max_pixels: int, name: str = "image") -> tuple[int, int]:
+    """Return height and width of an uploaded image, px, from its header; arguments and errors as ``decode_image``."""
+    return _checked_header(data, max_pixels, name)[1]
+
+
 def image_suffix(data: bytes) -> str:
     """Return the file suffix that belongs to an image's bytes, whatever its uploader called it."""
     return SUFFIX_BY_FORMAT[_read_header(data, "image")[0]]
+
+
+def _checked_header(data: bytes, max_pixels: int, name: str) -> tuple[str, tuple[int, int]]:
+    """Return the format of an image file and its height and width, px."""
+    if not data:
+        raise BadImage(f"The upload {name!r} is empty. Send the bytes of a PNG or JPEG file.")
+    image_format, (width, height) = _read_header(data, name)
+    if width * height > max_pixels:
+        raise TooLarge(
+            f"The image {name!r} has {width}×{height} px; the limit is {max_pixels} px. "
+            "Send the ROI, not the whole scene.",
+            details={"width": width, "height": height, "max_pixels": max_pixels},
+        )
+    if min(width, height) < MIN_EDGE_PX:
+        raise BadImage(
+            f"The image {name!r} is {width}×{height} px; at least {MIN_EDGE_PX} px a side are needed.",
+            details={"width": width, "height": height, "min_edge_px": MIN_EDGE_PX},
+        )
+    return image_format, (height, width)
 
 
 def _read_header(data: bytes, name: str) -> tuple[str, tuple[int, int]]:

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from backend.calib import ScoreRule
 from backend.imaging.placement import Placement
 from backend.memory_bank.nearest import NearestNeighbours, RowsOnDevice, build_index
 from backend.memory_bank.whitening import Whitening
@@ -45,6 +46,38 @@ class PatchGrid:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FitOptions:
+    """Everything beside the images that shapes a memory; made once for a fit, and kept in the memory.
+
+    Attributes:
+        coreset_rate: Share of the patch embeddings that is kept, in (0, 1].
+        seed: Draws the coreset's first centre.
+        k: Neighbours that a distance is the mean of, ≥ 1.
+        rule: How maps become scores until the ROI is calibrated; its blur holds for calibrations as well.
+        area_mm2_thr: Regions below it are dropped until the ROI is calibrated, mm².
+    """
+
+    coreset_rate: float
+    seed: int
+    k: int
+    rule: ScoreRule
+    area_mm2_thr: float
+
+    def to_fields(self) -> dict[str, Any]:
+        """Return the options as a JSON object; ``from_fields`` reads it back."""
+        return asdict(self)
+
+    @classmethod
+    def from_fields(cls, fields: Mapping[str, Any]) -> FitOptions:
+        """Return the options of a JSON object that ``to_fields`` made.
+
+        Raises:
+            KeyError, TypeError: If a field is missing or unknown.
+        """
+        return cls(**{**fields, "rule": ScoreRule(**fields["rule"])})
+
+
+@dataclass(frozen=True, kw_only=True)
 class MemoryBank:
     """What a ROI has learned.
 
@@ -61,9 +94,7 @@ class MemoryBank:
         extractor_id: Who made the embeddings.
         precision: What the extractor multiplied in.
         whitening: What brings the extractor's raw rows to unit rows, or None when they are unit rows already.
-        k: Neighbours that a distance is the mean of.
-        coreset_rate: The rate asked for.
-        seed: Drew the first centre.
+        options: What the memory was fitted with.
         n_embeddings: Rows that the coreset was taken from.
         mm_per_px: Millimetres per pixel of the learned images.
     """
@@ -79,9 +110,7 @@ class MemoryBank:
     extractor_id: str
     precision: str = "fp32"
     whitening: Whitening | None = field(compare=False)
-    k: int
-    coreset_rate: float
-    seed: int
+    options: FitOptions
     n_embeddings: int
     mm_per_px: float
 
@@ -135,9 +164,7 @@ class MemoryBank:
             "shape": None if self.shape is None else dict(self.shape),
             "extractor_id": self.extractor_id,
             "precision": self.precision,
-            "k": self.k,
-            "coreset_rate": self.coreset_rate,
-            "seed": self.seed,
+            "options": self.options.to_fields(),
             "n_embeddings": self.n_embeddings,
             "mm_per_px": self.mm_per_px,
         }
@@ -166,7 +193,7 @@ class MemoryBank:
             embeddings: The extractor's rows.
             k: Neighbours that a distance is the mean of; the memory's own by default, M at most.
         """
-        k = min(k or self.k, len(self.vectors))
+        k = min(k or self.options.k, len(self.vectors))
         if self.whitening is None and not isinstance(embeddings, np.ndarray):
             return embeddings.distances_to(self.checksum, self.vectors, k)
         return self.index.knn(self.unit_rows(np.asarray(embeddings)), k)
@@ -176,7 +203,7 @@ class MemoryBank:
     ) -> NDArray[np.float32] | None:
         """Return the distances to the vectors that did not come from a part, or None when no vector is left."""
         keep = np.asarray([self.part_ids[image] != part_id for image in self.source.tolist()])
-        return distances_to(self.vectors[keep], self.unit_rows(np.asarray(embeddings)), k or self.k)
+        return distances_to(self.vectors[keep], self.unit_rows(np.asarray(embeddings)), k or self.options.k)
 
     def part_of(self, image_digest: str) -> str | None:
         """Return the part that a learned image shows, or None for an image that was not learned."""

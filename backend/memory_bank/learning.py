@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from backend.memory_bank.bank import MemoryBank, PatchGrid, distances_to
+from backend.memory_bank.bank import FitOptions, MemoryBank, PatchGrid, distances_to
 from backend.memory_bank.coreset import Progress, coreset_size, kcenter_greedy
 from backend.memory_bank.whitening import Whitening
 
@@ -20,9 +20,7 @@ def learn(
     mask_cells: NDArray[np.bool_],
     shape: Mapping[str, Any] | None,
     whitening: Whitening | None,
-    coreset_rate: float,
-    seed: int,
-    k: int,
+    options: FitOptions,
     mm_per_px: float,
     precision: str = "fp32",
     progress: Progress | None = None,
@@ -35,9 +33,7 @@ def learn(
         mask_cells: [Ht*Wt] bool, the cells to learn; at least one.
         shape: JSON object of the shape that ``mask_cells`` was made from, in pixels of the first image by digest.
         whitening: Brings the raw rows to unit rows, or None.
-        coreset_rate: In (0, 1].
-        seed: Draws the first centre.
-        k: Neighbours that a distance is the mean of.
+        options: Everything else that shapes the memory.
         mm_per_px: Millimetres per pixel of the images.
         precision: What the extractor multiplied in.
         progress: Told (done, total) while the coreset is picked.
@@ -59,7 +55,8 @@ def learn(
     ]
     cells = int(mask_cells.sum())
     rows = np.concatenate(rows_by_image, axis=0)
-    picks = kcenter_greedy(rows, coreset_size(len(rows), coreset_rate), seed=seed, progress=progress)
+    m = coreset_size(len(rows), options.coreset_rate)
+    picks = kcenter_greedy(rows, m, seed=options.seed, progress=progress)
     vectors, source = np.ascontiguousarray(rows[picks]), (picks // cells).astype(np.int32)
     parts = tuple(part_ids.get(digest, digest) for digest in digests)
     return MemoryBank(
@@ -70,13 +67,11 @@ def learn(
         placement=first.placement,
         mask_cells=mask_cells.copy(),
         shape=shape,
-        loo_distances=_leave_one_part_out(rows_by_image, vectors, source, parts, mask_cells, k),
+        loo_distances=_leave_one_part_out(rows_by_image, vectors, source, parts, mask_cells, options.k),
         extractor_id=first.extractor_id,
         precision=precision,
         whitening=whitening,
-        k=k,
-        coreset_rate=coreset_rate,
-        seed=seed,
+        options=options,
         n_embeddings=len(rows),
         mm_per_px=mm_per_px,
     )

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from backend.calib import ScoreMode
+from backend.calib import Calibration, ScoreMode
 from backend.scoring.anomaly_map import heatmap
 from backend.scoring.image_score import image_scores
 from backend.scoring.regions import Region
@@ -23,8 +23,7 @@ class Inspection:
 
     Attributes:
         score: The image score; larger is more anomalous; in [0, 2].
-        threshold: Scores above it are ``ng``; None when the ROI is not calibrated.
-        decision: ``ok``, ``ng``, or None when the ROI is not calibrated.
+        calibration: What the score was judged by; None when the ROI is not calibrated.
         map: [H, W] float32 anomaly map in pixels of the uploaded image; 0 outside the mask.
         mask: [H, W] bool, the pixels that count.
         regions: Areas at or above the threshold, largest first; empty when not calibrated.
@@ -35,15 +34,26 @@ class Inspection:
     """
 
     score: float
-    threshold: float | None
-    decision: Decision | None
+    calibration: Calibration | None
     map: NDArray[np.float32] = field(compare=False)
     mask: NDArray[np.bool_] = field(compare=False)
     regions: tuple[Region, ...]
     grid_hw: tuple[int, int]
     heatmap_full_scale: float
     params: Mapping[str, Any]
-    timings_ms: Mapping[str, float] = field(compare=False)
+    timings_ms: Mapping[str, float] = field(default_factory=dict, compare=False)
+
+    @property
+    def threshold(self) -> float | None:
+        """Scores above it are ``ng``; None without a calibration."""
+        return None if self.calibration is None else self.calibration.threshold
+
+    @property
+    def decision(self) -> Decision | None:
+        """``ok``, ``ng``, or None without a calibration."""
+        if self.calibration is None:
+            return None
+        return "ng" if self.score > self.calibration.threshold else "ok"
 
     @property
     def heatmap(self) -> NDArray[np.uint8]:

@@ -7,20 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from backend.calib import ScoreMode, set_threshold
+from backend.calib import ScoreRule, set_threshold
 from backend.memory_bank.bank import MemoryBank
 from backend.roi_mask import scale_shape, shape_from_fields, shape_mask
 from backend.scoring.anomaly_map import anomaly_map
 from backend.scoring.image_score import image_scores
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScoreRule:
-    """How a map becomes an image score."""
-
-    mode: ScoreMode
-    percentile: float
-    blur_sigma: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,8 +54,22 @@ def leave_one_out_scores(bank: MemoryBank, rule: ScoreRule) -> LeaveOneOutScores
     for digest, part, distances in zip(bank.image_digests, bank.part_ids, bank.loo_distances, strict=True):
         if not np.isfinite(distances).any():
             continue
-        image_map = anomaly_map(distances, bank.placement, mask, blur_sigma=rule.blur_sigma)
-        score = image_scores(image_map, mask, percentile=rule.percentile)[rule.mode]
+        score = learned_image_score(bank, distances, mask, rule)
         by_image[digest] = score
         by_part[part] = max(score, by_part.get(part, 0.0))
     return LeaveOneOutScores(by_image=by_image, by_part=tuple(by_part.values()))
+
+
+def learned_image_score(
+    bank: MemoryBank, distances: NDArray[np.float32], mask: NDArray[np.bool_], rule: ScoreRule
+) -> float:
+    """Return the score of a learned image.
+
+    Args:
+        bank: The memory.
+        distances: [Ht*Wt] float32, NaN outside the learned cells.
+        mask: [H, W] bool, as ``learned_mask`` gives it for the memory's own image size.
+        rule: How the map becomes a score.
+    """
+    image_map = anomaly_map(distances, bank.placement, mask, blur_sigma=rule.blur_sigma)
+    return image_scores(image_map, mask, percentile=rule.percentile)[rule.mode]

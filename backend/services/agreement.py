@@ -15,9 +15,7 @@ from backend.extractors.base import FeatureExtractor
 from backend.extractors.extraction import Extraction
 from backend.imaging.image_codec import decode_image
 from backend.memory_bank.bank import MemoryBank
-from backend.scoring.anomaly_map import anomaly_map
-from backend.scoring.image_score import image_scores
-from backend.scoring.leave_one_out import ScoreRule, learned_mask, leave_one_out_scores
+from backend.scoring.leave_one_out import learned_image_score, learned_mask, leave_one_out_scores
 from backend.storage import ArtefactStore
 
 TOLERANCE = 0.01
@@ -36,7 +34,7 @@ class PrecisionCheck:
         self._changes: dict[tuple[str, str], float | None] = {}
         self._lock = threading.Lock()
 
-    def check(self, key: ModelKey, bank: MemoryBank, extractor: FeatureExtractor, rule: ScoreRule) -> None:
+    def check(self, key: ModelKey, bank: MemoryBank, extractor: FeatureExtractor) -> None:
         """Let pass a memory of the running precision, or one whose scores that precision moves by less than 1 %.
 
         Raises:
@@ -47,7 +45,7 @@ class PrecisionCheck:
         with self._lock:
             case = (bank.checksum, extractor.precision)
             if case not in self._changes:
-                self._changes[case] = self._measured(key, bank, extractor, rule)
+                self._changes[case] = self._measured(key, bank, extractor)
             change = self._changes[case]
         if change is None or change >= TOLERANCE:
             moved = "cannot be measured" if change is None else f"is {100 * change:.1f} % of the threshold"
@@ -58,8 +56,9 @@ class PrecisionCheck:
                 details={"fitted_with": bank.precision, "running": extractor.precision, "change": change},
             )
 
-    def _measured(self, key: ModelKey, bank: MemoryBank, extractor: FeatureExtractor, rule: ScoreRule) -> float | None:
+    def _measured(self, key: ModelKey, bank: MemoryBank, extractor: FeatureExtractor) -> float | None:
         """Return the largest change of a score as a share of the threshold, or None where nothing can be measured."""
+        rule = bank.options.rule
         known = leave_one_out_scores(bank, rule)
         threshold = known.suggested_threshold()
         if not threshold:
@@ -81,7 +80,5 @@ class PrecisionCheck:
             distances = bank.distances_without(rows, bank.part_of(digest) or digest)
             if distances is not None:
                 distances[~bank.mask_cells] = float("nan")
-                image_map = anomaly_map(distances, bank.placement, mask, blur_sigma=rule.blur_sigma)
-                again = image_scores(image_map, mask, percentile=rule.percentile)[rule.mode]
-                changes.append(abs(again - score) / threshold)
+                changes.append(abs(learned_image_score(bank, distances, mask, rule) - score) / threshold)
         return max(changes, default=None)

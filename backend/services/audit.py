@@ -118,10 +118,11 @@ def entry_of(
     request_id: str,
     caller: str | None,
     service_version: str,
-    calibration: Mapping[str, Any] | None = None,
 ) -> Entry:
     """Return what is kept of an inspection, with everything that its score and its decision followed from."""
     params = dict(inspection.params)
+    if inspection.calibration is not None:
+        params["calibration"] = inspection.calibration.to_fields()
     return Entry(
         time_utc=_text(datetime.now(UTC)),
         source=source,
@@ -142,7 +143,7 @@ def entry_of(
         extractor_id=params.pop("extractor_id"),
         mm_per_px=params.pop("mm_per_px"),
         service_version=service_version,
-        params=params if calibration is None else {**params, "calibration": dict(calibration)},
+        params=params,
     )
 
 

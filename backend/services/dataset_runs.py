@@ -70,7 +70,7 @@ def inspect_dataset(
     """
     bank = service.fitted_bank(key)
     if not for_calibration:
-        _ = service.describe(key).calibration  # damaged, it is no image's fault, and not to be told once for each
+        _ = service.describe(key).calibration  # damaged, it is no image's fault: raised once, not for each
     listed = datasets.list(key)
     images = [image for label in dict.fromkeys(labels) for image in listed[label]]
     for done, image in enumerate(images):

@@ -1,15 +1,19 @@
-"""What a fit is asked for."""
+"""What a fit is asked for, and what came of it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from backend.memory_bank.bank import FitOptions, MemoryBank
 from backend.roi_mask import Shape
-from backend.scoring.leave_one_out import ScoreRule
+from backend.scoring.leave_one_out import LeaveOneOutScores
 
 Mode = Literal["add", "replace"]
+
+FEW_PARTS = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,11 +35,7 @@ class FitRequest:
         shape: What counts, in pixels of the first upload; None keeps what the ROI has learned with.
         mode: ``add`` to what was learned, or ``replace`` it.
         use_dataset: Learn exactly the ``ok`` images of the data set, and the uploads.
-        coreset_rate: In (0, 1].
-        k: Neighbours that a distance is the mean of.
-        seed: Draws the coreset's first centre.
-        rule: How maps become scores, for a ROI that was never calibrated.
-        area_mm2_thr: The smallest region that matters, mm², for a ROI that was never calibrated.
+        options: Everything else that shapes the memory.
     """
 
     uploads: Sequence[Upload]
@@ -43,8 +43,59 @@ class FitRequest:
     shape: Shape | None
     mode: Mode
     use_dataset: bool
-    coreset_rate: float
-    k: int
-    seed: int
-    rule: ScoreRule
-    area_mm2_thr: float
+    options: FitOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitReport:
+    """What was learned.
+
+    Attributes:
+        bank: The memory.
+        n_new: Images that the memory did not know before.
+        n_duplicates: Uploads that repeat an image.
+        scores: Leave-one-image-out scores of all images.
+        calibration: What became of the ROI's calibration: ``none`` was there, it was ``kept`` (the memory is the same),
+            ``renewed``, or is ``stale``.
+        threshold: The threshold now in force, if any.
+        warnings: What the engineer should know.
+        timings_ms: Milliseconds by stage.
+    """
+
+    bank: MemoryBank
+    n_new: int
+    n_duplicates: int
+    scores: LeaveOneOutScores
+    calibration: Literal["none", "kept", "renewed", "stale"]
+    threshold: float | None
+    warnings: tuple[str, ...]
+    timings_ms: Mapping[str, float]
+
+
+def fit_warnings(bank: MemoryBank, scores: LeaveOneOutScores, area_mm2_thr: float) -> Iterable[str]:
+    """Yield what is weak about a memory: too few parts, images without a score, cells too coarse for the area."""
+    n = bank.n_parts
+    if n < 2:
+        yield (
+            "One good part is not enough for a threshold: nothing tells how much good parts differ. "
+            f"Fit at least {FEW_PARTS}, better 50."
+        )
+    elif n < FEW_PARTS:
+        yield (
+            f"{n} good parts prove little: with 95 % confidence no more than that fewer than "
+            f"{100 * (1 - 0.05 ** (1 / n)):.0f} % of good parts are rejected. Fit at least {FEW_PARTS}, better 50."
+        )
+    unscored = len(bank.image_digests) - len(scores.by_image)
+    if n >= 2 and unscored:
+        yield f"{unscored} images could not be scored without their own part: raise coreset_rate or fit more parts."
+    cell_mm = bank.placement.cell_mm(bank.mm_per_px)
+    if area_mm2_thr < cell_mm**2 / 4:
+        height, width = bank.placement.input_hw
+        cell_px = height // bank.placement.grid_hw[0]
+        wanted = math.sqrt(height * width) * cell_mm / (2 * math.sqrt(area_mm2_thr)) if area_mm2_thr > 0 else math.inf
+        size = 0 if math.isinf(wanted) else math.ceil(wanted / cell_px - 1e-9) * cell_px
+        remedy = f"BDI_INPUT_SIZE={size} would" if size else "no input_size can"
+        yield (
+            f"area_mm2_thr is {area_mm2_thr:g} mm², but one patch cell is {cell_mm:.2f} mm wide: an area below a "
+            f"quarter of a cell ({cell_mm**2 / 4:.2f} mm²) is not resolved; {remedy} resolve it."
+        )

@@ -3,32 +3,59 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
 
 from backend.artifacts.formats import LearnedFacts
 from backend.artifacts.image_store import ImageStore, StoredImage
 from backend.artifacts.model_key import ModelKey
 from backend.calib import Calibration
 from backend.errors import ArtefactCorrupt, InspectionError, InvalidInput, Unavailable
-from backend.extractors.base import FeatureExtractor, embeddings_key
+from backend.extractors.base import FeatureExtractor
 from backend.extractors.extraction import Extraction
 from backend.extractors.loader import ExtractorLoader
 from backend.imaging.placement import Placement
 from backend.memory_bank.bank import MemoryBank
 from backend.memory_bank.coreset import Progress
-from backend.roi_mask import shape_mask
+from backend.memory_bank.learning import learn
+from backend.memory_bank.whitening import fit_whitening
+from backend.roi_mask import Shape, scale_shape, shape_fields, shape_from_fields, shape_mask
+from backend.scoring.judgement import rule_in_force
 from backend.scoring.leave_one_out import leave_one_out_scores
-from backend.services.calibrating import renewed, rule_of
+from backend.services.calibration import renewed
 from backend.services.consistency import check_aspect_ratio, check_extractor, check_mm_per_px
-from backend.services.fit_report import FitReport, fit_warnings
-from backend.services.fit_request import FitRequest, Upload
-from backend.services.fit_steps import FitSteps
-from backend.services.learnables import Learnables, keep, memory_of, placement_of
+from backend.services.fit_request import FitReport, FitRequest, fit_warnings
+from backend.services.training_images import FitProgress, TrainingImage, TrainingImages
 from backend.storage import ArtefactStore
 from backend.utils import Stopwatch
 
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Before:
+    """What a ROI has before a fit.
+
+    Attributes:
+        known: The memory that the fit adds to; of a damaged one only the facts that are certain, if any. None where
+            the fit begins anew.
+        memory: The memory in force, whether the fit adds to it or not.
+        memory_damaged: The fit adds to a memory that is damaged.
+        calibrations: Newest first.
+        calibration_damaged: What is stored of a calibration cannot be used.
+    """
+
+    known: MemoryBank | LearnedFacts | None
+    memory: MemoryBank | None = None
+    memory_damaged: bool = False
+    calibrations: Sequence[Calibration]
+    calibration_damaged: bool
+
+    @property
+    def known_digests(self) -> set[str]:
+        return set() if self.known is None else set(self.known.image_digests)
 
 
 class Fitter:
@@ -39,7 +66,8 @@ class Fitter:
     ) -> None:
         self._store = store
         self._extractor = extractor
-        self._learnables = Learnables(extraction, max_pixels=max_pixels)
+        self._extraction = extraction
+        self._max_pixels = max_pixels
 
     def fit(self, key: ModelKey, request: FitRequest, *, progress: Progress | None = None) -> FitReport:
         """Learn images, store the new memory, and return what came of it.
@@ -49,7 +77,7 @@ class Fitter:
         Args:
             key: The model.
             request: What to learn.
-            progress: Told (steps done, steps in all); see ``FitSteps``.
+            progress: Called with (steps done, steps in all); see ``FitProgress``.
 
         Raises:
             BadImage, TooLarge: If an upload cannot be used; the sentence names it.
@@ -62,166 +90,107 @@ class Fitter:
         watch = Stopwatch()
         extractor = self._extractor.get()
         images = self._store.images(key)
-        with watch.lap("decode"):
-            identified = [(upload, *self._learnables.identify(upload, extractor)) for upload in request.uploads]
-        first = self._reference(request, identified, images, extractor)
-        for upload, _, placement in identified:
-            check_aspect_ratio(first, placement, upload.name)
-        shape_mask(request.shape, first.image_hw)
-        self._check(self._learned(key, request)[0], request, extractor, first)
+        training = TrainingImages(images, extractor, self._extraction, max_pixels=self._max_pixels, watch=watch)
         of_dataset = images.labelled("ok") if request.use_dataset else []
-        n_uploads = len({digest for _, digest, _ in identified})
-        steps = FitSteps(progress, n_uploads + len(of_dataset))
-        with watch.lap("extract"):
-            fresh = self._learnables.of_uploads(images, identified, extractor, steps.extracting(n_uploads))
-            # Before the lock, so that nobody waits for it; under it the rows are there.
-            self._learnables.of_stored(images, of_dataset, request, first, extractor, steps.extracting(len(of_dataset)))
+        first = _reference(training, request, of_dataset)
+        shape_mask(request.shape, first.image_hw)
+        _check(self._before(key, request).known, request, extractor, first)
+        steps = FitProgress(progress, len(request.uploads) + len(of_dataset))
+        fresh = training.of_uploads(request.uploads, steps)
+        # Before the lock, so that nobody waits for it; under it the rows are there.
+        scale = request.mm_per_px if request.use_dataset else None
+        training.of_stored(of_dataset, first, mm_per_px=scale, progress=steps)
         with self._store.lock(key), images.all_or_none():
-            known, was_damaged = self._learned(key, request)
-            self._check(known, request, extractor, first)
-            for upload, digest, _ in identified:
-                images.check_label(digest, "ok", upload.name)
+            before = self._before(key, request)
+            _check(before.known, request, extractor, first)
+            for image in fresh.values():
+                images.check_label(image.digest, "ok", image.name)
             with watch.lap("store"):
-                fresh = keep(images, fresh.values(), request.mm_per_px, embeddings_key(extractor))
-                stored = self._stored_before(images, known, request)
-                learnables = {**self._learnables.of_stored(images, stored, request, first, extractor, None), **fresh}
+                fresh = training.keep(fresh, request.mm_per_px)
+                stored = training.of_stored(_stored_before(images, before, request), first, mm_per_px=scale)
             with watch.lap("coreset"):
-                bank = memory_of(learnables, known, request, extractor, first.image_hw, steps.picks)
-            replaced = self._replaced(key, request, bank)
-            with watch.lap("write"):
-                repeats = len(identified) - len(set(fresh) - set(() if known is None else known.image_digests))
-                try:
-                    report = self._switch(key, request, known, bank, repeats, watch)
-                except BaseException:
-                    if self._is_in_force(key, bank):  # and may not outlive a power cut; its images stay with it
-                        images.keep()
-                    raise
+                bank = _learn({**stored, **fresh}, before.known, request, extractor, first.image_hw, steps)
+            unused = self._unused(key, request, before, bank)
+            n_repeats = len(request.uploads) - len(set(fresh) - before.known_digests)
+            try:
+                report = self._switch(key, before, bank, n_repeats, watch)
+            except BaseException:
+                if self._is_in_force(key, bank):  # and may not outlive a power cut; its images stay with it
+                    images.keep()
+                raise
             images.keep()
-            if was_damaged:
-                report = replace(report, warnings=(*report.warnings, _learned_again(bank, known)))
-            self._forget(images, replaced)
+            self._forget(images, unused)
         return report
 
-    def _reference(
-        self,
-        request: FitRequest,
-        identified: Sequence[tuple[Upload, str, Placement]],
-        images: ImageStore,
-        extractor: FeatureExtractor,
-    ) -> Placement:
-        """Return the placement that all images of the fit must agree with: the first upload's, or the data set's."""
-        if identified:
-            return identified[0][2]
-        stored = images.labelled("ok") if request.use_dataset else []
-        if not stored:
-            wanted = "The data set has no ok images" if request.use_dataset else "The field images is missing"
-            raise InvalidInput(f"{wanted}. Send at least one good image.", details={"field": "images"})
-        return placement_of(extractor, stored[0])
-
-    def _learned(self, key: ModelKey, request: FitRequest) -> tuple[MemoryBank | LearnedFacts | None, bool]:
-        """Return the memory that this fit adds to, and whether it is damaged.
-
-        Of a damaged one only what it had learned is known, if that: those images are learned again.
+    def _before(self, key: ModelKey, request: FitRequest) -> _Before:
+        """Return what the ROI has.
 
         Raises:
-            ArtefactCorrupt: If nobody knows any more what it had learned, and the request does not say what to learn.
+            ArtefactCorrupt: If the memory is damaged, nobody knows any more what it had learned, and the request does
+                not say what to learn.
         """
-        if request.mode == "replace":
-            return None, False
+        adds = request.mode == "add"
         try:
-            return self._store.load(key).bank, False
+            stored = self._store.load(key)
         except ArtefactCorrupt as error:
-            facts = self._store.learned_facts(key)
-            if facts is None and not request.use_dataset:
+            facts = self._store.learned_facts(key) if adds else None
+            if adds and facts is None and not request.use_dataset:
                 raise ArtefactCorrupt(
                     "The stored memory of this ROI is damaged, and so is its list of the images that it had learned. "
                     "Fit again with use_dataset=true to learn all stored good images, or with mode=replace.",
                     details=error.details,
                 ) from error
-            return facts, True
-
-    def _check(
-        self,
-        known: MemoryBank | LearnedFacts | None,
-        request: FitRequest,
-        extractor: FeatureExtractor,
-        placement: Placement,
-    ) -> None:
-        if known is not None:
-            check_extractor(known, extractor)
-            check_mm_per_px(known, request.mm_per_px)
-            check_aspect_ratio(known.placement, placement, request.uploads[0].name if request.uploads else "data set")
-
-    def _stored_before(
-        self, images: ImageStore, known: MemoryBank | LearnedFacts | None, request: FitRequest
-    ) -> Sequence[StoredImage]:
-        """Return the stored images that the fit learns beside its uploads: the data set's, or those learned before."""
-        if request.use_dataset:
-            return images.labelled("ok")
-        learned = (images.get(digest, "ok") for digest in (() if known is None else known.image_digests))
-        return [image for image in learned if image is not None]
-
-    def _switch(
-        self,
-        key: ModelKey,
-        request: FitRequest,
-        known: MemoryBank | LearnedFacts | None,
-        bank: MemoryBank,
-        n_duplicates: int,
-        watch: Stopwatch,
-    ) -> FitReport:
-        """Make the memory the ROI's own, with its calibration renewed where that can be done, and report."""
-        stored, calibration_damaged = self._calibrations(key)
-        previous = next(iter(stored), None)
-        own = next((calibration for calibration in stored if calibration.memory_checksum == bank.checksum), None)
-        rule = request.rule if previous is None else rule_of(previous, request.rule.blur_sigma)
-        with watch.lap("scores"):
-            scores = leave_one_out_scores(bank, rule)
-        new = None if previous is None or previous is own else renewed(previous, bank, blur_sigma=rule.blur_sigma)
-        self._store.save_bank(key, bank, new)
-        in_force = new or own
-        known_digests = set() if known is None else set(known.image_digests)
-        n_new = len(set(bank.image_digests) - known_digests)
-        area_mm2_thr = request.area_mm2_thr if previous is None else previous.area_mm2_thr
-        warnings = [*fit_warnings(bank, scores, area_mm2_thr)]
-        gone = len(known_digests - set(bank.image_digests))
-        if calibration_damaged:
-            warnings.append("The stored calibration is damaged; until you calibrate again, inspections are refused.")
-        if gone:
-            warnings.append(f"{gone} learned images were deleted from the store and are no longer part of the memory.")
-        if previous is not None and in_force is None:
-            warnings.append(
-                "The calibration belongs to the memory before this fit and is set aside; until you calibrate again, "
-                "inspections have no decision."
+            try:
+                calibrations, calibration_damaged = self._store.calibrations(key), False
+            except ArtefactCorrupt:
+                calibrations, calibration_damaged = [], True
+            return _Before(
+                known=facts,
+                memory_damaged=adds,
+                calibrations=calibrations,
+                calibration_damaged=calibration_damaged,
             )
+        return _Before(
+            known=stored.bank if adds else None,
+            memory=stored.bank,
+            calibrations=stored.calibrations,
+            calibration_damaged=stored.calibration_damaged,
+        )
+
+    def _switch(self, key: ModelKey, before: _Before, bank: MemoryBank, n_repeats: int, watch: Stopwatch) -> FitReport:
+        """Make the memory the ROI's own, with its calibration renewed where that can be done, and report."""
+        previous = next(iter(before.calibrations), None)
+        own = next((each for each in before.calibrations if each.memory_checksum == bank.checksum), None)
+        with watch.lap("scores"):
+            scores = leave_one_out_scores(bank, rule_in_force(bank, previous))
+        new = None if previous is None or previous is own else renewed(previous, bank, scores)
+        with watch.lap("write"):
+            self._store.save_bank(key, bank, new)
+        in_force = new or own
+        area_mm2_thr = bank.options.area_mm2_thr if previous is None else previous.area_mm2_thr
         return FitReport(
             bank=bank,
-            n_new=n_new,
-            n_duplicates=n_duplicates,
+            n_new=len(set(bank.image_digests) - before.known_digests),
+            n_duplicates=n_repeats,
             scores=scores,
             calibration="none" if previous is None else "renewed" if new else "kept" if own else "stale",
             threshold=None if in_force is None else in_force.threshold,
-            warnings=tuple(warnings),
+            warnings=(
+                *fit_warnings(bank, scores, area_mm2_thr),
+                *_warnings_about(before, bank, is_stale=previous is not None and in_force is None),
+            ),
             timings_ms=watch.timings_ms(),
         )
 
-    def _calibrations(self, key: ModelKey) -> tuple[list[Calibration], bool]:
-        """Return the stored calibrations, and whether they are damaged."""
-        try:
-            return self._store.calibrations(key), False
-        except ArtefactCorrupt:
-            return [], True
-
-    def _replaced(self, key: ModelKey, request: FitRequest, new: MemoryBank) -> set[str]:
+    def _unused(self, key: ModelKey, request: FitRequest, before: _Before, bank: MemoryBank) -> set[str]:
         """Return the images that were learned and that this fit leaves without a use."""
-        if request.mode == "add" or request.use_dataset:
+        if request.mode == "add" or request.use_dataset or before.memory is None:
             return set()
         try:
-            old = self._store.load(key).bank
             others = self._store.learned_by_other_models(key)
         except ArtefactCorrupt:
             return set()  # Nobody knows what else needs them.
-        return set() if old is None else set(old.image_digests) - set(new.image_digests) - others
+        return set(before.memory.image_digests) - set(bank.image_digests) - others
 
     def _is_in_force(self, key: ModelKey, bank: MemoryBank) -> bool:
         try:
@@ -238,11 +207,86 @@ class Fitter:
             _log.exception("images that are no longer learned could not be deleted")
 
 
-def _learned_again(bank: MemoryBank, known: MemoryBank | LearnedFacts | None) -> str:
-    if known is None:
-        return (
+def _reference(training: TrainingImages, request: FitRequest, of_dataset: Sequence[StoredImage]) -> Placement:
+    """Return the placement that all images of the fit must agree with: the first upload's, or the data set's."""
+    if request.uploads:
+        return training.placements(request.uploads)[0]
+    if not of_dataset:
+        wanted = "The data set has no ok images" if request.use_dataset else "The field images is missing"
+        raise InvalidInput(f"{wanted}. Send at least one good image.", details={"field": "images"})
+    return training.placement_of(of_dataset[0])
+
+
+def _check(
+    known: MemoryBank | LearnedFacts | None, request: FitRequest, extractor: FeatureExtractor, first: Placement
+) -> None:
+    if known is not None:
+        check_extractor(known, extractor)
+        check_mm_per_px(known, request.mm_per_px)
+        check_aspect_ratio(known.placement, first, request.uploads[0].name if request.uploads else "data set")
+
+
+def _stored_before(images: ImageStore, before: _Before, request: FitRequest) -> Sequence[StoredImage]:
+    """Return the stored images that the fit learns beside its uploads: the data set's, or those learned before."""
+    if request.use_dataset:
+        return images.labelled("ok")
+    learned = (images.get(digest, "ok") for digest in (() if before.known is None else before.known.image_digests))
+    return [image for image in learned if image is not None]
+
+
+def _learn(
+    training: Mapping[str, TrainingImage],
+    known: MemoryBank | LearnedFacts | None,
+    request: FitRequest,
+    extractor: FeatureExtractor,
+    upload_hw: tuple[int, int],
+    steps: FitProgress,
+) -> MemoryBank:
+    """Return the memory of images by digest, with the shape that is asked for or the one that was learned before.
+
+    Raises:
+        ShapeOutsideImage: If the shape covers no pixel.
+    """
+    first = training[min(training)].grid.placement
+    shape: Shape | None = None
+    if request.shape is not None:
+        shape = scale_shape(request.shape, upload_hw, first.image_hw)
+    elif known is not None and known.shape is not None:
+        shape = scale_shape(shape_from_fields(known.shape), known.placement.image_hw, first.image_hw)
+    mask_cells = first.cell_coverage(shape_mask(shape, first.image_hw)).reshape(-1) > 0
+    whitening = None
+    if extractor.whitens:
+        rows = [training[digest].grid.embeddings[mask_cells] for digest in sorted(training)]
+        whitening = fit_whitening(np.concatenate(rows))
+    return learn(
+        {digest: image.grid for digest, image in training.items()},
+        part_ids={digest: image.part_id for digest, image in training.items()},
+        mask_cells=mask_cells,
+        shape=None if shape is None else shape_fields(shape),
+        whitening=whitening,
+        options=request.options,
+        mm_per_px=request.mm_per_px if known is None else known.mm_per_px,
+        precision=extractor.precision,
+        progress=steps.picks,
+    )
+
+
+def _warnings_about(before: _Before, bank: MemoryBank, *, is_stale: bool) -> Iterable[str]:
+    """Yield what a fit has changed that its caller may not expect."""
+    if before.calibration_damaged:
+        yield "The stored calibration is damaged; until you calibrate again, inspections are refused."
+    if n_gone := len(before.known_digests - set(bank.image_digests)):
+        yield f"{n_gone} learned images were deleted from the store and are no longer part of the memory."
+    if is_stale:
+        yield (
+            "The calibration belongs to the memory before this fit and is set aside; until you calibrate again, "
+            "inspections have no decision."
+        )
+    if before.memory_damaged and before.known is None:
+        yield (
             "The memory before this fit was damaged, and so was its list of the images that it had learned: "
             f"{len(bank.image_digests)} images, all good ones that are stored, were learned in their place."
         )
-    n_again = len(set(known.image_digests) & set(bank.image_digests))
-    return f"The memory before this fit was damaged; {n_again} images that it had learned were learned again."
+    elif before.memory_damaged:
+        n_again = len(before.known_digests & set(bank.image_digests))
+        yield f"The memory before this fit was damaged; {n_again} images that it had learned were learned again."

@@ -8,7 +8,9 @@ from functools import cached_property
 
 from backend.artifacts.model_key import ModelKey
 from backend.calib import Calibration
-from backend.scoring.leave_one_out import ScoreRule, leave_one_out_scores
+from backend.errors import MemoryNotFound
+from backend.memory_bank.bank import MemoryBank
+from backend.scoring.leave_one_out import leave_one_out_scores
 from backend.storage import ArtefactStore, StoredModel
 
 _WHOLE_RANGE = 2.0  # the largest distance between unit rows
@@ -17,11 +19,10 @@ _WHOLE_RANGE = 2.0  # the largest distance between unit rows
 class LoadedModel:
     """A model as it was stored when it was read, and what is worth computing only once of it."""
 
-    def __init__(self, stored: StoredModel, default_rule: ScoreRule) -> None:
+    def __init__(self, stored: StoredModel) -> None:
         self.bank = stored.bank
         self.stamps = stored.stamps
         self._stored = stored
-        self._default_rule = default_rule
 
     @property
     def calibration(self) -> Calibration | None:
@@ -33,6 +34,16 @@ class LoadedModel:
         """True when there is a calibration, but only of another memory; raises as ``StoredModel.calibration``."""
         return self._stored.stale
 
+    @property
+    def last_calibration(self) -> Calibration | None:
+        """The newest calibration, of whatever memory; None where there is none, or where it is damaged."""
+        return next(iter(self._stored.calibrations), None)
+
+    @property
+    def calibration_damaged(self) -> bool:
+        """True when what is stored of a calibration cannot be used."""
+        return self._stored.calibration_damaged
+
     @cached_property
     def heatmap_full_scale(self) -> float:
         """What 255 stands for in a heat map.
@@ -40,19 +51,31 @@ class LoadedModel:
         Twice the threshold; without one, twice the p99 of the memory's own leave-one-image-out scores; without those,
         the whole range of distances.
         """
-        if not self._stored.calibration_damaged and self.calibration is not None:
+        if not self.calibration_damaged and self.calibration is not None:
             return 2 * self.calibration.threshold
-        summary = None if self.bank is None else leave_one_out_scores(self.bank, self._default_rule).summary()
+        summary = None if self.bank is None else leave_one_out_scores(self.bank, self.bank.options.rule).summary()
         return _WHOLE_RANGE if summary is None or summary["p99"] <= 0 else 2 * float(summary["p99"])
+
+    def fitted_bank(self, key: ModelKey) -> MemoryBank:
+        """Return the memory.
+
+        Raises:
+            MemoryNotFound: If the ROI was never fitted.
+        """
+        if self.bank is None:
+            raise MemoryNotFound(
+                f"memory not found for {key}: run /fit_ok first with good images of this ROI.",
+                details={"role_id": key.role_id, "roi_id": key.roi_id, "model_key": key.model_key},
+            )
+        return self.bank
 
 
 class ModelCache:
     """A least-recently-used cache over the store. A model that another process replaced is noticed on the next get."""
 
-    def __init__(self, store: ArtefactStore, max_entries: int, default_rule: ScoreRule) -> None:
+    def __init__(self, store: ArtefactStore, max_entries: int) -> None:
         self._store = store
         self._max_entries = max_entries
-        self._default_rule = default_rule
         self._models: OrderedDict[ModelKey, LoadedModel] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -69,7 +92,7 @@ class ModelCache:
             if cached is not None and cached.stamps == stamps:
                 self._models.move_to_end(key)
                 return cached
-        model = LoadedModel(self._store.load(key), self._default_rule)
+        model = LoadedModel(self._store.load(key))
         if model.bank is not None:  # Absent ROIs take no place: anyone can name endless ids.
             with self._lock:
                 self._models[key] = model

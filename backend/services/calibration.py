@@ -8,10 +8,11 @@ from typing import Literal
 
 import numpy as np
 
-from backend.calib import OK_PERCENTILE, Calibration, ScoreMode, set_threshold
+from backend.calib import OK_PERCENTILE, Calibration, ScoreMode, ScoreRule, set_threshold
 from backend.errors import InvalidInput
 from backend.memory_bank.bank import MemoryBank
-from backend.scoring.leave_one_out import ScoreRule, leave_one_out_scores
+from backend.scoring.judgement import rule_in_force
+from backend.scoring.leave_one_out import LeaveOneOutScores
 
 _FIT_SCORE_RATIO = 0.5
 
@@ -43,14 +44,19 @@ class CalibrationRequest:
     min_parts: int = 2
 
 
-def calibrated(bank: MemoryBank, request: CalibrationRequest) -> Calibration:
+def calibrated(bank: MemoryBank, request: CalibrationRequest, scores: LeaveOneOutScores) -> Calibration:
     """Return the calibration of a memory.
+
+    Args:
+        bank: The memory.
+        request: What to calibrate with.
+        scores: The memory's own, under the request's rule.
 
     Raises:
         InvalidInput: If no scores are given and the memory has none of its own (fewer than two parts).
         InvalidScores: If scores are empty, negative or not finite.
     """
-    stored = leave_one_out_scores(bank, request.rule).by_part
+    stored = scores.by_part
     if request.ok_scores is None and len(stored) < request.min_parts:
         raise InvalidInput(
             "The field ok_scores is missing, and the memory has no leave-one-image-out scores of its own: it needs "
@@ -69,8 +75,8 @@ def calibrated(bank: MemoryBank, request: CalibrationRequest) -> Calibration:
         )
     if request.rule != request.measured_with and (source != "stored" or request.ng_scores):
         warnings.append(
-            f"The scores sent were measured as {_named(request.measured_with)}, but from now on the score is "
-            f"{_named(request.rule)}. Inspect those images again and calibrate with the new scores."
+            f"The scores sent were measured as {_description(request.measured_with)}, but from now on the score is "
+            f"{_description(request.rule)}. Inspect those images again and calibrate with the new scores."
         )
     return Calibration(
         threshold=found.threshold,
@@ -79,6 +85,7 @@ def calibrated(bank: MemoryBank, request: CalibrationRequest) -> Calibration:
         ok_percentile=request.ok_percentile,
         score_mode=request.rule.mode,
         score_percentile=request.rule.percentile,
+        blur_sigma=request.rule.blur_sigma,
         area_mm2_thr=request.area_mm2_thr,
         mm_per_px=bank.mm_per_px,
         n_ok=found.n_ok,
@@ -95,13 +102,18 @@ def calibrated(bank: MemoryBank, request: CalibrationRequest) -> Calibration:
     )
 
 
-def renewed(previous: Calibration, bank: MemoryBank, *, blur_sigma: float) -> Calibration | None:
+def renewed(previous: Calibration, bank: MemoryBank, scores: LeaveOneOutScores) -> Calibration | None:
     """Return the calibration of a new memory with the settings of the previous one, or None where it cannot be renewed.
 
     A calibration that rests on NG scores cannot: those were measured with the old memory.
+
+    Args:
+        previous: The calibration of the memory before.
+        bank: The new memory.
+        scores: The new memory's own, under ``rule_in_force(bank, previous)``.
     """
-    rule = rule_of(previous, blur_sigma)
-    if previous.n_ng or len(leave_one_out_scores(bank, rule).by_part) < 2:
+    rule = rule_in_force(bank, previous)
+    if previous.n_ng or len(scores.by_part) < 2:
         return None
     request = CalibrationRequest(
         ok_scores=None,
@@ -112,12 +124,7 @@ def renewed(previous: Calibration, bank: MemoryBank, *, blur_sigma: float) -> Ca
         ok_percentile=previous.ok_percentile,
         margin=previous.margin,
     )
-    return calibrated(bank, request)
-
-
-def rule_of(calibration: Calibration, blur_sigma: float) -> ScoreRule:
-    """Return how maps become scores under a calibration."""
-    return ScoreRule(mode=calibration.score_mode, percentile=calibration.score_percentile, blur_sigma=blur_sigma)
+    return calibrated(bank, request, scores)
 
 
 def _look_like_fit_scores(sent: Sequence[float], stored: Sequence[float]) -> bool:
@@ -126,7 +133,7 @@ def _look_like_fit_scores(sent: Sequence[float], stored: Sequence[float]) -> boo
     return bool(np.median(sent) < max(min(stored), _FIT_SCORE_RATIO * float(np.median(stored))))
 
 
-def _named(rule: ScoreRule) -> str:
+def _description(rule: ScoreRule) -> str:
     names: dict[ScoreMode, str] = {
         "percentile": f"the {rule.percentile:g}th percentile of the map",
         "top_mean": f"the mean of the top {100 - rule.percentile:g} % of the map",
