@@ -11,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from backend.calib import ScoreRule
 from backend.imaging.image_codec import pixel_digest
 from backend.imaging.placement import Placement, place
-from backend.memory_bank.bank import MemoryBank, PatchGrid
+from backend.memory_bank.bank import FitOptions, MemoryBank, PatchGrid
 from backend.memory_bank.learning import learn
 
 
@@ -86,6 +87,13 @@ def grid_placement(rows: int, columns: int, *, cell_px: int = 1) -> Placement:
     )
 
 
+def fit_options(**changed: Any) -> FitOptions:
+    """Return options that leave small examples as they are: every vector kept, no blur, the map's 99th percentile."""
+    rule = ScoreRule(mode="percentile", percentile=99.0, blur_sigma=0.0)
+    values: dict[str, Any] = {"coreset_rate": 1.0, "seed": 0, "k": 1, "rule": rule, "area_mm2_thr": 1.0, **changed}
+    return FitOptions(**values)
+
+
 def bank_on_a_line(
     values: Mapping[str, Sequence[float]],
     *,
@@ -93,6 +101,7 @@ def bank_on_a_line(
     coreset_rate: float = 1.0,
     seed: int = 0,
     k: int = 1,
+    rule: ScoreRule | None = None,
     mask_cells: Sequence[bool] | None = None,
     placement: Placement | None = None,
     **others: Any,
@@ -102,9 +111,10 @@ def bank_on_a_line(
     Args:
         values: One number per cell of a 1 × n grid, by image digest.
         part_ids: As ``learn``.
-        coreset_rate: As ``learn``.
-        seed: As ``learn``.
-        k: As ``learn``.
+        coreset_rate: As in ``FitOptions``.
+        seed: As in ``FitOptions``.
+        k: As in ``FitOptions``.
+        rule: As in ``FitOptions``.
         mask_cells: The learned cells; all by default.
         placement: The grid; one pixel per cell by default.
         others: More arguments of ``learn``.
@@ -122,8 +132,6 @@ def bank_on_a_line(
         grids,
         part_ids=part_ids or {},
         mask_cells=np.ones(cells, bool) if mask_cells is None else np.asarray(mask_cells),
-        coreset_rate=coreset_rate,
-        seed=seed,
-        k=k,
+        options=fit_options(coreset_rate=coreset_rate, seed=seed, k=k, **({} if rule is None else {"rule": rule})),
         **arguments,
     )

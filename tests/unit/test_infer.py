@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import inspect
 import math
+from contextlib import closing
 
 import cv2
 import numpy as np
@@ -10,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backend.errors import BadShape, MemoryNotFound
+from backend.extractors.loader import ExtractorLoader
 from backend.imaging.placement import place
 from backend.infer import infer_one
 from backend.roi_mask import Annulus, Circle, Rect, shape_mask
@@ -18,7 +20,9 @@ from backend.scoring.image_score import image_scores
 from backend.scoring.inspection import Inspection
 from backend.scoring.regions import find_regions
 from backend.services.fit_request import Upload
-from tests.testkit.fakes import defective_image, encoded, good_image, grid_placement
+from backend.settings import Settings
+from backend.wiring import build_service
+from tests.testkit.fakes import FakeExtractor, defective_image, encoded, good_image, grid_placement
 
 WHOLE = place((384, 384), input_size=384, cell_px=14)
 
@@ -358,8 +362,7 @@ def test_the_heat_map_of_an_inspection_is_black_outside_the_mask():
     image_map = anomaly_map(np.full(64, 0.9, np.float32), grid_placement(8, 8, cell_px=8), mask)
     inspection = Inspection(
         score=0.9,
-        threshold=0.5,
-        decision="ng",
+        calibration=None,
         map=image_map,
         mask=mask,
         regions=(),
@@ -384,10 +387,10 @@ def test_infer_one_has_the_arguments_that_the_order_fixed():
         "roi_id": inspect.Parameter.empty,
         "mm_per_px": inspect.Parameter.empty,
         "shape": None,
-        "k": 1,
-        "p_score": 99,
-        "blur_sigma": 1.0,
-        "area_mm2_thr": 1.0,
+        "k": None,
+        "p_score": None,
+        "blur_sigma": None,
+        "area_mm2_thr": None,
     }
 
 
@@ -431,6 +434,23 @@ def test_infer_one_takes_a_shape_as_text_or_as_an_object(fitted):
     assert by_text.score < inspect_one(fitted, image).score
     with pytest.raises(BadShape):
         inspect_one(fitted, image, shape={"kind": "star"})
+
+
+def test_infer_one_takes_what_is_left_out_from_the_roi(tmp_path, key):
+    settings = Settings(models_dir=tmp_path / "models", k=3, blur_sigma=4.0, coreset_rate=0.5)
+    service = build_service(settings, extractor=ExtractorLoader(lambda: (FakeExtractor(), None)))
+    with closing(service):
+        service.fit_ok(key, [Upload(name=f"{n}.png", data=encoded(good_image(n))) for n in range(6)], mm_per_px=0.2)
+        service.calibrate(key)
+        image = defective_image(50)
+        by_service, by_script = service.infer(key, image, mm_per_px=0.2), inspect_one(service, image)
+        assert by_script == by_service
+        assert (by_script.params["k"], by_script.params["blur_sigma"], by_script.decision) == (3, 4.0, "ng")
+        assert inspect_one(service, image, k=3, blur_sigma=4.0) == by_service
+        for other in ({"k": 1}, {"blur_sigma": 1.0}):  # a score on another scale than the threshold
+            found = inspect_one(service, image, **other)
+            assert (found.threshold, found.decision, found.regions) == (None, None, ())
+            assert found.score != by_service.score
 
 
 def test_infer_one_uses_every_setting_that_it_takes(fitted):

@@ -13,7 +13,7 @@ from backend.memory_bank.learning import learn
 from backend.memory_bank.whitening import fit_whitening
 from backend.patchcore import build_index, build_memory
 from backend.utils import generator
-from tests.testkit.fakes import bank_on_a_line, grid_placement
+from tests.testkit.fakes import bank_on_a_line, fit_options, grid_placement
 
 # Three images of two cells each. Every distance below is a difference of two of these numbers.
 THREE = {"a": (0.0, 1.0), "b": (0.5, 3.0), "c": (10.0, 1.25)}
@@ -35,6 +35,9 @@ def grids(n_images: int, *, d: int = 8, hw=(4, 5), seed: int = 0, extractor_id: 
     }
 
 
+OPTIONS = {"coreset_rate", "seed", "k", "rule", "area_mm2_thr"}
+
+
 def learned(images: dict[str, PatchGrid], **changes) -> MemoryBank:
     cells = len(next(iter(images.values())).embeddings)
     arguments = {
@@ -42,10 +45,8 @@ def learned(images: dict[str, PatchGrid], **changes) -> MemoryBank:
         "mask_cells": np.ones(cells, bool),
         "shape": None,
         "whitening": None,
-        "coreset_rate": 0.2,
-        "seed": 0,
-        "k": 1,
         "mm_per_px": 0.2,
+        "options": fit_options(**{"coreset_rate": 0.2, **{name: changes.pop(name) for name in OPTIONS & set(changes)}}),
     }
     return learn(images, **{**arguments, **changes})
 

@@ -26,7 +26,7 @@ from backend.memory_bank.learning import learn
 from backend.memory_bank.whitening import fit_whitening
 from backend.storage import ArtefactStore
 from backend.utils import sealed_json
-from tests.testkit.fakes import bank_on_a_line, grid_placement
+from tests.testkit.fakes import bank_on_a_line, fit_options, grid_placement
 
 
 def bank(seed: int = 0, *, whitens: bool = True) -> MemoryBank:
@@ -48,9 +48,7 @@ def bank(seed: int = 0, *, whitens: bool = True) -> MemoryBank:
         mask_cells=mask_cells,
         shape={"kind": "rect", "x": 0.0, "y": 10.0, "w": 50.0, "h": 30.0},
         whitening=fit_whitening(rows) if whitens else None,
-        coreset_rate=0.2,
-        seed=7,
-        k=2,
+        options=fit_options(coreset_rate=0.2, seed=7, k=2),
         mm_per_px=0.2,
     )
 
@@ -63,6 +61,7 @@ def calibration(memory: MemoryBank | str, threshold: float = 0.5) -> Calibration
         ok_percentile=99.0,
         score_mode="percentile",
         score_percentile=99.0,
+        blur_sigma=1.0,
         area_mm2_thr=1.0,
         mm_per_px=0.2,
         n_ok=20,
@@ -149,7 +148,7 @@ def test_half_a_memory_is_refused():
 def test_every_number_of_a_memory_is_under_its_checksum():
     # A file whose own digest is right: somebody stored other numbers under the old name.
     stored = bank()
-    facts = {**stored.facts(), "format_version": 1, "checksum": stored.checksum}
+    facts = {**stored.facts(), "format_version": FORMAT_VERSION, "checksum": stored.checksum}
     for name in stored.arrays():
         arrays = {key: array.copy() for key, array in stored.arrays().items()}
         flat = arrays[name].reshape(-1)
@@ -163,17 +162,17 @@ def test_every_number_of_a_memory_is_under_its_checksum():
 @pytest.mark.parametrize(
     "change",
     [
-        {"format_version": 2},
+        {"format_version": FORMAT_VERSION - 1},
         {"checksum": "0" * 64},
-        {"k": 3},
+        {"options": fit_options(k=3).to_fields()},
         {"mm_per_px": 0.3},
         {"grid_hw": [5, 4, 1]},
-        {"seed": None},
+        {"options": {"seed": None}},
     ],
 )
 def test_facts_of_another_format_or_that_were_changed_are_refused(change):
     stored = bank()
-    facts = {**stored.facts(), "format_version": 1, "checksum": stored.checksum, **change}
+    facts = {**stored.facts(), "format_version": FORMAT_VERSION, "checksum": stored.checksum, **change}
     with pytest.raises(ValueError, match=r"\w"):
         bank_from_bytes(_npz(facts, stored.arrays()))
 

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from backend.calib import ScoreRule
 from backend.demo.samples import render_defective, render_good
-from backend.scoring.leave_one_out import ScoreRule, leave_one_out_scores
+from backend.scoring.leave_one_out import leave_one_out_scores
 from backend.settings import Settings
 from benchmarks import accuracy
 from benchmarks.accuracy import Plan, RememberingExtractor, main, measure

@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 
+from backend.calib import ScoreRule
 from backend.roi_mask import Rect, shape_fields, shape_mask
-from backend.scoring.leave_one_out import LeaveOneOutScores, ScoreRule, learned_mask, leave_one_out_scores
+from backend.scoring.leave_one_out import LeaveOneOutScores, learned_mask, leave_one_out_scores
 from tests.testkit.fakes import bank_on_a_line, grid_placement
 
 # The distances of test_patchcore: a (0.5, 0.25), b (0.5, 1.75), c (7, 0.25). One pixel per cell, so the map is these.

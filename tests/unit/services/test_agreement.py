@@ -56,7 +56,7 @@ def test_a_precision_that_moves_the_scores_by_more_than_one_percent_is_refused(s
 
 def test_a_precision_that_cannot_be_measured_is_refused(services, tmp_path):
     service = fitted(services, FakeExtractor())
-    images = ImageStore(service._store.roi_folder(KEY))
+    images = ImageStore(service.store.roi_folder(KEY))
     for image in images.labelled("ok"):
         images.delete(image.digest, "ok")
     with pytest.raises(ExtractorMismatch, match="cannot be measured"):

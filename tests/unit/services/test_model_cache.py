@@ -3,10 +3,11 @@ from __future__ import annotations
 import pytest
 
 from backend.artifacts.model_key import ModelKey
+from backend.calib import ScoreRule
 from backend.errors import ArtefactCorrupt
 from backend.memory_bank.bank import MemoryBank
-from backend.scoring.leave_one_out import ScoreRule
-from backend.services.calibrating import CalibrationRequest, calibrated
+from backend.scoring.leave_one_out import leave_one_out_scores
+from backend.services.calibration import CalibrationRequest, calibrated
 from backend.services.model_cache import ModelCache
 from backend.storage import ArtefactStore
 from tests.testkit.fakes import bank_on_a_line
@@ -39,7 +40,7 @@ def loads(monkeypatch) -> list[str]:
 def test_a_model_is_read_once(store, loads):
     (key,) = keys(1)
     store.save_bank(key, bank())
-    cache = ModelCache(store, 10, MAX)
+    cache = ModelCache(store, 10)
     first = cache.get(key)
     assert cache.get(key) is first
     assert first.bank.checksum == bank().checksum
@@ -50,7 +51,7 @@ def test_the_least_recently_used_model_makes_room(store, loads):
     a, b, c = keys(3)
     for key in (a, b, c):
         store.save_bank(key, bank())
-    cache = ModelCache(store, 2, MAX)
+    cache = ModelCache(store, 2)
     for key in (a, b, a, c):  # b is the one that was not used for longest
         cache.get(key)
     assert loads == ["roi-0", "roi-1", "roi-2"]
@@ -65,14 +66,14 @@ def test_the_least_recently_used_model_makes_room(store, loads):
 def test_files_that_another_process_replaced_are_noticed(store, loads, tmp_path, replaced):
     (key,) = keys(1)
     store.save_bank(key, bank())
-    cache = ModelCache(store, 10, MAX)
+    cache = ModelCache(store, 10)
     before = cache.get(key)
     other_process = ArtefactStore(tmp_path / "models")
     if replaced == "memory":
         other_process.save_bank(key, bank(1))
     elif replaced == "calibration":
         request = CalibrationRequest(ok_scores=None, ng_scores=None, rule=MAX, measured_with=MAX, area_mm2_thr=1.0)
-        other_process.save_calibration(key, calibrated(bank(), request))
+        other_process.save_calibration(key, calibrated(bank(), request, leave_one_out_scores(bank(), MAX)))
     else:
         other_process.save_bank(key, bank())
     after = cache.get(key)
@@ -86,7 +87,7 @@ def test_files_that_another_process_replaced_are_noticed(store, loads, tmp_path,
 def test_a_model_that_was_deleted_is_gone(store):
     (key,) = keys(1)
     store.save_bank(key, bank())
-    cache = ModelCache(store, 10, MAX)
+    cache = ModelCache(store, 10)
     assert cache.get(key).bank is not None
     (store.model_folder(key) / "memory.npz").unlink()
     assert cache.get(key).bank is None
@@ -95,7 +96,7 @@ def test_a_model_that_was_deleted_is_gone(store):
 def test_rois_that_do_not_exist_take_no_place(store, loads):
     a, *absent = keys(20)
     store.save_bank(a, bank())
-    cache = ModelCache(store, 2, MAX)
+    cache = ModelCache(store, 2)
     cache.get(a)
     for key in absent:
         assert cache.get(key).bank is None
@@ -105,7 +106,7 @@ def test_rois_that_do_not_exist_take_no_place(store, loads):
 
 def test_a_roi_that_is_fitted_later_is_found(store):
     (key,) = keys(1)
-    cache = ModelCache(store, 2, MAX)
+    cache = ModelCache(store, 2)
     assert cache.get(key).bank is None
     store.save_bank(key, bank())
     assert cache.get(key).bank.checksum == bank().checksum
@@ -114,7 +115,7 @@ def test_a_roi_that_is_fitted_later_is_found(store):
 def test_damage_is_told_every_time_and_nothing_damaged_is_kept(store):
     (key,) = keys(1)
     store.save_bank(key, bank())
-    cache = ModelCache(store, 2, MAX)
+    cache = ModelCache(store, 2)
     good = (store.model_folder(key) / "memory.npz").read_bytes()
     (store.model_folder(key) / "memory.npz").write_bytes(good[:-100])
     for _ in range(2):
@@ -126,21 +127,20 @@ def test_damage_is_told_every_time_and_nothing_damaged_is_kept(store):
 
 def test_the_heat_map_ends_at_twice_the_threshold_or_twice_p99_of_the_own_scores(store):
     (key,) = keys(1)
-    cache = ModelCache(store, 2, MAX)
+    cache = ModelCache(store, 2)
     assert cache.get(key).heatmap_full_scale == 2.0  # nothing is known: the whole range of distances
     store.save_bank(key, bank_on_a_line({"a": (0.0, 1.0)}))
     assert cache.get(key).heatmap_full_scale == 2.0  # one image alone has no score
     store.save_bank(key, bank())
     # The scores by p99 of the map: 0.4975, 1.7375, 6.9325 (see test_scoring); numpy's p99 of those.
     expected = 2 * (1.7375 + 0.98 * (6.9325 - 1.7375))
-    rule = ScoreRule(mode="percentile", percentile=99.0, blur_sigma=0.0)
-    assert ModelCache(store, 2, rule).get(key).heatmap_full_scale == pytest.approx(expected, rel=0.02)
+    assert ModelCache(store, 2).get(key).heatmap_full_scale == pytest.approx(expected, rel=0.02)
     request = CalibrationRequest(ok_scores=[0.3], ng_scores=None, rule=MAX, measured_with=MAX, area_mm2_thr=1.0)
-    store.save_calibration(key, calibrated(bank(), request))
+    store.save_calibration(key, calibrated(bank(), request, leave_one_out_scores(bank(), MAX)))
     assert cache.get(key).heatmap_full_scale == 0.6
 
 
 def test_a_roi_whose_own_scores_are_zero_shows_the_whole_range(store):
     (key,) = keys(1)
     store.save_bank(key, bank_on_a_line({"a": (1.0, 1.0), "b": (1.0, 1.0)}))
-    assert ModelCache(store, 2, MAX).get(key).heatmap_full_scale == 2.0
+    assert ModelCache(store, 2).get(key).heatmap_full_scale == 2.0

@@ -1,14 +1,15 @@
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
 
-from backend.calib import set_threshold
+from backend.calib import ScoreRule, set_threshold
 from backend.errors import InvalidInput, InvalidScores
 from backend.memory_bank.bank import MemoryBank
-from backend.scoring.leave_one_out import ScoreRule, leave_one_out_scores
-from backend.services.calibrating import CalibrationRequest, calibrated, renewed, rule_of
+from backend.scoring.judgement import rule_in_force
+from backend.scoring.leave_one_out import leave_one_out_scores
+from backend.services.calibration import CalibrationRequest
+from backend.services.calibration import calibrated as calibrated_with
+from backend.services.calibration import renewed as renewed_with
 from tests.testkit.fakes import bank_on_a_line
 
 MAX = ScoreRule(mode="max", percentile=99.0, blur_sigma=0.0)
@@ -26,6 +27,14 @@ def bank_with_scores_near_one(n: int) -> MemoryBank:
 def request(**changes) -> CalibrationRequest:
     fields = {"ok_scores": None, "ng_scores": None, "rule": MAX, "measured_with": MAX, "area_mm2_thr": 1.0}
     return CalibrationRequest(**{**fields, **changes})
+
+
+def calibrated(bank, asked):
+    return calibrated_with(bank, asked, leave_one_out_scores(bank, asked.rule))
+
+
+def renewed(previous, bank):
+    return renewed_with(previous, bank, leave_one_out_scores(bank, rule_in_force(bank, previous)))
 
 
 def test_without_scores_in_the_request_the_memorys_own_are_taken():
@@ -127,7 +136,7 @@ def test_the_stored_scores_are_measured_by_the_rule_asked_for():
 def test_a_renewed_calibration_has_the_new_memorys_scores_and_the_old_settings():
     previous = calibrated(BANK, request(ok_percentile=50, margin=1.5, area_mm2_thr=3.0))
     bank = bank_on_a_line({"a": (0.0, 1.0), "b": (0.5, 3.0), "c": (10.0, 1.25), "d": (9.0, 9.0)})
-    new = renewed(previous, bank, blur_sigma=0.0)
+    new = renewed(previous, bank)
     # d is 1 from 10; c is 1 from 9 and 0.25 from 1; so a 0.5, b 1.75, c 1, d 1: the upper median is 1.
     assert new.threshold == pytest.approx(1.5)
     assert (new.ok_percentile, new.margin, new.area_mm2_thr, new.score_mode) == (50, 1.5, 3.0, "max")
@@ -136,21 +145,23 @@ def test_a_renewed_calibration_has_the_new_memorys_scores_and_the_old_settings()
 
 def test_a_calibration_that_rests_on_ng_scores_cannot_be_renewed():
     previous = calibrated(BANK, request(ng_scores=[9.0]))
-    assert renewed(previous, bank_with_scores_near_one(5), blur_sigma=0.0) is None
+    assert renewed(previous, bank_with_scores_near_one(5)) is None
 
 
 def test_a_memory_of_one_part_cannot_renew_a_calibration():
-    assert renewed(calibrated(BANK, request()), bank_with_scores_near_one(1), blur_sigma=0.0) is None
+    assert renewed(calibrated(BANK, request()), bank_with_scores_near_one(1)) is None
 
 
 def test_a_calibration_that_rests_on_sent_scores_is_renewed_from_the_stored_ones():
     previous = calibrated(BANK, request(ok_scores=[3.0]))
-    assert renewed(previous, bank_with_scores_near_one(5), blur_sigma=0.0).ok_scores_from == "stored"
+    assert renewed(previous, bank_with_scores_near_one(5)).ok_scores_from == "stored"
 
 
-def test_the_rule_of_a_calibration_is_the_one_that_it_was_made_with():
-    calibration = dataclasses.replace(calibrated(BANK, request()), score_mode="top_mean", score_percentile=98.0)
-    assert rule_of(calibration, 2.0) == ScoreRule(mode="top_mean", percentile=98.0, blur_sigma=2.0)
-    assert leave_one_out_scores(BANK, rule_of(calibrated(BANK, request()), 0.0)).by_part == pytest.approx(
-        (0.5, 1.75, 7)
-    )
+def test_the_rule_in_force_is_the_last_calibrations_blurred_as_the_memory_says():
+    soft = ScoreRule(mode="max", percentile=99.0, blur_sigma=2.0)
+    bank = bank_on_a_line({"a": (0.0, 1.0), "b": (0.5, 3.0)}, rule=soft)
+    assert rule_in_force(bank, None) == soft
+    rule = ScoreRule(mode="top_mean", percentile=98.0, blur_sigma=0.0)
+    last = calibrated(BANK, request(rule=rule, measured_with=rule))
+    assert last.rule == rule
+    assert rule_in_force(bank, last) == ScoreRule(mode="top_mean", percentile=98.0, blur_sigma=2.0)
