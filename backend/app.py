@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.routing import Route
 
 from backend import __version__
-from backend.api import audit, datasets, inspection, jobs, models, monitoring
+from backend.api import audit, dataset_runs, datasets, inspection, jobs, models, monitoring
 from backend.api.dependencies import documented_headers
 from backend.api.http_errors import ERROR_RESPONSES, ErrorAnswers, install_error_handlers
 from backend.maintenance.sweeping import Upkeep
@@ -89,7 +89,7 @@ def create_app(settings: Settings | None = None, service: InspectionService | No
         generate_unique_id_function=lambda route: route.name,  # what a generated client calls its methods
     )
     app.router.routes.extend([*_options_routes(app.router)])  # of /docs and /openapi.json
-    rooms = (inspection, models, datasets, jobs, audit, monitoring)
+    rooms = (inspection, models, datasets, dataset_runs, jobs, audit, monitoring)
     for room in rooms:
         app.include_router(room.router, dependencies=[Depends(documented_headers)])
         app.router.routes.extend(_options_routes(room.router))

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
-from backend.api.schemas import Amount, Count, Score
+from backend.api.fields import Amount, Count, Score
 from backend.scoring.inspection import Decision
 from backend.services.audit import Source
 

@@ -10,7 +10,7 @@ from fastapi import Depends, Header, Query, Request
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 
-from backend.api.schemas import (
+from backend.api.fields import (
     KEY_TEXT,
     RECIPE_TEXT,
     ROI_TEXT,

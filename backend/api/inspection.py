@@ -23,19 +23,9 @@ from backend.api.dependencies import (
     model_key_of,
     now_or_later,
 )
-from backend.api.schemas import (
-    CalibrateAnswer,
-    CalibrateBody,
-    FitAnswer,
-    HealthAnswer,
-    ImageFile,
-    InferAnswer,
-    InferParams,
-    JobStarted,
-    MmPerPxForm,
-    PartId,
-    ShapeForm,
-)
+from backend.api.fields import ImageFile, MmPerPxForm, PartId, ShapeForm
+from backend.api.schemas import CalibrateAnswer, CalibrateBody, FitAnswer, HealthAnswer, InferAnswer, InferParams
+from backend.api.store_schemas import JobStarted
 from backend.errors import InvalidInput
 from backend.imaging.png import encode_png
 from backend.memory_bank.coreset import Progress

@@ -6,12 +6,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from backend.api.schemas import (
+from backend.api.fields import (
     Amount,
-    Answer,
     AreaMm2,
-    CalibrateAnswer,
-    CalibrationFacts,
     Count,
     MmPerPx,
     ModelKeyId,
@@ -19,13 +16,13 @@ from backend.api.schemas import (
     Pair,
     Percentile,
     RecipeId,
-    RegionAnswer,
     RoiId,
     RoleId,
     Score,
     Share,
     Size,
 )
+from backend.api.schemas import Answer, CalibrateAnswer, CalibrationFacts, RegionAnswer
 from backend.artifacts.image_store import Label
 from backend.services.jobs import State
 
@@ -249,6 +246,16 @@ class InferDatasetAnswer(Answer):
     n_total: Count = Field(description="Items.", examples=[33])
     n_errors: Count = Field(description="Items with an error.", examples=[0])
     items: list[DatasetItemAnswer] = Field(description="One per stored image; ok first.")
+
+
+class JobStarted(BaseModel):
+    """A call that goes on in the background."""
+
+    job_id: str = Field(description="Ask GET /jobs/{job_id} for it.", examples=["0f3c5e7a9b2d4f61a8c7e5d3b1f09a8c"])
+    kind: str = Field(description="The call.", examples=["fit_ok"])
+    state: str = Field(description="`queued`.", examples=["queued"])
+    status_url: str = Field(description="Where its progress is.", examples=["/jobs/0f3c…"])
+    request_id: str = Field(description="The header X-Request-Id, or a new id.", examples=["8f0c6d0e6d2e4f0a"])
 
 
 class JobAnswer(BaseModel):
