@@ -30,42 +30,6 @@ Source = Literal["infer", "infer_dataset"]
 VERSION = 1
 _BUSY_S = 5.0
 _GIVE_UP_S = 15.0
-_COLUMNS = {
-    "time_utc": "TEXT NOT NULL",
-    "source": "TEXT NOT NULL",
-    "request_id": "TEXT NOT NULL",
-    "caller": "TEXT",
-    "recipe_id": "TEXT NOT NULL",
-    "role_id": "TEXT NOT NULL",
-    "roi_id": "TEXT NOT NULL",
-    "model_key": "TEXT NOT NULL",
-    "image_name": "TEXT NOT NULL",
-    "image_digest": "TEXT NOT NULL",
-    "score": "REAL NOT NULL",
-    "threshold": "REAL",
-    "decision": "TEXT",
-    "n_regions": "INTEGER NOT NULL",
-    "area_mm2": "REAL NOT NULL",
-    "memory_checksum": "TEXT NOT NULL",
-    "extractor_id": "TEXT NOT NULL",
-    "mm_per_px": "REAL NOT NULL",
-    "service_version": "TEXT NOT NULL",
-    "params": "TEXT NOT NULL",
-}
-_SCHEMA = [
-    f"CREATE TABLE decisions (id INTEGER PRIMARY KEY AUTOINCREMENT, {', '.join(map(' '.join, _COLUMNS.items()))})",
-    "CREATE INDEX decisions_by_roi ON decisions (role_id, roi_id, id)",
-    "CREATE INDEX decisions_by_time ON decisions (time_utc)",
-    "CREATE INDEX decisions_by_image ON decisions (image_digest)",
-    "CREATE INDEX decisions_by_request ON decisions (request_id)",
-    *(
-        f"CREATE TRIGGER decisions_no_{verb.lower()} BEFORE {verb} ON decisions "
-        "BEGIN SELECT RAISE(ABORT, 'decisions are never changed'); END"
-        for verb in ("UPDATE", "DELETE")
-    ),
-    f"PRAGMA user_version = {VERSION}",
-]
-_INSERT = f"INSERT INTO decisions ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))})"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +56,31 @@ class Entry:
     mm_per_px: float
     service_version: str
     params: Mapping[str, Any]
+
+
+# By annotation; everything else is text.
+_SQL_TYPES = {
+    "float": "REAL NOT NULL",
+    "float | None": "REAL",
+    "int": "INTEGER NOT NULL",
+    "str | None": "TEXT",
+    "Decision | None": "TEXT",
+}
+_COLUMNS = {each.name: _SQL_TYPES.get(str(each.type), "TEXT NOT NULL") for each in fields(Entry)}
+_SCHEMA = [
+    f"CREATE TABLE decisions (id INTEGER PRIMARY KEY AUTOINCREMENT, {', '.join(map(' '.join, _COLUMNS.items()))})",
+    "CREATE INDEX decisions_by_roi ON decisions (role_id, roi_id, id)",
+    "CREATE INDEX decisions_by_time ON decisions (time_utc)",
+    "CREATE INDEX decisions_by_image ON decisions (image_digest)",
+    "CREATE INDEX decisions_by_request ON decisions (request_id)",
+    *(
+        f"CREATE TRIGGER decisions_no_{verb.lower()} BEFORE {verb} ON decisions "
+        "BEGIN SELECT RAISE(ABORT, 'decisions are never changed'); END"
+        for verb in ("UPDATE", "DELETE")
+    ),
+    f"PRAGMA user_version = {VERSION}",
+]
+_INSERT = f"INSERT INTO decisions ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))})"
 
 
 @dataclass(frozen=True, kw_only=True)
