@@ -27,6 +27,7 @@ from backend.scoring.leave_one_out import leave_one_out_scores
 from backend.services.calibration import renewed
 from backend.services.consistency import check_aspect_ratio, check_extractor, check_mm_per_px
 from backend.services.fit_request import FitReport, FitRequest, fit_warnings
+from backend.services.model_cache import ModelCache
 from backend.services.training_images import FitProgress, TrainingImage, TrainingImages
 from backend.storage import ArtefactStore
 from backend.utils import Stopwatch
@@ -62,9 +63,16 @@ class Fitter:
     """Fits ROIs. Two fits of one ROI at once both count: each merges with what is stored, under the ROI's lock."""
 
     def __init__(
-        self, *, store: ArtefactStore, extractor: ExtractorLoader, extraction: Extraction, max_pixels: int
+        self,
+        *,
+        store: ArtefactStore,
+        models: ModelCache,
+        extractor: ExtractorLoader,
+        extraction: Extraction,
+        max_pixels: int,
     ) -> None:
         self._store = store
+        self._models = models
         self._extractor = extractor
         self._extraction = extraction
         self._max_pixels = max_pixels
@@ -131,7 +139,7 @@ class Fitter:
         """
         adds = request.mode == "add"
         try:
-            stored = self._store.load(key)
+            stored = self._models.get(key)
         except ArtefactCorrupt as error:
             facts = self._store.learned_facts(key) if adds else None
             if adds and facts is None and not request.use_dataset:

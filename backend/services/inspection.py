@@ -69,7 +69,11 @@ class InspectionService:
         self._extraction = Extraction(device, batch_wait_ms=batch_wait_ms)
         self._precision = PrecisionCheck(store, self._extraction, max_pixels=defaults.max_pixels)
         self._fitter = Fitter(
-            store=store, extractor=extractor, extraction=self._extraction, max_pixels=defaults.max_pixels
+            store=store,
+            models=self._models,
+            extractor=extractor,
+            extraction=self._extraction,
+            max_pixels=defaults.max_pixels,
         )
 
     @property

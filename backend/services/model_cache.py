@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from collections.abc import Sequence
 from functools import cached_property
 
 from backend.artifacts.model_key import ModelKey
@@ -35,9 +36,14 @@ class LoadedModel:
         return self._stored.stale
 
     @property
+    def calibrations(self) -> Sequence[Calibration]:
+        """All that are stored, newest first, of whatever memory."""
+        return self._stored.calibrations
+
+    @property
     def last_calibration(self) -> Calibration | None:
         """The newest calibration, of whatever memory; None where there is none, or where it is damaged."""
-        return next(iter(self._stored.calibrations), None)
+        return next(iter(self.calibrations), None)
 
     @property
     def calibration_damaged(self) -> bool:

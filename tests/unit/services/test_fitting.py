@@ -3,11 +3,13 @@ from __future__ import annotations
 import itertools
 import shutil
 import threading
+from collections import Counter
 
 import cv2
 import numpy as np
 import pytest
 
+from backend import storage
 from backend.artifacts.image_store import ImageStore, StoredImage
 from backend.artifacts.model_key import ModelKey
 from backend.errors import (
@@ -24,6 +26,7 @@ from backend.errors import (
 from backend.extractors.loader import ExtractorLoader
 from backend.imaging.image_codec import pixel_digest
 from backend.roi_mask import Circle, Rect
+from backend.services import fitting, training_images
 from backend.services.datasets import Datasets, DatasetUpload
 from backend.services.fit_request import Upload
 from backend.settings import Settings
@@ -467,3 +470,42 @@ def test_replacing_a_memory_deletes_what_it_had_learned_and_nothing_else_of_the_
     datasets.add(key, "ok", [DatasetUpload(name="kept.png", data=uploads(2)[0].data)])
     fit(service, key, uploads(3), mode="replace")
     assert {image.digest for image in datasets.list(key)["ok"]} == {digest(2), digest(3)}
+
+
+# -- nothing is done twice ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Counts what a fit does, by name."""
+    counted = Counter()
+
+    def count(owner, name, key=None):
+        original = getattr(owner, name)
+
+        def counting(*args, **kwargs):
+            counted[key(*args) if key else name] += 1
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, counting)
+
+    count(training_images, "decode_image")
+    count(fitting, "leave_one_out_scores")
+    count(storage, "read_file", key=lambda path: path.name)
+    return counted
+
+
+def test_an_upload_is_decoded_once_and_a_learned_image_not_again(service, key, calls):
+    fit(service, key, uploads(0, 1, 1, 2))
+    assert calls["decode_image"] == 4
+    fit(service, key, uploads(3))
+    assert calls["decode_image"] == 5
+
+
+def test_a_fit_that_renews_the_calibration_scores_its_images_once_and_reads_its_files_once(service, key, calls):
+    fit(service, key, uploads(*range(N)))
+    service.calibrate(key)
+    calls.clear()
+    assert fit(service, key, uploads(N)).calibration == "renewed"
+    assert calls["leave_one_out_scores"] == 1
+    assert (calls["memory.npz"], calls["calib.json"]) == (1, 1)
