@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 
 from backend.artifacts.model_key import ModelKey
 from backend.roi_mask import parse_shape, shape_from_fields
-from backend.scoring.inspection import Inspection
-from backend.scoring.judgement import Overrides
+from backend.scoring.inspection import Inspection, Overrides
 from backend.services.inspection import InspectionService
 from backend.wiring import script_service
 

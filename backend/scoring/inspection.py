@@ -1,18 +1,23 @@
-"""What was found on one image."""
+"""What was found on one image: what counts, how the map becomes a score, and what the score is held against."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from backend.calib import Calibration, ScoreMode
-from backend.scoring.anomaly_map import heatmap
+from backend.calib import Calibration, ScoreMode, ScoreRule
+from backend.errors import ShapeOutsideImage
+from backend.imaging.placement import Placement
+from backend.memory_bank.bank import MemoryBank
+from backend.roi_mask import Shape, shape_mask
+from backend.scoring.anomaly_map import anomaly_map, heatmap
 from backend.scoring.image_score import image_scores
-from backend.scoring.regions import Region
+from backend.scoring.leave_one_out import learned_mask
+from backend.scoring.regions import Region, find_regions
 
 Decision = Literal["ok", "ng"]
 
@@ -63,3 +68,160 @@ class Inspection:
     def scores_under(self, percentile: float) -> dict[ScoreMode, float]:
         """Return the statistics of the map at another percentile; see ``image_scores``."""
         return image_scores(self.map, self.mask, percentile=percentile)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoringTerms:
+    """What an inspection is measured and judged by.
+
+    Attributes:
+        calibration: Judges the score; None gives a score without a decision.
+        is_stale: There is a calibration, but only of another memory.
+        rule: How the map becomes the score.
+        k: Neighbours that a distance is the mean of.
+        area_mm2_thr: Smaller regions are dropped, mm².
+    """
+
+    calibration: Calibration | None
+    is_stale: bool
+    rule: ScoreRule
+    k: int
+    area_mm2_thr: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Overrides:
+    """Values in place of a ROI's own; None leaves the own one.
+
+    Attributes:
+        k: Neighbours that a distance is the mean of. Another one than the memory's puts the score on another scale than
+            the threshold, and so gives no decision.
+        blur_sigma: Blur of the map, px; another one than the ROI's gives no decision either.
+        score_percentile: Percentile of the map that is the score, where no calibration judges it.
+        area_mm2_thr: Smaller regions are dropped, mm², where no calibration judges the score.
+    """
+
+    k: int | None = None
+    blur_sigma: float | None = None
+    score_percentile: float | None = None
+    area_mm2_thr: float | None = None
+
+
+NO_OVERRIDES = Overrides()
+
+
+def rule_in_force(bank: MemoryBank, last: Calibration | None) -> ScoreRule:
+    """Return how a ROI's maps become scores: as its last calibration says, blurred as its memory says.
+
+    Args:
+        bank: The memory.
+        last: The ROI's newest calibration, also one of another memory; None where there is none.
+    """
+    rule = bank.options.rule
+    return rule if last is None else replace(last.rule, blur_sigma=rule.blur_sigma)
+
+
+def scoring_terms(
+    bank: MemoryBank, calibration: Calibration | None, last: Calibration | None, overrides: Overrides
+) -> ScoringTerms:
+    """Return what an inspection is measured and judged by.
+
+    Args:
+        bank: The memory.
+        calibration: The one that belongs to the memory.
+        last: The newest one, of whatever memory: set aside, it still says what its successor's scores are to be.
+        overrides: What a caller asks for in place of the ROI's own.
+    """
+    is_stale = calibration is None and last is not None
+    own, own_k = rule_in_force(bank, last), bank.options.k
+    k = overrides.k or own_k
+    blur_sigma = own.blur_sigma if overrides.blur_sigma is None else overrides.blur_sigma
+    if k != own_k or blur_sigma != own.blur_sigma:
+        calibration = None
+    if calibration is not None:
+        percentile, area_mm2_thr = own.percentile, calibration.area_mm2_thr
+    else:
+        percentile = overrides.score_percentile or own.percentile
+        area_mm2_thr = bank.options.area_mm2_thr if overrides.area_mm2_thr is None else overrides.area_mm2_thr
+    return ScoringTerms(
+        calibration=calibration,
+        is_stale=is_stale,
+        rule=replace(own, percentile=percentile, blur_sigma=blur_sigma),
+        k=k,
+        area_mm2_thr=area_mm2_thr,
+    )
+
+
+def inspected_mask(shape: Shape | None, bank: MemoryBank, image_hw: tuple[int, int]) -> NDArray[np.bool_]:
+    """Return the pixels [H, W] bool of an image that a shape covers and that the ROI has learned.
+
+    Raises:
+        ShapeOutsideImage: If there is none.
+    """
+    mask = shape_mask(shape, image_hw)
+    if bank.shape is None:
+        return mask
+    mask &= learned_mask(bank, image_hw)
+    if not mask.any():
+        raise ShapeOutsideImage(
+            "The shape covers nothing of the area that this ROI was fitted with. Send a shape inside it, or fit again.",
+            details={"field": "shape", "learned_shape": dict(bank.shape)},
+        )
+    return mask
+
+
+def judge(
+    bank: MemoryBank,
+    distances: NDArray[np.float32],
+    placement: Placement,
+    mask: NDArray[np.bool_],
+    terms: ScoringTerms,
+    *,
+    heatmap_full_scale: float,
+    facts: Mapping[str, Any],
+) -> Inspection:
+    """Return the inspection of an image.
+
+    Args:
+        bank: The memory that it was compared with.
+        distances: [Ht*Wt] float32, row-major.
+        placement: How the image was brought to the grid.
+        mask: [H, W] bool, the pixels that count.
+        terms: What it is measured and judged by.
+        heatmap_full_scale: The map value that the heat map shows as 255.
+        facts: What ``params`` tells beside the terms.
+    """
+    calibration, rule = terms.calibration, terms.rule
+    learned = np.where(bank.mask_cells, distances, np.nan).astype(np.float32)
+    image_map = anomaly_map(learned, placement, mask, blur_sigma=rule.blur_sigma)
+    scores = image_scores(image_map, mask, percentile=rule.percentile)
+    regions: tuple[Region, ...] = ()
+    if calibration is not None:
+        regions = find_regions(
+            image_map,
+            mask,
+            threshold=calibration.threshold,
+            area_mm2_thr=terms.area_mm2_thr,
+            mm_per_px=bank.mm_per_px,
+        )
+    return Inspection(
+        score=scores[rule.mode],
+        calibration=calibration,
+        map=image_map,
+        mask=mask,
+        regions=regions,
+        grid_hw=placement.grid_hw,
+        heatmap_full_scale=heatmap_full_scale,
+        params={
+            **facts,
+            "k": terms.k,
+            "p_score": rule.percentile,
+            "blur_sigma": rule.blur_sigma,
+            "score_percentile": rule.percentile,
+            "score_mode": rule.mode,
+            "scores": scores,
+            "area_mm2_thr": terms.area_mm2_thr,
+            "heatmap_scale": heatmap_full_scale,
+            "calibration_stale": terms.is_stale,
+        },
+    )

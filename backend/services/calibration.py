@@ -11,7 +11,7 @@ import numpy as np
 from backend.calib import OK_PERCENTILE, Calibration, ScoreMode, ScoreRule, set_threshold
 from backend.errors import InvalidInput
 from backend.memory_bank.bank import MemoryBank
-from backend.scoring.judgement import rule_in_force
+from backend.scoring.inspection import rule_in_force
 from backend.scoring.leave_one_out import LeaveOneOutScores
 
 _FIT_SCORE_RATIO = 0.5

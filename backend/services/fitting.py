@@ -22,7 +22,7 @@ from backend.memory_bank.coreset import Progress
 from backend.memory_bank.learning import learn
 from backend.memory_bank.whitening import fit_whitening
 from backend.roi_mask import Shape, scale_shape, shape_fields, shape_from_fields, shape_mask
-from backend.scoring.judgement import rule_in_force
+from backend.scoring.inspection import rule_in_force
 from backend.scoring.leave_one_out import leave_one_out_scores
 from backend.services.calibration import renewed
 from backend.services.consistency import check_aspect_ratio, check_extractor, check_mm_per_px

@@ -21,8 +21,15 @@ from backend.imaging.placement import Placement
 from backend.memory_bank.bank import FitOptions, MemoryBank
 from backend.memory_bank.coreset import Progress
 from backend.roi_mask import Shape, shape_fields
-from backend.scoring.inspection import Inspection
-from backend.scoring.judgement import NO_OVERRIDES, Overrides, inspected_mask, judge, rule_in_force, scoring_terms
+from backend.scoring.inspection import (
+    NO_OVERRIDES,
+    Inspection,
+    Overrides,
+    inspected_mask,
+    judge,
+    rule_in_force,
+    scoring_terms,
+)
 from backend.scoring.leave_one_out import leave_one_out_scores
 from backend.services.agreement import PrecisionCheck
 from backend.services.calibration import CalibrationRequest, calibrated

@@ -5,7 +5,7 @@ import pytest
 from backend.calib import ScoreRule, set_threshold
 from backend.errors import InvalidInput, InvalidScores
 from backend.memory_bank.bank import MemoryBank
-from backend.scoring.judgement import rule_in_force
+from backend.scoring.inspection import rule_in_force
 from backend.scoring.leave_one_out import leave_one_out_scores
 from backend.services.calibration import CalibrationRequest
 from backend.services.calibration import calibrated as calibrated_with
