@@ -42,7 +42,7 @@ from backend.utils import Stopwatch
 
 _CALIBRATION_LOST = (
     "The calibration before this one was damaged: settings that this call does not name (score_mode, "
-    "score_percentile, area_mm2_thr) are those of the fit now."
+    "score_percentile, area_mm2_thr) are the defaults of the fit now."
 )
 
 
