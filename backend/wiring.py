@@ -23,7 +23,7 @@ from backend.settings import Settings
 from backend.storage import ArtefactStore
 
 if TYPE_CHECKING:
-    from backend.features import DinoV2Features
+    from backend.extractors.dinov2 import DinoV2Features
 
 
 def build_service(settings: Settings, *, extractor: ExtractorLoader | None = None) -> InspectionService:
@@ -131,7 +131,7 @@ def _filter_bank(settings: Settings) -> FeatureExtractor:
 
 def _dinov2(settings: Settings) -> DinoV2Features:
     # Imported here: torch takes seconds, and the filter bank does not need it.
-    from backend.features import DinoV2Features
+    from backend.extractors.dinov2 import DinoV2Features
 
     limit_threads(settings.threads or usable_cpus())  # again: torch has only now been loaded
     features = DinoV2Features(

@@ -163,7 +163,7 @@ def choose_engine(
         embedder: The network.
         engine: ``auto``, ``torch`` or ``openvino``.
         precision: ``auto``, ``fp32``, ``bf16`` or ``fp16``.
-        device: ``cpu`` or ``cuda:N``, as `backend.features.resolve_device` returns it.
+        device: ``cpu`` or ``cuda:N``, as `backend.extractors.dinov2.resolve_device` returns it.
         weights_digest: Names the weights, for what is kept in ``cache_dir``.
         cache_dir: Where an engine keeps what it converted; None keeps nothing.
         threads: How many CPU threads compute, for the whole process; None leaves it to the libraries.

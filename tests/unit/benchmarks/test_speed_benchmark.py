@@ -7,9 +7,9 @@ import pytest
 from rich.console import Console
 
 from backend.demo.samples import render_good
+from backend.extractors.dinov2 import to_input
 from backend.extractors.engines import PatchEmbedder, TorchEngine
 from backend.extractors.weights import WeightsFile, load_backbone
-from backend.features import to_input
 from backend.memory_bank.coreset import kcenter_greedy
 from benchmarks import load, speed
 from benchmarks.clients import Measured

@@ -15,13 +15,13 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-import backend.features
 import tests.testkit.dinov2_files as files
 from backend.errors import Unavailable, WeightsUnavailable
+from backend.extractors import dinov2
 from backend.extractors.base import EngineFacts
 from backend.extractors.device_search import DeviceSearch
+from backend.extractors.dinov2 import DinoV2Features, resolve_device, to_input
 from backend.extractors.weights import load_backbone
-from backend.features import DinoV2Features, resolve_device, to_input
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -247,7 +247,7 @@ def test_an_image_of_the_networks_size_is_taken_as_it_is() -> None:
 def test_the_id_names_what_changes_the_numbers_and_nothing_else(
     both_forms: files.DinoV2Files, tmp_path: Path, features: DinoV2Features, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(backend.features, "load_backbone", cache(load_backbone))  # Seven networks are made of two.
+    monkeypatch.setattr(dinov2, "load_backbone", cache(load_backbone))  # Seven networks are made of two.
     other = files.write_timm_file(tmp_path / "other.safetensors", files.dinov2_tensors(seed=1))
 
     def extractor_id(**changes: Any) -> str:
