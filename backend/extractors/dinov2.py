@@ -18,7 +18,8 @@ from torch.nn import functional
 from backend.errors import Unavailable
 from backend.extractors.base import EngineFacts
 from backend.extractors.device_search import DeviceRows, DeviceSearch
-from backend.extractors.engines import CELL_PX, EngineName, PatchEmbedder, Precision, TorchEngine, choose_engine
+from backend.extractors.embedder import CELL_PX, EngineName, PatchEmbedder, Precision
+from backend.extractors.engines import TorchEngine, choose_engine
 from backend.extractors.weights import find_weights, load_backbone, tensors_digest
 from backend.imaging.placement import Placement, Resize, place
 from backend.memory_bank.nearest import RowsOnDevice

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from backend.artifacts.files import scratch_folder, sync_tree
 from backend.errors import StorageFailed, StorageFull, Unavailable
 from backend.extractors.base import EngineOrigin
-from backend.extractors.engines import CELL_PX, EngineName, PatchEmbedder, Precision
+from backend.extractors.embedder import CELL_PX, EngineName, PatchEmbedder, Precision
 from backend.extractors.openvino_network import ConvolutionalEmbedder, position_embedding
 
 logger = logging.getLogger(__name__)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from backend.extractors.engines import CELL_PX, PatchEmbedder
+from backend.extractors.embedder import CELL_PX, PatchEmbedder
 
 
 class ConvolutionalEmbedder(nn.Module):

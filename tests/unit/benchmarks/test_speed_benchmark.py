@@ -8,7 +8,8 @@ from rich.console import Console
 
 from backend.demo.samples import render_good
 from backend.extractors.dinov2 import to_input
-from backend.extractors.engines import PatchEmbedder, TorchEngine
+from backend.extractors.embedder import PatchEmbedder
+from backend.extractors.engines import TorchEngine
 from backend.extractors.weights import WeightsFile, load_backbone
 from backend.memory_bank.coreset import kcenter_greedy
 from benchmarks import load, speed

@@ -20,7 +20,8 @@ import tests.testkit.dinov2_files as files
 from backend.artifacts.files import ABANDONED_S, is_ownerless, sync_tree
 from backend.errors import Unavailable
 from backend.extractors import openvino_engine
-from backend.extractors.engines import Engine, PatchEmbedder, Precision, TorchEngine, choose_engine
+from backend.extractors.embedder import Engine, PatchEmbedder, Precision
+from backend.extractors.engines import TorchEngine, choose_engine
 from backend.extractors.openvino_engine import OpenVinoEngine, OpenVinoUnusable
 from backend.extractors.weights import WeightsFile, load_backbone
 

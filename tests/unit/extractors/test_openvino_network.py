@@ -9,7 +9,7 @@ import timm
 import torch
 
 import tests.testkit.dinov2_files as files
-from backend.extractors.engines import PatchEmbedder
+from backend.extractors.embedder import PatchEmbedder
 from backend.extractors.openvino_network import ConvolutionalEmbedder, convolutional_block, position_embedding
 from backend.extractors.weights import WeightsFile, load_backbone
 
