@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from backend.imaging.png import encode_png
+from backend.imaging.image_codec import encode_png
 from backend.memory_bank.coreset import coreset_size, kcenter_greedy, kcenter_greedy_reference
 from backend.memory_bank.nearest import build_index
 from benchmarks.machine import cuda_device

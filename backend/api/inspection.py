@@ -37,7 +37,7 @@ from backend.api.schemas import (
     ShapeForm,
 )
 from backend.errors import InvalidInput
-from backend.imaging.png import encode_png
+from backend.imaging.image_codec import encode_png
 from backend.memory_bank.coreset import Progress
 from backend.roi_mask import parse_shape
 from backend.services.fit_request import Mode, Upload

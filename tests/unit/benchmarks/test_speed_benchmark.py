@@ -105,7 +105,7 @@ def test_the_reference_extraction_is_that_of_the_service_in_float32(weights):
 def test_the_reference_service_learns_and_inspects(weights, monkeypatch):
     from fastapi.testclient import TestClient
 
-    from backend.imaging.png import encode_png
+    from backend.imaging.image_codec import encode_png
     from benchmarks.references import reference_app
 
     monkeypatch.setenv("BDI_WEIGHTS", str(weights.path))
