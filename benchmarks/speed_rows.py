@@ -37,12 +37,13 @@ def extract_row(bench: Workbench, device: str = "cpu", limit: float | None = 0.3
         rounds=bench.plan.rounds,
         calls=bench.plan.calls,
     )
+    facts = features.engine_facts()
     return Row(
         work=f"extract one {bench.plan.size_px} px ROI, {device.partition(':')[0].upper()}",
         **figures,
         limit=limit,
         same_result=bool(cosines.min() > _SAME_DIRECTION),
-        remark=f"{features.engine} {features.precision} : torch fp32 eager; smallest cosine {cosines.min():.5f}",
+        remark=f"{facts.name} {facts.precision} : torch fp32 eager; smallest cosine {cosines.min():.5f}",
     )
 
 

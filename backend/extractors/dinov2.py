@@ -1,4 +1,7 @@
-"""DINOv2 patch embeddings of an image, the default extractor."""
+"""DINOv2 patch embeddings of an image, the default extractor.
+
+Importing this module needs neither torch nor timm; making an extractor does.
+"""
 
 from __future__ import annotations
 
@@ -6,25 +9,28 @@ import logging
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import cv2
 import numpy as np
-import timm
-import torch
 from numpy.typing import NDArray
-from torch.nn import functional
 
-from backend.errors import Unavailable
-from backend.extractors.base import EngineFacts
-from backend.extractors.device_search import DeviceRows, DeviceSearch
-from backend.extractors.embedder import CELL_PX, EngineName, PatchEmbedder, Precision
-from backend.extractors.engines import TorchEngine, choose_engine
+from backend.errors import WeightsUnavailable
+from backend.extractors.base import CELL_PX, EngineFacts, EngineName, Precision
 from backend.extractors.weights import find_weights, load_backbone, tensors_digest
 from backend.imaging.placement import Placement, Resize, place
 from backend.memory_bank.nearest import RowsOnDevice
 
+if TYPE_CHECKING:
+    from backend.extractors.device_search import DeviceRows, DeviceSearch
+    from backend.extractors.engines import TorchEngine
+
 logger = logging.getLogger(__name__)
+
+_NO_TORCH = (
+    "DINOv2 needs PyTorch and timm, which are not installed here or do not load. Install them with "
+    '`pip install ".[torch]"`, or set BDI_EXTRACTOR to filter-bank.'
+)
 
 
 class DinoV2Features:
@@ -53,7 +59,7 @@ class DinoV2Features:
 
     Raises:
         ValueError: If an argument is out of its range.
-        WeightsUnavailable: If the weights cannot be had or do not fit.
+        WeightsUnavailable: If the weights cannot be had or do not fit, or PyTorch or timm is not installed.
         Unavailable: If the device, engine or precision that was asked for is not there.
     """
 
@@ -86,17 +92,24 @@ class DinoV2Features:
             raise ValueError(f"scales must begin with 1 and be positive, got {self._scales}")
         if round(self._input_size * min(self._scales)) < CELL_PX:
             raise ValueError(f"input_size times each scale must be at least {CELL_PX} px, got {input_size}")
-        self.device = resolve_device(device)
+        try:  # Here and not above: these take seconds, and the service does without them.
+            import timm
+            import torch
+        except (ImportError, OSError) as error:  # OSError: a library of theirs that Windows does not load.
+            logger.error("PyTorch and timm cannot be imported: %s", error)
+            raise WeightsUnavailable(_NO_TORCH) from error
+        from backend.extractors.device_search import DeviceSearch
+        from backend.extractors.embedder import PatchEmbedder
+        from backend.extractors.engines import choose_engine, resolve_device
 
+        self.device = resolve_device(device)
         config = timm.models.get_pretrained_cfg(model_name)
         if config is None or config.hf_hub_id is None:
             raise ValueError(f"timm knows no pretrained network {model_name}")
-        found = find_weights(config.hf_hub_id, named=weights)
-        backbone: Any = load_backbone(model_name, found)
+        backbone: Any = load_backbone(model_name, find_weights(config.hf_hub_id, named=weights))
         if layers[-1] >= len(backbone.blocks):
             raise ValueError(f"{self.name} has {len(backbone.blocks)} blocks, got out_indices {layers}")
         digest = tensors_digest(backbone)
-        self.weights_sha256 = found.sha256()
         self.extractor_id = ";".join(
             (
                 self.name,
@@ -118,13 +131,7 @@ class DinoV2Features:
         )
 
         # On the CPU there is nowhere to leave rows: the search there has them already.
-        on_device = isinstance(self._engine, TorchEngine) and self.device != "cpu"
-        self._search = DeviceSearch(torch.device(self.device)) if on_device else None
-
-    @property
-    def engine(self) -> EngineName:
-        """Return which engine computes."""
-        return self._engine.name
+        self._search = None if self.device == "cpu" else DeviceSearch(torch.device(self.device))
 
     @property
     def precision(self) -> Precision:
@@ -222,63 +229,19 @@ class DinoV2Features:
         return embeddings
 
     def _embed_on_device(self, images_bgr: Sequence[NDArray[np.uint8]], search: DeviceSearch) -> Iterator[DeviceRows]:
-        assert isinstance(self._engine, TorchEngine)
+        from backend.extractors.device_search import DeviceRows
+
         input_hw = self._placement(images_bgr[0].shape[:2], 1.0).input_hw
-        embeddings = self._engine.embed_on_device(np.stack([to_input(image, input_hw) for image in images_bgr]))
-        self._check_finite(bool(torch.isfinite(embeddings).all()))
+        embeddings = cast("TorchEngine", self._engine).embed_on_device(
+            np.stack([to_input(image, input_hw) for image in images_bgr])
+        )
+        self._check_finite(bool(embeddings.isfinite().all()))
         self._warm_input_hw = self._warm_input_hw | {input_hw}
         return (DeviceRows(rows, search) for rows in embeddings)
 
     def _check_finite(self, is_finite: bool) -> None:
         if not is_finite:
             raise FloatingPointError(f"{self.name} in {self.precision} gave embeddings that are not finite")
-
-
-def resolve_device(device: str) -> str:
-    """Return ``cpu`` or ``cuda:N`` for a device setting.
-
-    Args:
-        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
-
-    Raises:
-        ValueError: If it is none of these.
-        Unavailable: If it asks for a CUDA device that is not there or does not compute.
-    """
-    wanted = re.fullmatch(r"auto|cpu|cuda(?::(\d+))?", device)
-    if wanted is None:
-        raise ValueError(f"device must be auto, cpu, cuda or cuda:N, got {device!r}")
-    if device == "cpu":
-        return "cpu"
-    index = int(wanted[1] or 0)
-    why_not = _why_cuda_is_unusable(index)
-    if why_not is None:
-        return f"cuda:{index}"
-    if device == "auto":
-        if why_not != _NO_CUDA:
-            logger.warning("the CPU computes: %s", why_not)
-        return "cpu"
-    raise Unavailable(
-        f"The device {device} was asked for: {why_not}. Set BDI_DEVICE to auto or cpu, or mend the driver."
-    )
-
-
-_NO_CUDA = "this machine has no usable CUDA device"
-
-
-def _why_cuda_is_unusable(index: int) -> str | None:
-    """Return what keeps a CUDA device from computing, or None."""
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if count == 0:
-        return _NO_CUDA
-    if index >= count:
-        return f"this machine has {count} CUDA device(s), counted from 0"
-    try:
-        # A device that is too old for this build of PyTorch is counted as available, and fails at the first kernel.
-        torch.ones(1, device=f"cuda:{index}").add(1).item()
-    except RuntimeError as error:
-        logger.warning("CUDA device %d does not compute: %s", index, error)
-        return "this build of PyTorch cannot compute on that CUDA device"
-    return None
 
 
 def to_input(image_bgr: NDArray[np.uint8], input_hw: tuple[int, int]) -> NDArray[np.uint8]:
@@ -294,9 +257,12 @@ def to_input(image_bgr: NDArray[np.uint8], input_hw: tuple[int, int]) -> NDArray
     image_rgb = cv2.cvtColor(image_bgr, cv2.COLOR_BGR2RGB)
     if image_rgb.shape[:2] == input_hw:
         return image_rgb.astype(np.uint8, copy=False)
+    import torch
+    from torch.nn.functional import interpolate
+
     # OpenCV has no antialiased bicubic. The channels-last view makes PyTorch take its vectorised path for uint8.
     pixels = torch.from_numpy(image_rgb).permute(2, 0, 1).unsqueeze(0)
-    resized = functional.interpolate(pixels, size=input_hw, mode="bicubic", antialias=True, align_corners=False)
+    resized = interpolate(pixels, size=input_hw, mode="bicubic", antialias=True, align_corners=False)
     # It comes back plane by plane; to interleave the planes with numpy takes longer than the resampling did.
     return np.asarray(cv2.merge([*resized[0].numpy()]), dtype=np.uint8)
 
@@ -305,9 +271,12 @@ def _to_grid(embeddings: NDArray[np.float32], from_hw: tuple[int, int], to_hw: t
     """Return embeddings [B, N, D] of one grid brought to another, bilinear between cell centres."""
     if from_hw == to_hw:
         return embeddings
+    import torch
+    from torch.nn.functional import interpolate
+
     batch, _, width = embeddings.shape
     grids = torch.from_numpy(embeddings).view(batch, *from_hw, width).permute(0, 3, 1, 2)
-    resampled = functional.interpolate(grids, size=to_hw, mode="bilinear", align_corners=False)
+    resampled = interpolate(grids, size=to_hw, mode="bilinear", align_corners=False)
     return np.asarray(resampled.permute(0, 2, 3, 1).flatten(1, 2))
 
 

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Final, Literal, Protocol
+from typing import Final, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from backend.extractors.base import EngineOrigin
-
-CELL_PX: Final = 14
-"""Edge of one DINOv2 patch in the network input, px."""
-
-EngineName = Literal["torch", "openvino"]
-Precision = Literal["fp32", "bf16", "fp16"]
+from backend.extractors.base import EngineName, EngineOrigin, Precision
 
 TORCH_DTYPES: Final[dict[Precision, torch.dtype]] = {
     "fp32": torch.float32,

@@ -7,6 +7,7 @@ An engine takes images that already have the network's size and gives patch embe
 from __future__ import annotations
 
 import logging
+import re
 import threading
 from pathlib import Path
 from typing import Literal
@@ -15,11 +16,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from backend.extractors.base import EngineOrigin
-from backend.extractors.embedder import TORCH_DTYPES, Engine, EngineName, PatchEmbedder, Precision
+from backend.errors import Unavailable
+from backend.extractors.base import EngineName, EngineOrigin, Precision
+from backend.extractors.embedder import TORCH_DTYPES, Engine, PatchEmbedder
 from backend.extractors.openvino_engine import OpenVinoEngine, OpenVinoUnusable
 
 logger = logging.getLogger(__name__)
+
+_NO_CUDA = "this machine has no usable CUDA device"
 
 
 class TorchEngine:
@@ -68,6 +72,50 @@ class TorchEngine:
         return embeddings
 
 
+def resolve_device(device: str) -> str:
+    """Return ``cpu`` or ``cuda:N`` for a device setting.
+
+    Args:
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+
+    Raises:
+        ValueError: If it is none of these.
+        Unavailable: If it asks for a CUDA device that is not there or does not compute.
+    """
+    wanted = re.fullmatch(r"auto|cpu|cuda(?::(\d+))?", device)
+    if wanted is None:
+        raise ValueError(f"device must be auto, cpu, cuda or cuda:N, got {device!r}")
+    if device == "cpu":
+        return "cpu"
+    index = int(wanted[1] or 0)
+    why_not = _why_cuda_is_unusable(index)
+    if why_not is None:
+        return f"cuda:{index}"
+    if device == "auto":
+        if why_not != _NO_CUDA:
+            logger.warning("the CPU computes: %s", why_not)
+        return "cpu"
+    raise Unavailable(
+        f"The device {device} was asked for: {why_not}. Set BDI_DEVICE to auto or cpu, or mend the driver."
+    )
+
+
+def _why_cuda_is_unusable(index: int) -> str | None:
+    """Return what keeps a CUDA device from computing, or None."""
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if count == 0:
+        return _NO_CUDA
+    if index >= count:
+        return f"this machine has {count} CUDA device(s), counted from 0"
+    try:
+        # A device that is too old for this build of PyTorch is counted as available, and fails at the first kernel.
+        torch.ones(1, device=f"cuda:{index}").add(1).item()
+    except RuntimeError as error:
+        logger.warning("CUDA device %d does not compute: %s", index, error)
+        return "this build of PyTorch cannot compute on that CUDA device"
+    return None
+
+
 def choose_engine(
     embedder: PatchEmbedder,
     *,
@@ -86,7 +134,7 @@ def choose_engine(
         embedder: The network.
         engine: ``auto``, ``torch`` or ``openvino``.
         precision: ``auto``, ``fp32``, ``bf16`` or ``fp16``.
-        device: ``cpu`` or ``cuda:N``, as `backend.extractors.dinov2.resolve_device` returns it.
+        device: ``cpu`` or ``cuda:N``, as `resolve_device` returns it.
         weights_digest: Names the weights, for what is kept in ``cache_dir``.
         cache_dir: Where an engine keeps what it converted; None keeps nothing.
         threads: How many CPU threads compute, for the whole process; None leaves it to the libraries.

@@ -25,8 +25,8 @@ from torch import nn
 
 from backend.artifacts.files import scratch_folder, sync_tree
 from backend.errors import StorageFailed, StorageFull, Unavailable
-from backend.extractors.base import EngineOrigin
-from backend.extractors.embedder import CELL_PX, EngineName, PatchEmbedder, Precision
+from backend.extractors.base import CELL_PX, EngineName, EngineOrigin, Precision
+from backend.extractors.embedder import PatchEmbedder
 
 logger = logging.getLogger(__name__)
 

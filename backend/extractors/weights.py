@@ -56,11 +56,6 @@ class WeightsFile:
             "hub": "The weights file that was downloaded just now",
         }[self.origin]
 
-    def sha256(self) -> str:
-        """Return the SHA-256 of the file's bytes, 64 hex digits: what ``sha256sum`` says."""
-        with self.path.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
-
 
 def find_weights(repo_id: str, *, named: Path | None = None) -> WeightsFile:
     """Return the weights file: the one that was named, else from the hub cache, else from the hub.

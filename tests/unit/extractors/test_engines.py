@@ -21,8 +21,9 @@ import tests.testkit.dinov2_files as files
 from backend.artifacts.files import ABANDONED_S, is_ownerless, sync_tree
 from backend.errors import Unavailable
 from backend.extractors import openvino_engine
-from backend.extractors.embedder import Engine, PatchEmbedder, Precision
-from backend.extractors.engines import TorchEngine, choose_engine
+from backend.extractors.base import Precision
+from backend.extractors.embedder import Engine, PatchEmbedder
+from backend.extractors.engines import TorchEngine, choose_engine, resolve_device
 from backend.extractors.openvino_engine import OpenVinoEngine, OpenVinoUnusable
 from backend.extractors.weights import WeightsFile, load_backbone
 
@@ -386,3 +387,48 @@ def test_loading_openvino_leaves_no_trace_for_its_telemetry(tmp_path: Path) -> N
     ).stdout
     assert said.strip() == "[]"
     assert not (tmp_path / "intel").exists()
+
+
+# Devices
+
+
+@pytest.mark.parametrize(
+    ("device", "count", "resolved"),
+    [
+        ("auto", 0, "cpu"),
+        ("auto", 2, "cuda:0"),
+        ("cpu", 2, "cpu"),
+        ("cuda", 1, "cuda:0"),
+        ("cuda:1", 2, "cuda:1"),
+        ("cuda", 0, Unavailable),
+        ("cuda:2", 2, Unavailable),
+        ("cuda:", 2, ValueError),
+        ("mps", 0, ValueError),
+    ],
+)
+def test_the_device_is_the_one_asked_for_or_an_error(
+    device: str, count: int, resolved: str | type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    monkeypatch.setattr(torch, "ones", lambda *_, **__: torch.zeros(1))  # There is no device to compute on.
+    if isinstance(resolved, str):
+        assert resolve_device(device) == resolved
+    else:
+        with pytest.raises(resolved, match=device if resolved is Unavailable else "device must be"):
+            resolve_device(device)
+
+
+def test_a_cuda_device_that_is_there_but_does_not_compute_is_passed_over_aloud(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("CUDA error: no kernel image is available for execution on the device")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch, "ones", fail)
+    assert resolve_device("auto") == "cpu"
+    assert "the CPU computes" in caplog.text
+    with pytest.raises(Unavailable, match="cannot compute on that CUDA device"):
+        resolve_device("cuda:0")
