@@ -126,9 +126,9 @@ def choose_engine(
     cache_dir: Path | None = None,
     threads: int | None = None,
 ) -> tuple[Engine, str | None]:
-    """Return the engine that the settings choose and, where it is not the one hoped for, a sentence that says why.
+    """Return the engine that the settings choose and, where it is not the one hoped for, why.
 
-    ``auto`` is PyTorch on CUDA and OpenVINO on a CPU; where OpenVINO cannot be used, PyTorch there too, aloud.
+    ``auto`` is PyTorch on CUDA and OpenVINO on a CPU; where OpenVINO cannot be used, PyTorch there too, with a warning.
 
     Args:
         embedder: The network.

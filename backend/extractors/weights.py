@@ -39,8 +39,8 @@ class WeightsFile:
     """A weights file on this machine.
 
     Attributes:
-        path: Where it lies. In the hub cache this is the named link, not the blob behind it: timm tells the format by
-            the ending of the name.
+        path: Where it lies. In the hub cache this is the named link, not the blob behind it: timm knows the format
+            by the ending of the name.
         origin: ``file`` (somebody named it), ``hub-cache`` or ``hub`` (downloaded just now).
     """
 

@@ -1,7 +1,7 @@
 """Bytes to BGR pixels and back; the one place where uploads of any form become uint8 BGR.
 
 Pillow reads the header (format and size, before anything is decoded) and OpenCV decodes the pixels: Pillow cannot hold
-16-bit colour, and OpenCV neither tells the size beforehand nor reports a file that stops half-way.
+16-bit colour, and OpenCV neither says the size beforehand nor reports a file that stops half-way.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def decode_image(data: bytes, *, max_pixels: int, name: str = "image") -> NDArra
     Args:
         data: The file's bytes.
         max_pixels: Largest width × height that is decoded, px.
-        name: What the error sentence calls the image.
+        name: What an error calls the image.
 
     Returns:
         [H, W, 3] uint8, BGR, C-contiguous.
