@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import TYPE_CHECKING
 
 from backend.calib import ScoreRule
 from backend.errors import InspectionError, WeightsUnavailable
 from backend.extractors.base import FeatureExtractor
 from backend.extractors.device_queue import DeviceQueue
+from backend.extractors.dinov2 import DinoV2Features
 from backend.extractors.filter_bank import FilterBankFeatures
 from backend.extractors.loader import ExtractorLoader
 from backend.memory_bank.bank import FitOptions
@@ -22,9 +22,6 @@ from backend.serving.api_keys import ApiKeys
 from backend.serving.body_budget import BodyBudget
 from backend.settings import Settings
 from backend.storage import ArtefactStore
-
-if TYPE_CHECKING:
-    from backend.features import DinoV2Features
 
 
 def build_service(settings: Settings, *, extractor: ExtractorLoader | None = None) -> InspectionService:
@@ -99,8 +96,12 @@ def check_requirements(settings: Settings) -> None:
     """Raise RuntimeError if the machine lacks what the settings insist on."""
     if not settings.require_cuda:
         return
-    import torch
-
+    try:
+        import torch
+    except ImportError as error:
+        raise RuntimeError(
+            'BDI_REQUIRE_CUDA is set, but PyTorch is not installed: `pip install ".[torch]"`.'
+        ) from error
     if not torch.cuda.is_available():
         raise RuntimeError("BDI_REQUIRE_CUDA is set, but PyTorch finds no CUDA device on this machine.")
 
@@ -109,7 +110,7 @@ def make_extractor(settings: Settings) -> tuple[FeatureExtractor, str | None]:
     """Return the extractor that the settings choose and, when it is not the one hoped for, why.
 
     Raises:
-        WeightsUnavailable: If DINOv2 is asked for and its weights cannot be had.
+        WeightsUnavailable: If DINOv2 is asked for and its weights cannot be had, or PyTorch is not installed.
     """
     limit_threads(settings.threads or usable_cpus())
     if settings.extractor == "filter-bank":
@@ -134,10 +135,7 @@ def _filter_bank(settings: Settings) -> FeatureExtractor:
 
 
 def _dinov2(settings: Settings) -> DinoV2Features:
-    # Imported here: torch takes seconds, and the filter bank does not need it.
-    from backend.features import DinoV2Features
-
-    limit_threads(settings.threads or usable_cpus())  # again: torch has only now been loaded
+    threads = settings.threads or usable_cpus()
     features = DinoV2Features(
         device=settings.device,
         input_size=settings.input_size,
@@ -147,8 +145,9 @@ def _dinov2(settings: Settings) -> DinoV2Features:
         engine=settings.engine,
         precision=settings.precision,
         cache_dir=settings.models_dir / ".engines",
-        threads=settings.threads or usable_cpus(),
+        threads=threads,
     )
+    limit_threads(threads)  # again: torch has only now been loaded
     # An engine compiles for each input size. Better now than under the first part of the day.
     sizes = {features.placement(hw).input_hw: hw for hw in _image_sizes_in_use(settings)}
     for image_hw in sizes.values():

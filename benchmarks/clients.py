@@ -14,7 +14,7 @@ from http.client import HTTPException
 import numpy as np
 
 from backend.demo.samples import render_good
-from backend.imaging.png import encode_png
+from backend.imaging.image_codec import encode_png
 from benchmarks.servers import MM_PER_PX, Caller, CallFailed, Form, Running, fit_form, infer_form
 
 FITS = ("none", "extracting", "picking")

@@ -16,8 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from backend.imaging.image_codec import SUFFIX_BY_FORMAT, decode_image
-from backend.imaging.png import encode_png
+from backend.imaging.image_codec import SUFFIX_BY_FORMAT, decode_image, encode_png
 
 _SUFFIXES = frozenset(SUFFIX_BY_FORMAT.values()) | {".jpeg", ".tiff"}
 _MAX_PIXELS = 40_000_000

@@ -28,7 +28,7 @@ from rich.table import Column, Table
 
 from backend.demo.samples import render_good
 from backend.errors import InspectionError
-from backend.imaging.png import encode_png
+from backend.imaging.image_codec import encode_png
 from backend.settings import Settings
 from benchmarks.clients import FITS, HEALTH_MS, LOAD_ROI, REFIT_ROI, Measured, Plan, measure
 from benchmarks.machine import cuda_device, describe, machine_facts, markdown, update_block, write_json

@@ -13,7 +13,7 @@ from contextlib import closing
 import cv2
 import numpy as np
 
-from backend.imaging.png import encode_png
+from backend.imaging.image_codec import encode_png
 from benchmarks.servers import MM_PER_PX, ROLE, SERVICE, STUBBED, infer_form, serving, stub_settings
 from benchmarks.workbench import FITTED, Row, Workbench
 

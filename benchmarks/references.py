@@ -26,8 +26,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from backend.extractors.weights import WeightsFile, load_backbone
+from backend.imaging.image_codec import encode_png
 from backend.imaging.placement import Placement, place
-from backend.imaging.png import encode_png
 from backend.memory_bank.coreset import coreset_size, kcenter_greedy_reference
 from backend.scoring.anomaly_map import anomaly_map, heatmap
 from backend.scoring.image_score import image_scores

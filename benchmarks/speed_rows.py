@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from backend.imaging.png import encode_png
+from backend.imaging.image_codec import encode_png
 from backend.memory_bank.coreset import coreset_size, kcenter_greedy, kcenter_greedy_reference
 from backend.memory_bank.nearest import build_index
 from benchmarks.machine import cuda_device
@@ -37,12 +37,13 @@ def extract_row(bench: Workbench, device: str = "cpu", limit: float | None = 0.3
         rounds=bench.plan.rounds,
         calls=bench.plan.calls,
     )
+    facts = features.engine_facts()
     return Row(
         work=f"extract one {bench.plan.size_px} px ROI, {device.partition(':')[0].upper()}",
         **figures,
         limit=limit,
         same_result=bool(cosines.min() > _SAME_DIRECTION),
-        remark=f"{features.engine} {features.precision} : torch fp32 eager; smallest cosine {cosines.min():.5f}",
+        remark=f"{facts.name} {facts.precision} : torch fp32 eager; smallest cosine {cosines.min():.5f}",
     )
 
 

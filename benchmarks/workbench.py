@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backend.demo.samples import render_defective, render_good
-from backend.features import DinoV2Features
-from backend.imaging.png import encode_png
+from backend.extractors.dinov2 import DinoV2Features
+from backend.imaging.image_codec import encode_png
 from benchmarks.servers import MM_PER_PX, REFERENCE, ROLE, SERVICE, Caller, Running, fit_form, serving
 
 FITTED = "fitted"

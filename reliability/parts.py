@@ -7,8 +7,7 @@ from functools import cache
 
 from backend.artifacts.image_store import FILE_NAME_DIGITS
 from backend.demo.samples import render_good
-from backend.imaging.image_codec import decode_image, pixel_digest
-from backend.imaging.png import encode_png
+from backend.imaging.image_codec import decode_image, encode_png, pixel_digest
 from benchmarks.servers import MM_PER_PX, ROLE, Form, form
 
 SIZE_PX = 96

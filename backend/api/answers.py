@@ -9,7 +9,7 @@ from typing import Any
 
 from backend.api.schemas import EngineAnswer, FitAnswer, RegionAnswer, ScoreSummary
 from backend.extractors.base import FeatureExtractor, HasEngine
-from backend.imaging.png import encode_png
+from backend.imaging.image_codec import encode_png
 from backend.scoring.inspection import Inspection
 from backend.scoring.regions import Region
 from backend.services.fit_request import FitReport

@@ -27,7 +27,7 @@ from backend.api.fields import ImageFile, MmPerPxForm, PartId, ShapeForm
 from backend.api.schemas import CalibrateAnswer, CalibrateBody, FitAnswer, HealthAnswer, InferAnswer, InferParams
 from backend.api.store_schemas import JobStarted
 from backend.errors import InvalidInput
-from backend.imaging.png import encode_png
+from backend.imaging.image_codec import encode_png
 from backend.memory_bank.coreset import Progress
 from backend.roi_mask import parse_shape
 from backend.services.fit_request import Mode, Upload

@@ -11,8 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backend.demo.samples import Sample, machined_ring, render_defective, render_good
-from backend.imaging.image_codec import decode_image
-from backend.imaging.png import encode_png
+from backend.imaging.image_codec import decode_image, encode_png
 from backend.roi_mask import Annulus
 
 _DEFECTS = ("pit", "scratch", "dent", "missing_hole", "chipped_edge", "rust", "pit", "scratch")

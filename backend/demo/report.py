@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from backend.imaging.png import encode_png
+from backend.imaging.image_codec import encode_png
 
 Outcome = Literal["passed", "found", "false alarm", "missed", "not judged"]
 

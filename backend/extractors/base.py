@@ -1,16 +1,22 @@
-"""What an extractor is, and which one the settings choose."""
+"""What an extractor is, and the terms for what computes it; needs no heavy library."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from typing import Final, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from backend.imaging.placement import Placement
 from backend.memory_bank.nearest import RowsOnDevice
+
+CELL_PX: Final = 14
+"""Edge of one DINOv2 patch in the network input, px."""
+
+EngineName = Literal["torch", "openvino"]
+Precision = Literal["fp32", "bf16", "fp16"]
 
 EngineOrigin = Literal["as it is", "converted", "read from cache"]
 """How the graph that an engine runs came about."""
@@ -27,8 +33,8 @@ class EngineFacts:
         warm_input_hw: The input sizes, px, that it has computed since: the next image of such a size waits for nothing.
     """
 
-    name: str
-    precision: str
+    name: EngineName
+    precision: Precision
     origin: EngineOrigin
     warm_input_hw: tuple[tuple[int, int], ...]
 

@@ -7,96 +7,23 @@ An engine takes images that already have the network's size and gives patch embe
 from __future__ import annotations
 
 import logging
+import re
 import threading
 from pathlib import Path
-from typing import Final, Literal, Protocol
+from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 
-from backend.extractors.base import EngineOrigin
+from backend.errors import Unavailable
+from backend.extractors.base import EngineName, EngineOrigin, Precision
+from backend.extractors.embedder import TORCH_DTYPES, Engine, PatchEmbedder
+from backend.extractors.openvino_engine import OpenVinoEngine, OpenVinoUnusable
 
 logger = logging.getLogger(__name__)
 
-CELL_PX: Final = 14
-"""Edge of one DINOv2 patch in the network input, px."""
-
-EngineName = Literal["torch", "openvino"]
-Precision = Literal["fp32", "bf16", "fp16"]
-
-TORCH_DTYPES: Final[dict[Precision, torch.dtype]] = {
-    "fp32": torch.float32,
-    "bf16": torch.bfloat16,
-    "fp16": torch.float16,
-}
-
-
-class Engine(Protocol):
-    """Runs the network.
-
-    Attributes:
-        name: ``torch`` or ``openvino``.
-        device: ``cpu``, ``cuda:0``, ….
-        precision: In what the products are computed; embeddings leave as float32 whatever it is.
-        batch_size: How many images of one size it is worth giving at once.
-        origin: How the graph that it runs came about.
-    """
-
-    name: EngineName
-    origin: EngineOrigin
-    device: str
-    precision: Precision
-    batch_size: int
-
-    def embed(self, images_rgb: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Return patch embeddings [B, N, D] float32, unit rows, of images [B, h, w, 3] uint8."""
-        ...
-
-
-class PatchEmbedder(nn.Module):
-    """From pixels to unit patch embeddings: everything that an engine runs.
-
-    Normalises with the weights' own mean and standard deviation, takes the patch tokens after the chosen blocks with
-    the final norm (as DINOv2's ``get_intermediate_layers(norm=True)``, Oquab et al. 2023, arXiv:2304.07193), puts them
-    side by side and brings each row to unit length. The class token is dropped.
-
-    Args:
-        backbone: A timm vision transformer.
-        out_indices: Blocks counted from 0, ascending.
-    """
-
-    mean: torch.Tensor
-    std: torch.Tensor
-
-    def __init__(self, backbone: nn.Module, out_indices: tuple[int, ...]) -> None:
-        super().__init__()
-        self.backbone = backbone
-        self.out_indices = out_indices
-        for name in ("mean", "std"):  # The config gives them for pixels in [0, 1].
-            per_channel = torch.tensor(backbone.pretrained_cfg[name]).view(1, 3, 1, 1)  # type: ignore[index]
-            self.register_buffer(name, per_channel * 255.0, persistent=False)
-
-    def forward(self, images_rgb: torch.Tensor) -> torch.Tensor:
-        """Return [B, N, D] float32 unit rows of images [B, h, w, 3] uint8; h and w multiples of the patch size."""
-        tokens: list[torch.Tensor] = self.backbone.forward_intermediates(  # type: ignore[operator]
-            self.pixels(images_rgb),
-            indices=list(self.out_indices),
-            norm=True,
-            stop_early=True,
-            output_fmt="NLC",
-            intermediates_only=True,
-        )
-        return self.unit_rows(tokens)
-
-    def pixels(self, images_rgb: torch.Tensor) -> torch.Tensor:
-        """Return [B, 3, h, w], normalised, of [B, h, w, 3] uint8."""
-        return (images_rgb.permute(0, 3, 1, 2).to(self.mean.dtype) - self.mean) / self.std
-
-    def unit_rows(self, tokens: list[torch.Tensor]) -> torch.Tensor:
-        """Return [B, N, D] float32 unit rows of one [B, N, C] per chosen block."""
-        return nn.functional.normalize(torch.cat(tokens, dim=-1).float(), dim=-1)
+_NO_CUDA = "this machine has no usable CUDA device"
 
 
 class TorchEngine:
@@ -145,6 +72,50 @@ class TorchEngine:
         return embeddings
 
 
+def resolve_device(device: str) -> str:
+    """Return ``cpu`` or ``cuda:N`` for a device setting.
+
+    Args:
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+
+    Raises:
+        ValueError: If it is none of these.
+        Unavailable: If it asks for a CUDA device that is not there or does not compute.
+    """
+    wanted = re.fullmatch(r"auto|cpu|cuda(?::(\d+))?", device)
+    if wanted is None:
+        raise ValueError(f"device must be auto, cpu, cuda or cuda:N, got {device!r}")
+    if device == "cpu":
+        return "cpu"
+    index = int(wanted[1] or 0)
+    why_not = _why_cuda_is_unusable(index)
+    if why_not is None:
+        return f"cuda:{index}"
+    if device == "auto":
+        if why_not != _NO_CUDA:
+            logger.warning("the CPU computes: %s", why_not)
+        return "cpu"
+    raise Unavailable(
+        f"The device {device} was asked for: {why_not}. Set BDI_DEVICE to auto or cpu, or mend the driver."
+    )
+
+
+def _why_cuda_is_unusable(index: int) -> str | None:
+    """Return what keeps a CUDA device from computing, or None."""
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if count == 0:
+        return _NO_CUDA
+    if index >= count:
+        return f"this machine has {count} CUDA device(s), counted from 0"
+    try:
+        # A device that is too old for this build of PyTorch is counted as available, and fails at the first kernel.
+        torch.ones(1, device=f"cuda:{index}").add(1).item()
+    except RuntimeError as error:
+        logger.warning("CUDA device %d does not compute: %s", index, error)
+        return "this build of PyTorch cannot compute on that CUDA device"
+    return None
+
+
 def choose_engine(
     embedder: PatchEmbedder,
     *,
@@ -155,15 +126,15 @@ def choose_engine(
     cache_dir: Path | None = None,
     threads: int | None = None,
 ) -> tuple[Engine, str | None]:
-    """Return the engine that the settings choose and, where it is not the one hoped for, a sentence that says why.
+    """Return the engine that the settings choose and, where it is not the one hoped for, why.
 
-    ``auto`` is PyTorch on CUDA and OpenVINO on a CPU; where OpenVINO cannot be used, PyTorch there too, aloud.
+    ``auto`` is PyTorch on CUDA and OpenVINO on a CPU; where OpenVINO cannot be used, PyTorch there too, with a warning.
 
     Args:
         embedder: The network.
         engine: ``auto``, ``torch`` or ``openvino``.
         precision: ``auto``, ``fp32``, ``bf16`` or ``fp16``.
-        device: ``cpu`` or ``cuda:N``, as `backend.features.resolve_device` returns it.
+        device: ``cpu`` or ``cuda:N``, as `resolve_device` returns it.
         weights_digest: Names the weights, for what is kept in ``cache_dir``.
         cache_dir: Where an engine keeps what it converted; None keeps nothing.
         threads: How many CPU threads compute, for the whole process; None leaves it to the libraries.
@@ -181,9 +152,6 @@ def choose_engine(
         raise ValueError(f"the engine openvino runs on the CPU, not on {device}")
     if engine == "torch" or not on_cpu:
         return TorchEngine(embedder, device=device, precision=precision), None
-
-    # Imported here: OpenVINO is optional, and its import takes a moment.
-    from backend.extractors.openvino_engine import OpenVinoEngine, OpenVinoUnusable
 
     try:
         return (

@@ -5,7 +5,7 @@ Two families of second derivatives, after the maximum-response filters of Varma 
 - blobs: the two eigenvalues of the Hessian of a Gaussian-smoothed image, the largest and the smallest curvature over
   all directions, computed in closed form from three basis filters (Freeman & Adelson 1991, steerable filters);
 - lines: bar filters, long along the line and narrow across, of which the strongest bright and the strongest dark
-  response over twelve orientations count. Length is what tells a hair-thin crack from grain of the same width.
+  response over twelve orientations count. Length is what distinguishes a hair-thin crack from grain of the same width.
 
 Each map is pooled to mean, maximum and minimum per cell: a maximum does not care where in the cell a defect lies.
 Everything is computed on a logarithmic tone scale, where a change of light is nearly an offset, and second derivatives
@@ -55,6 +55,8 @@ _POOLS = 3
 class FilterBankFeatures:
     """Ridge and line responses of a ROI image; deterministic, on the CPU.
 
+    Obeys `backend.extractors.base.FeatureExtractor`.
+
     Args:
         input_size: Edge of the network input for a square image, px. The scales are fixed in pixels of this input:
             thinner lines need a larger one.
@@ -64,6 +66,12 @@ class FilterBankFeatures:
     Raises:
         ValueError: If an argument is out of range.
     """
+
+    name = "filter-bank"
+    precision = "fp32"
+    device = "cpu"
+    whitens = True
+    batch_size = 1
 
     def __init__(self, *, input_size: int = 384, resize: Resize = "aspect", cell_px: int = 14) -> None:
         if not 4 <= cell_px <= 64 or cell_px % 2:
@@ -76,41 +84,12 @@ class FilterBankFeatures:
         self._resize: Resize = resize
         self._cell_px = cell_px
         self._bars = [_bar_kernels(across / 2, along / 2) for across, along in LINE_SIGMAS_PX]
-
-    @property
-    def name(self) -> str:
-        """What people see."""
-        return "filter-bank"
-
-    @property
-    def extractor_id(self) -> str:
-        """Names everything that changes the numbers."""
         blobs = ",".join(f"{sigma:g}" for sigma in BLOB_SIGMAS_PX)
         lines = ",".join(f"{across:g}x{along:g}" for across, along in LINE_SIGMAS_PX)
-        return (
+        self.extractor_id = (
             f"{self.name}/v{VERSION}:blobs={blobs}:lines={lines}*{ORIENTATIONS}:log={DARK_GREY:g}"
-            f":cell={self._cell_px}:input={self._input_size}:{self._resize}"
+            f":cell={cell_px}:input={input_size}:{resize}"
         )
-
-    @property
-    def precision(self) -> str:
-        """What it computes in."""
-        return "fp32"
-
-    @property
-    def device(self) -> str:
-        """Where the arithmetic runs."""
-        return "cpu"
-
-    @property
-    def whitens(self) -> bool:
-        """True: the embeddings are raw responses."""
-        return True
-
-    @property
-    def batch_size(self) -> int:
-        """One: nothing is gained by batching."""
-        return 1
 
     def placement(self, image_hw: tuple[int, int]) -> Placement:
         """Return how an image of this size is brought to the patch grid."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Literal
 
@@ -40,10 +41,9 @@ class ExtractorLoader:
     def __init__(self, make: Callable[[], tuple[FeatureExtractor, str | None]]) -> None:
         self._make = make
         self._state = ExtractorState(status="starting")
-        self._error: BaseException | None = None
-        self._done = threading.Event()
+        self._loaded: Future[FeatureExtractor] = Future()
         self._lock = threading.Lock()
-        self._thread: threading.Thread | None = None
+        self._started = False
 
     @property
     def state(self) -> ExtractorState:
@@ -53,9 +53,9 @@ class ExtractorLoader:
     def start(self) -> None:
         """Begin to load, once."""
         with self._lock:
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._load, name="extractor-loader", daemon=True)
-                self._thread.start()
+            if not self._started:
+                self._started = True
+                threading.Thread(target=self._load, name="extractor-loader", daemon=True).start()
 
     def get(self) -> FeatureExtractor:
         """Return the extractor; waits while it is being loaded.
@@ -65,29 +65,29 @@ class ExtractorLoader:
             RequestTimeout: If it is not there by the time the request must have ended.
         """
         self.start()
-        if not self._done.wait(remaining_s()):
-            raise RequestTimeout("The feature extractor is still being loaded. Send the request again in a while.")
-        if self._state.extractor is None:
-            if isinstance(self._error, InspectionError):
-                raise self._error
-            raise WeightsUnavailable(str(self._state.reason))
-        return self._state.extractor
+        try:
+            return self._loaded.result(remaining_s())
+        except TimeoutError:
+            raise RequestTimeout(
+                "The feature extractor is still being loaded. Send the request again in a while."
+            ) from None
 
     def _load(self) -> None:
         try:
             extractor, reason = self._make()
-            self._state = ExtractorState(status="degraded" if reason else "ok", extractor=extractor, reason=reason)
             _log.info("extractor %s ready on %s", extractor.extractor_id, extractor.device)
+        except InspectionError as error:
+            _log.error("%s", error.sentence)
+            self._fail(error)
+        except Exception:
+            _log.exception("the feature extractor could not be loaded")
+            self._fail(WeightsUnavailable("The feature extractor could not be loaded; the service's log says why."))
+        else:
             if reason:
                 _log.warning("%s", reason)
-        except Exception as error:
-            self._error = error
-            reason = "The feature extractor could not be loaded; the service's log says why."
-            if isinstance(error, InspectionError):
-                reason = error.sentence
-                _log.error("%s", reason)
-            else:
-                _log.exception("the feature extractor could not be loaded")
-            self._state = ExtractorState(status="degraded", reason=reason)
-        finally:
-            self._done.set()
+            self._state = ExtractorState(status="degraded" if reason else "ok", extractor=extractor, reason=reason)
+            self._loaded.set_result(extractor)
+
+    def _fail(self, error: InspectionError) -> None:
+        self._state = ExtractorState(status="degraded", reason=error.sentence)
+        self._loaded.set_exception(error)

@@ -39,8 +39,8 @@ class WeightsFile:
     """A weights file on this machine.
 
     Attributes:
-        path: Where it lies. In the hub cache this is the named link, not the blob behind it: timm tells the format by
-            the ending of the name.
+        path: Where it lies. In the hub cache this is the named link, not the blob behind it: timm knows the format
+            by the ending of the name.
         origin: ``file`` (somebody named it), ``hub-cache`` or ``hub`` (downloaded just now).
     """
 
@@ -55,11 +55,6 @@ class WeightsFile:
             "hub-cache": "The weights file in the Hugging Face hub cache, which should be deleted there,",
             "hub": "The weights file that was downloaded just now",
         }[self.origin]
-
-    def sha256(self) -> str:
-        """Return the SHA-256 of the file's bytes, 64 hex digits: what ``sha256sum`` says."""
-        with self.path.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def find_weights(repo_id: str, *, named: Path | None = None) -> WeightsFile:

@@ -1,7 +1,7 @@
 """Bytes to BGR pixels and back; the one place where uploads of any form become uint8 BGR.
 
 Pillow reads the header (format and size, before anything is decoded) and OpenCV decodes the pixels: Pillow cannot hold
-16-bit colour, and OpenCV neither tells the size beforehand nor reports a file that stops half-way.
+16-bit colour, and OpenCV neither says the size beforehand nor reports a file that stops half-way.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from backend.errors import BadImage, TooLarge
-from backend.imaging.png import unpacked_png
 from backend.utils import sha256_hex
 
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
@@ -40,7 +39,7 @@ def decode_image(data: bytes, *, max_pixels: int, name: str = "image") -> NDArra
     Args:
         data: The file's bytes.
         max_pixels: Largest width × height that is decoded, px.
-        name: What the error sentence calls the image.
+        name: What an error calls the image.
 
     Returns:
         [H, W, 3] uint8, BGR, C-contiguous.
@@ -52,8 +51,6 @@ def decode_image(data: bytes, *, max_pixels: int, name: str = "image") -> NDArra
     image_format, (height, width) = _checked_header(data, max_pixels, name)
     if not _is_whole(data, image_format):
         raise BadImage(f"The image {name!r} is truncated or damaged. Save it again and send it whole.")
-    if image_format == "PNG":
-        data = unpacked_png(data)
     pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     if pixels is None or pixels.shape[:2] != (height, width):
         raise BadImage(f"The image {name!r} cannot be decoded. Save it again as PNG.")
@@ -61,6 +58,20 @@ def decode_image(data: bytes, *, max_pixels: int, name: str = "image") -> NDArra
         return to_bgr_uint8(pixels)
     except ValueError as error:  # a TIFF of floats or of five channels
         raise BadImage(f"The image {name!r} does not hold 8 or 16 bit pixels. Save it again as PNG.") from error
+
+
+def encode_png(pixels: NDArray[np.uint8]) -> bytes:
+    """Return pixels as a PNG file.
+
+    Args:
+        pixels: [H, W] or [H, W, 3] (BGR) uint8.
+
+    Raises:
+        ValueError: If the pixels have another shape or dtype.
+    """
+    if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3) or pixels.shape[2:] not in ((), (3,)) or not pixels.size:
+        raise ValueError(f"cannot encode an array of shape {pixels.shape} and dtype {pixels.dtype} as PNG")
+    return cv2.imencode(".png", pixels)[1].tobytes()
 
 
 def to_bgr_uint8(pixels: NDArray[np.generic]) -> NDArray[np.uint8]:

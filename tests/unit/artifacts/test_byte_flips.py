@@ -15,7 +15,7 @@ from backend.artifacts.quarantine import set_aside_copies
 from backend.errors import ArtefactCorrupt, NotFound
 from backend.extractors.base import embeddings_key
 from backend.extractors.loader import ExtractorLoader
-from backend.imaging.png import encode_png
+from backend.imaging.image_codec import encode_png
 from backend.maintenance.verifying import verify_folder
 from backend.services.fit_request import Upload
 from backend.services.inspection import InspectionService

@@ -7,9 +7,10 @@ import pytest
 from rich.console import Console
 
 from backend.demo.samples import render_good
-from backend.extractors.engines import PatchEmbedder, TorchEngine
+from backend.extractors.dinov2 import to_input
+from backend.extractors.embedder import PatchEmbedder
+from backend.extractors.engines import TorchEngine
 from backend.extractors.weights import WeightsFile, load_backbone
-from backend.features import to_input
 from backend.memory_bank.coreset import kcenter_greedy
 from benchmarks import load, speed
 from benchmarks.clients import Measured
@@ -104,7 +105,7 @@ def test_the_reference_extraction_is_that_of_the_service_in_float32(weights):
 def test_the_reference_service_learns_and_inspects(weights, monkeypatch):
     from fastapi.testclient import TestClient
 
-    from backend.imaging.png import encode_png
+    from backend.imaging.image_codec import encode_png
     from benchmarks.references import reference_app
 
     monkeypatch.setenv("BDI_WEIGHTS", str(weights.path))

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 from numpy.typing import NDArray
 
@@ -20,7 +21,9 @@ import tests.testkit.dinov2_files as files
 from backend.artifacts.files import ABANDONED_S, is_ownerless, sync_tree
 from backend.errors import Unavailable
 from backend.extractors import openvino_engine
-from backend.extractors.engines import Engine, PatchEmbedder, Precision, TorchEngine, choose_engine
+from backend.extractors.base import Precision
+from backend.extractors.embedder import Engine, PatchEmbedder
+from backend.extractors.engines import TorchEngine, choose_engine, resolve_device
 from backend.extractors.openvino_engine import OpenVinoEngine, OpenVinoUnusable
 from backend.extractors.weights import WeightsFile, load_backbone
 
@@ -102,6 +105,19 @@ def test_openvino_in_fp32_equals_pytorch_at_every_input_size(
     assert embeddings.dtype == np.float32
     assert embeddings.shape == (2, input_hw[0] // 14 * (input_hw[1] // 14), 768)
     np.testing.assert_allclose(embeddings, reference.embed(batch), atol=2e-6)
+
+
+@pytest.mark.parametrize("name", ["vit_small_patch14_dinov2", "vit_small_patch14_reg4_dinov2"])
+@torch.no_grad()
+def test_what_openvino_converts_is_timms_network_with_and_without_registers(name: str) -> None:
+    torch.manual_seed(0)
+    backbone = timm.create_model(name, pretrained=False, num_classes=0, depth=3, dynamic_img_size=True)
+    network = PatchEmbedder(backbone, (0, 2)).eval()
+    for parameter in network.parameters():  # Fresh layer scales are so small that a missing block would not show.
+        parameter.copy_(0.05 * torch.randn_like(parameter))
+    given_positions = openvino_engine._OpenSizes(network)
+    found = given_positions(torch.from_numpy(images()), given_positions.positions(INPUT_HW))
+    torch.testing.assert_close(found, network(torch.from_numpy(images())), atol=1e-6, rtol=0)
 
 
 @needs_bf16
@@ -230,18 +246,17 @@ def test_a_cache_that_does_not_match_its_digests_is_rebuilt_aloud(
     assert make_openvino(cache_dir=own_cache).embed(images()).shape == (1, 48, 768)
 
 
-def test_graphs_that_nobody_has_started_with_for_long_are_deleted(
-    make_openvino: Callable[..., OpenVinoEngine], own_cache: Path
+def test_a_new_graph_takes_the_place_of_those_of_other_weights_or_versions(
+    make_openvino: Callable[..., OpenVinoEngine], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kept = only_folder(own_cache)
-    for name, days in {"openvino-young": 80, "openvino-old": 100, "notes": 100, kept.name: 100}.items():
-        (own_cache / name).mkdir(exist_ok=True)
-        (own_cache / name / "file").write_text("x")
-        os.utime(own_cache / name, (time.time() - 86_400 * days,) * 2)
-    engine = make_openvino(cache_dir=own_cache)
-    assert engine.origin == "read from cache"
-    assert {path.name for path in own_cache.iterdir()} == {"openvino-young", "notes", kept.name}
-    assert kept.stat().st_mtime > time.time() - 60  # It is in use.
+    graph = make_openvino()._graph
+    monkeypatch.setattr(OpenVinoEngine, "_convert", lambda engine: graph)
+    for name in ("openvino-of-last-year", "notes"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text("x")
+    kept = f"openvino-{make_openvino(cache_dir=tmp_path)._key('w')}"
+    assert {path.name for path in tmp_path.iterdir()} == {kept, "notes"}
+    assert make_openvino(cache_dir=tmp_path).origin == "read from cache"
 
 
 def test_a_cache_that_cannot_be_written_costs_a_warning_and_not_the_engine(
@@ -372,3 +387,48 @@ def test_loading_openvino_leaves_no_trace_for_its_telemetry(tmp_path: Path) -> N
     ).stdout
     assert said.strip() == "[]"
     assert not (tmp_path / "intel").exists()
+
+
+# Devices
+
+
+@pytest.mark.parametrize(
+    ("device", "count", "resolved"),
+    [
+        ("auto", 0, "cpu"),
+        ("auto", 2, "cuda:0"),
+        ("cpu", 2, "cpu"),
+        ("cuda", 1, "cuda:0"),
+        ("cuda:1", 2, "cuda:1"),
+        ("cuda", 0, Unavailable),
+        ("cuda:2", 2, Unavailable),
+        ("cuda:", 2, ValueError),
+        ("mps", 0, ValueError),
+    ],
+)
+def test_the_device_is_the_one_asked_for_or_an_error(
+    device: str, count: int, resolved: str | type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    monkeypatch.setattr(torch, "ones", lambda *_, **__: torch.zeros(1))  # There is no device to compute on.
+    if isinstance(resolved, str):
+        assert resolve_device(device) == resolved
+    else:
+        with pytest.raises(resolved, match=device if resolved is Unavailable else "device must be"):
+            resolve_device(device)
+
+
+def test_a_cuda_device_that_is_there_but_does_not_compute_is_passed_over_aloud(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("CUDA error: no kernel image is available for execution on the device")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch, "ones", fail)
+    assert resolve_device("auto") == "cpu"
+    assert "the CPU computes" in caplog.text
+    with pytest.raises(Unavailable, match="cannot compute on that CUDA device"):
+        resolve_device("cuda:0")

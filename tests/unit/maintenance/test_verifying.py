@@ -14,7 +14,7 @@ from backend.artifacts.files import write_atomic
 from backend.artifacts.model_key import ModelKey
 from backend.cli import main
 from backend.extractors.loader import ExtractorLoader
-from backend.imaging.png import encode_png
+from backend.imaging.image_codec import encode_png
 from backend.maintenance import verifying
 from backend.maintenance.verifying import verify_folder
 from backend.services.fit_request import Upload

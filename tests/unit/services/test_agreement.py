@@ -7,8 +7,8 @@ from backend.artifacts.image_store import ImageStore
 from backend.artifacts.model_key import ModelKey
 from backend.demo.samples import render_good
 from backend.errors import ExtractorMismatch, Unavailable
-from backend.features import DinoV2Features
-from backend.imaging.png import encode_png
+from backend.extractors.dinov2 import DinoV2Features
+from backend.imaging.image_codec import encode_png
 from backend.services.fit_request import Upload
 from tests.testkit import dinov2_files
 from tests.testkit.fakes import FakeExtractor
