@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from backend import storage
 from backend.artifacts import heatmaps
+from backend.artifacts import store as store_module
 from backend.artifacts.formats import FORMAT_VERSION, bank_bytes, bank_from_bytes, calibrations_from_bytes, with_digest
 from backend.artifacts.heatmaps import save_heatmap
 from backend.artifacts.layout import child_folder
@@ -346,7 +346,7 @@ def test_a_calibration_replaces_the_one_of_the_same_memory_and_keeps_one_other(s
 
 def test_without_faiss_an_index_of_another_memory_does_not_stay(store, key, monkeypatch):
     store.save_bank(key, bank(0))
-    monkeypatch.setattr(storage, "faiss_bytes", lambda _vectors: None)
+    monkeypatch.setattr(store_module, "faiss_bytes", lambda _vectors: None)
     store.save_bank(key, bank(1))
     assert files(store.roi_folder(key)) == ["memory.npz"]
 
