@@ -39,8 +39,8 @@ from backend.api.store_schemas import (
     MetaAnswer,
     UploadAnswer,
 )
-from backend.artifacts.image_store import Label
 from backend.artifacts.model_key import ModelKey
+from backend.artifacts.stored_image import Label
 from backend.errors import BadRequest, InvalidInput
 from backend.memory_bank.coreset import Progress
 from backend.services.dataset_runs import DatasetItem, calibrate_from_dataset, inspect_dataset

@@ -26,7 +26,7 @@ from backend.api.schemas import (
     Share,
     Size,
 )
-from backend.artifacts.image_store import Label
+from backend.artifacts.stored_image import Label
 from backend.services.jobs import State
 
 

@@ -25,6 +25,10 @@ _FACTS_BEGIN: Final = b'{"checksum":"'
 _FACTS_WITHIN: Final = 64 * 2**20
 
 
+class OutdatedFormat(ValueError):
+    """A file that is intact, but of another format version."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class LearnedFacts:
     """What is left of a damaged memory: which images it had learned, and how; attributes as of ``MemoryBank``."""

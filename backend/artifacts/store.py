@@ -1,4 +1,4 @@
-"""Where artefacts lie, and how a new one takes the place of an old one.
+"""The files of the models, and how a new one takes the place of an old one.
 
     models/<role_id>/<roi_id>/            recipe `default`; others under models/recipes/<recipe_id>/…
         memory.npz                        the memory bank: the one truth; replacing it is the switch to a new fit
@@ -17,30 +17,17 @@ that rename and put back after it: a reader finds the index of the memory beside
 from __future__ import annotations
 
 import logging
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from filelock import FileLock, Timeout
-
 from backend.artifacts.disk_limit import DiskLimit, size_of
-from backend.artifacts.files import (
-    TEMP_PREFIX,
-    make_folder,
-    read_file,
-    remove,
-    replace,
-    staged,
-    stamp,
-    sync_folder,
-    write_atomic,
-    writing,
-)
+from backend.artifacts.files import read_file, remove, staged, stamp, write_atomic, writing
 from backend.artifacts.formats import (
     LearnedFacts,
+    OutdatedFormat,
     bank_bytes,
     bank_from_bytes,
     calibration_bytes,
@@ -49,10 +36,13 @@ from backend.artifacts.formats import (
 )
 from backend.artifacts.image_store import ImageStore
 from backend.artifacts.layout import child_folder
+from backend.artifacts.locks import RoiLocks
+from backend.artifacts.memory_switch import index_of, put_index, switch_memory
 from backend.artifacts.model_key import DEFAULT_RECIPE, RECIPES_FOLDER, ModelKey, folder_name
-from backend.artifacts.quarantine import Quarantine, set_aside_copies
+from backend.artifacts.quarantine import Quarantine, is_refused, set_aside_copies
+from backend.artifacts.stored_model import Stamps, StoredModel, unusable
 from backend.calib import Calibration
-from backend.errors import ArtefactCorrupt, InspectionError, Unavailable
+from backend.errors import ArtefactCorrupt, ArtefactOutdated, InspectionError
 from backend.memory_bank.nearest import faiss_bytes
 from backend.patchcore import MemoryBank
 
@@ -61,48 +51,8 @@ _log = logging.getLogger(__name__)
 LOCK_TIMEOUT_S = 600.0
 
 _KEPT_CALIBRATIONS = 2
-_MEMORY_DAMAGED = (
-    "The stored memory of this ROI is damaged. Fit it again with /fit_ok: that also learns again what it had learned, "
-    "or with mode=replace begins anew."
-)
-_CALIBRATION_DAMAGED = "The stored calibration of this ROI is damaged. Calibrate it again with /calibrate_ng."
 
-Stamps = tuple[tuple[int, int, int] | None, tuple[int, int, int] | None]
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, kw_only=True)
-class StoredModel:
-    """What the folder of a model holds at one moment.
-
-    Attributes:
-        bank: The memory, or None when the ROI was never fitted.
-        calibrations: All stored calibrations, newest first.
-        calibration_damaged: True when what is stored of a calibration cannot be used.
-        stamps: Change whenever one of the files is replaced.
-    """
-
-    bank: MemoryBank | None
-    calibrations: tuple[Calibration, ...] = ()
-    calibration_damaged: bool = False
-    stamps: Stamps
-
-    @property
-    def calibration(self) -> Calibration | None:
-        """The calibration that belongs to this memory, or None.
-
-        Raises:
-            ArtefactCorrupt: If what is stored of it is damaged: that is not the same as never calibrated.
-        """
-        if self.calibration_damaged:
-            raise _damaged("calib.json")
-        checksum = None if self.bank is None else self.bank.checksum
-        return next((each for each in self.calibrations if each.memory_checksum == checksum), None)
-
-    @property
-    def stale(self) -> bool:
-        """True when there is a calibration, but only of another memory; raises as ``calibration``."""
-        return self.calibration is None and self.bank is not None and bool(self.calibrations)
 
 
 class ArtefactStore:
@@ -113,7 +63,7 @@ class ArtefactStore:
         self.models_dir = models_dir
         self.quarantine = Quarantine(models_dir)
         self.disk = DiskLimit(models_dir, max_disk_gb)
-        self._held = threading.local()
+        self._locks = RoiLocks()
 
     def roi_folder(self, key: ModelKey) -> Path:
         """Return the folder of a ROI, whether it exists or not."""
@@ -129,7 +79,12 @@ class ArtefactStore:
 
     def images(self, key: ModelKey) -> ImageStore:
         """Return the images of a ROI."""
-        return ImageStore(self.roi_folder(key), _RoiFiles(self, key))
+        return ImageStore(
+            self.roi_folder(key),
+            write=self.write,
+            remove=self.remove,
+            found_damaged=partial(self.found_damaged, key),
+        )
 
     def stamps(self, key: ModelKey) -> Stamps:
         """Return what changes whenever the memory or the calibration of a model is replaced.
@@ -141,25 +96,26 @@ class ArtefactStore:
         return stamp(folder / "memory.npz"), stamp(folder / "calib.json")
 
     def load(self, key: ModelKey) -> StoredModel:
-        """Return the model as stored; a damaged calibration is told of by whoever asks for it.
+        """Return the model as stored; a calibration that cannot be used is an error for whoever asks for it.
 
         Raises:
             ArtefactCorrupt: If the memory does not match its digest, or did not and was set aside for that.
+            ArtefactOutdated: If an older version of this service wrote the memory.
             StorageFailed: If a file cannot be read.
         """
         for _ in range(5):  # A fit may replace both files while we read them; then read again.
             before = self.stamps(key)
             bank = self._bank(key)
             calibrations: list[Calibration] = []
-            calibration_damaged = False
+            calibration_fault = None
             try:
                 calibrations = self.calibrations(key)
-            except ArtefactCorrupt:
-                calibration_damaged = True
+            except ArtefactCorrupt as error:
+                calibration_fault = type(error)
             if self.stamps(key) == before:
                 break
         return StoredModel(
-            bank=bank, calibrations=tuple(calibrations), calibration_damaged=calibration_damaged, stamps=before
+            bank=bank, calibrations=tuple(calibrations), calibration_fault=calibration_fault, stamps=before
         )
 
     def save_bank(self, key: ModelKey, bank: MemoryBank, calibration: Calibration | None = None) -> None:
@@ -174,21 +130,21 @@ class ArtefactStore:
         data, index = bank_bytes(bank), faiss_bytes(bank.vectors)
         with writing(), self.disk.room_for(path, len(data)), staged(path, data) as new:
             if index is None:
-                _switch(new, path)
+                switch_memory(new, path)
             else:
-                with self.disk.room_for(_index_of(path), len(index)), staged(_index_of(path), index) as new_index:
-                    _switch(new, path)
-                    _put_index(new_index, path)
+                with self.disk.room_for(index_of(path), len(index)), staged(index_of(path), index) as new_index:
+                    switch_memory(new, path)
+                    put_index(new_index, path)
         self.quarantine.forget(path)
 
     def renew_index(self, key: ModelKey) -> bool:
         """Write the FAISS index again where a crash has taken it; return whether it did. Call it under ``lock``."""
         path = self.model_folder(key) / "memory.npz"
-        bank = None if _index_of(path).exists() else self._bank(key)
+        bank = None if index_of(path).exists() else self._bank(key)
         index = None if bank is None else faiss_bytes(bank.vectors)
         if index is None:
             return False
-        self.write(_index_of(path), index)
+        self.write(index_of(path), index)
         return True
 
     def save_calibration(self, key: ModelKey, calibration: Calibration) -> None:
@@ -217,7 +173,7 @@ class ArtefactStore:
         return self._read(key, self.model_folder(key) / "calib.json", calibrations_from_bytes) or []
 
     def learned_facts(self, key: ModelKey) -> LearnedFacts | None:
-        """Return what is still known for certain of a damaged memory, or None."""
+        """Return what is still known for certain of a damaged or outdated memory, or None."""
         path = self.model_folder(key) / "memory.npz"
         newest = next(reversed(set_aside_copies(path)), path)
         data = read_file(path if path.exists() else newest)
@@ -263,47 +219,23 @@ class ArtefactStore:
         Where the lock is taken, or the file cannot be renamed, it is only remembered: the next reader tries again.
         """
         try:
-            with self._lock_at_once(key):
+            with self._locks.hold_at_once(self.roi_folder(key), name=str(key)):
                 data = read_file(path)
                 if data is None or not is_damaged(data):
                     return  # it has been replaced since, or the disk has thought better of it
                 self.quarantine.set_aside(path)
         except (InspectionError, OSError) as error:
             _log.warning("%s is damaged and could not be set aside: %s", path, error)
-            self.quarantine.remember(path, is_aside=False)
+            self.quarantine.remember(path)
 
-    @contextmanager
-    def lock(self, key: ModelKey, *, timeout_s: float = LOCK_TIMEOUT_S) -> Iterator[None]:
+    def lock(self, key: ModelKey, *, timeout_s: float = LOCK_TIMEOUT_S) -> AbstractContextManager[None]:
         """Hold the ROI against other writers, in this process and in others on the same folder.
 
         Raises:
             Unavailable: If another writer holds it for longer than ``timeout_s``.
             StorageFull, StorageFailed: If the ROI's folder cannot be made.
         """
-        folder = self.roi_folder(key)
-        make_folder(folder)
-        lock = FileLock(folder / ".lock", timeout=timeout_s, thread_local=False)
-        with writing():
-            try:
-                lock.acquire()
-            except Timeout as error:  # an OSError, too
-                raise Unavailable(f"Another fit of {key} has been running for a long time. Try again later.") from error
-        held: set[Path] = self._held.__dict__.setdefault("folders", set())
-        held.add(folder)
-        try:
-            yield
-        finally:
-            held.discard(folder)
-            lock.release()
-
-    @contextmanager
-    def _lock_at_once(self, key: ModelKey) -> Iterator[None]:
-        """Hold the ROI if nobody else does, or if this thread does already."""
-        if self.roi_folder(key) in self._held.__dict__.get("folders", ()):
-            yield
-        else:
-            with self.lock(key, timeout_s=0):
-                yield
+        return self._locks.hold(self.roi_folder(key), name=str(key), timeout_s=timeout_s)
 
     def _bank(self, key: ModelKey) -> MemoryBank | None:
         return self._read(key, self.model_folder(key) / "memory.npz", bank_from_bytes)
@@ -316,13 +248,15 @@ class ArtefactStore:
                 return None
             data = read_file(path)  # again: a new one may have come since
             if data is None:
-                self.quarantine.remember(path, is_aside=True)
-                raise _damaged(path.name)
+                self.quarantine.remember(path)
+                raise unusable(ArtefactCorrupt, path.name)
         try:
             parsed = parse(data)
+        except OutdatedFormat as error:
+            raise unusable(ArtefactOutdated, path.name) from error
         except ValueError as error:
-            self.found_damaged(key, path, lambda again: not _parses(again, parse))
-            raise _damaged(path.name) from error
+            self.found_damaged(key, path, partial(is_refused, parse=parse))
+            raise unusable(ArtefactCorrupt, path.name) from error
         self.quarantine.forget(path)
         return parsed
 
@@ -332,65 +266,3 @@ class ArtefactStore:
         except ArtefactCorrupt:
             return None
         return None if bank is None else bank.checksum
-
-
-class _RoiFiles:
-    """How the images of a ROI are written, deleted and set aside."""
-
-    def __init__(self, store: ArtefactStore, key: ModelKey) -> None:
-        self._store = store
-        self._key = key
-
-    def write(self, path: Path, data: bytes) -> None:
-        self._store.write(path, data)
-
-    def remove(self, *paths: Path) -> None:
-        self._store.remove(*paths)
-
-    def found_damaged(self, path: Path, is_damaged: Callable[[bytes], bool]) -> None:
-        self._store.found_damaged(self._key, path, is_damaged)
-
-
-def _switch(new: Path, path: Path) -> None:
-    """Rename a new memory over the old one; the old one's index does not outlive it."""
-    index = _index_of(path)
-    hidden = index.with_name(f"{TEMP_PREFIX}{index.name}")
-    try:
-        if index.exists():
-            replace(index, hidden)
-            sync_folder(path.parent)
-        replace(new, path)
-    except BaseException:
-        with suppress(OSError):
-            if new.exists() and hidden.exists():
-                replace(hidden, index)
-        raise
-    sync_folder(path.parent)
-    with suppress(OSError):  # It is swept at the next start.
-        hidden.unlink(missing_ok=True)
-
-
-def _put_index(new_index: Path, path: Path) -> None:
-    """Put the index beside its memory. The fit does not fail with it: the memory is in force and on disk already."""
-    try:
-        replace(new_index, _index_of(path))
-        sync_folder(path.parent)
-    except OSError:
-        _log.exception("the FAISS index could not be put beside its memory; it is written at the next start")
-
-
-def _index_of(memory: Path) -> Path:
-    return memory.with_name("index.faiss")
-
-
-def _parses(data: bytes, parse: Callable[[bytes], object]) -> bool:
-    try:
-        parse(data)
-    except ValueError:
-        return False
-    return True
-
-
-def _damaged(artefact: str) -> ArtefactCorrupt:
-    sentence = _MEMORY_DAMAGED if artefact == "memory.npz" else _CALIBRATION_DAMAGED
-    return ArtefactCorrupt(sentence, details={"artefact": artefact})

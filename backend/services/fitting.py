@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from backend.artifacts.formats import LearnedFacts
-from backend.artifacts.image_store import ImageStore, StoredImage
+from backend.artifacts.image_store import ImageStore
 from backend.artifacts.model_key import ModelKey
+from backend.artifacts.stored_image import StoredImage
 from backend.calib import Calibration
 from backend.errors import ArtefactCorrupt, InspectionError, InvalidInput, Unavailable
 from backend.extractors.base import FeatureExtractor, embeddings_key

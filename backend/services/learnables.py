@@ -9,7 +9,8 @@ from functools import partial
 import numpy as np
 
 from backend.artifacts.formats import LearnedFacts
-from backend.artifacts.image_store import ImageStore, StoredImage, safe_stem
+from backend.artifacts.image_store import ImageStore
+from backend.artifacts.stored_image import StoredImage, safe_stem
 from backend.errors import ArtefactCorrupt
 from backend.extractors.base import FeatureExtractor
 from backend.extractors.extraction import Extraction

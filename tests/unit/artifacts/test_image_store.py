@@ -5,7 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from backend.artifacts.image_store import FILE_NAME_DIGITS, ImageStore, StoredImage, safe_stem
+from backend.artifacts.image_store import ImageStore
+from backend.artifacts.stored_image import FILE_NAME_DIGITS, StoredImage, safe_stem
 from backend.errors import ArtefactCorrupt, NotFound
 from backend.imaging.image_codec import image_suffix, pixel_digest
 from backend.utils import canonical_json, sealed_json, sha256_hex, unsealed_json

@@ -15,7 +15,7 @@ import pytest
 
 from backend.artifacts.files import ABANDONED_S, SETTLED_S, TEMP_PREFIX, scratch_folder, staged
 from backend.artifacts.model_key import ModelKey
-from backend.maintenance.sweeping import Upkeep, look_over, sweep
+from backend.maintenance.sweeping import Upkeep, sweep
 from backend.maintenance.verifying import verify_folder
 from backend.services.fit_request import Upload
 from backend.services.inspection import InspectionService
@@ -196,7 +196,6 @@ def test_what_is_not_ours_is_never_swept(fitted: ArtefactStore) -> None:
 def test_sweeping_an_absent_folder_makes_none(tmp_path: Path) -> None:
     store = ArtefactStore(tmp_path / "models")
     assert not sweep(store)
-    look_over(store)
     assert not (tmp_path / "models").exists()
 
 

@@ -8,8 +8,9 @@ import cv2
 import numpy as np
 import pytest
 
-from backend.artifacts.image_store import ImageStore, StoredImage
+from backend.artifacts.image_store import ImageStore
 from backend.artifacts.model_key import ModelKey
+from backend.artifacts.stored_image import StoredImage
 from backend.errors import (
     AspectRatioMismatch,
     BadImage,
