@@ -1,5 +1,61 @@
-"""The artefacts on disk."""
+"""The stored artefacts of a ROI, for scripts: what ``/fit_ok`` and ``/calibrate_ng`` wrote, and writing it oneself."""
 
-from backend.artifacts.store import LOCK_TIMEOUT_S, ArtefactStore, StoredModel
+from __future__ import annotations
 
-__all__ = ["LOCK_TIMEOUT_S", "ArtefactStore", "StoredModel"]
+from pathlib import Path
+
+from backend.artifacts.model_key import ModelKey
+from backend.artifacts.store import LOCK_TIMEOUT_S, ArtefactStore
+from backend.artifacts.stored_model import StoredModel
+from backend.calib import Calibration
+from backend.patchcore import MemoryBank
+from backend.settings import Settings
+
+__all__ = ["LOCK_TIMEOUT_S", "ArtefactStore", "StoredModel", "load", "save"]
+
+
+def load(role_id: str, roi_id: str, *, models_dir: Path | None = None) -> StoredModel:
+    """Return what is stored of a ROI of the default recipe: ``bank`` is its memory, ``calibration`` what belongs to it.
+
+    Args:
+        role_id: Role.
+        roi_id: ROI; one that was never fitted has the bank None.
+        models_dir: The models folder; by default that of the environment's settings (``BDI_MODELS_DIR``).
+
+    Raises:
+        InvalidId: If an id cannot name a folder.
+        ArtefactCorrupt: If the memory is damaged.
+        StorageFailed: If a file cannot be read.
+    """
+    return _store(models_dir).load(ModelKey(role_id=role_id, roi_id=roi_id))
+
+
+def save(
+    role_id: str,
+    roi_id: str,
+    bank: MemoryBank,
+    calibration: Calibration | None = None,
+    *,
+    models_dir: Path | None = None,
+) -> None:
+    """Make a memory, and its calibration where it brings one, the ROI's own in one switch; a service may run.
+
+    Args:
+        role_id: Role.
+        roi_id: ROI.
+        bank: The memory.
+        calibration: Its calibration.
+        models_dir: As of ``load``.
+
+    Raises:
+        InvalidId: If an id cannot name a folder.
+        Unavailable: If somebody else fits the ROI for long.
+        StorageFull, StorageFailed: If it cannot be written; the old memory serves on.
+    """
+    store, key = _store(models_dir), ModelKey(role_id=role_id, roi_id=roi_id)
+    with store.lock(key):
+        store.save_bank(key, bank, calibration)
+
+
+def _store(models_dir: Path | None) -> ArtefactStore:
+    return ArtefactStore(models_dir or Settings().models_dir)
