@@ -61,11 +61,13 @@ def run_backup(
 def run_restore(archive: Path, models_dir: Path, *, replace: bool = False) -> int:
     """Restore an archive and print what came back; return 0, or 1 when it was refused."""
     try:
-        keys = restore(archive, models_dir, replace=replace)
+        restored = restore(archive, models_dir, replace=replace)
     except (ArchiveError, InspectionError, OSError) as error:
         return _refused(str(error))
-    for key in keys:
+    for key, problems in restored.items():
         _say(f"restored {key}")
+        for problem in problems:
+            _say(f"  {problem}")
     return 0
 
 

@@ -10,12 +10,12 @@ from __future__ import annotations
 import hashlib
 import json
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from backend.artifacts.files import replace, scratch_folder, sync_folder, sync_tree, writing
-from backend.artifacts.layout import ArtifactPath, Entry, Kind, walk
+from backend.artifacts.layout import ArtifactPath, Entry, Kind, orphans, walk
 from backend.artifacts.model_key import ModelKey, folder_name
 from backend.maintenance.verifying import Fault, Problem, verify_entries
 from backend.services.recipes import Recipes
@@ -25,8 +25,8 @@ ARCHIVE_FORMAT: Final = 1
 MANIFEST: Final = "manifest.json"
 
 _CARRIED: Final[frozenset[Kind]] = frozenset({"memory", "calibration", "image", "facts", "embeddings"})
-HARMLESS: Final[frozenset[Fault]] = frozenset({"leftover", "unknown", "outdated"})
-"""The first two are not carried. An outdated memory is, as it is: its images are what it is learned from again."""
+_HARMLESS: Final[frozenset[Fault]] = frozenset({"leftover", "unknown", "outdated"})
+"""The first two are not carried. An outdated memory is, as it is, with the images that it is learned from again."""
 
 
 class ArchiveError(ValueError):
@@ -84,7 +84,7 @@ def back_up(
                 progress(key)
                 with store.lock(key):
                     entries = [*walk(models_dir, store.roi_folder(key))]
-                    problems[key] = [each for each in verify_entries(entries) if each.fault not in HARMLESS]
+                    problems[key] = [each for each in verify_entries(entries) if each.fault not in _HARMLESS]
                     if not problems[key]:
                         files |= _add(archive, f"rois/{len(rois)}", entries, store.roi_folder(key))
                         rois.append({"recipe_id": key.recipe_id, "role_id": key.role_id, "roi_id": key.roi_id})
@@ -111,11 +111,14 @@ def member_name(inner: str, artifact: ArtifactPath) -> str:
 
 
 def _add(
-    archive: zipfile.ZipFile, prefix: str, entries: Iterable[Entry], roi_folder: Path
+    archive: zipfile.ZipFile, prefix: str, entries: Sequence[Entry], roi_folder: Path
 ) -> dict[str, dict[str, Any]]:
     """Add the files of a ROI, and return their lines of the manifest."""
     lines = {}
-    for path, _, artifact, _ in (entry for entry in entries if is_carried(entry.artifact)):
+    left_over = {entry.path for entry in orphans(entries)}
+    for path, _, artifact, _ in entries:
+        if not is_carried(artifact) or path in left_over:
+            continue
         name = f"{prefix}/{member_name(path.relative_to(roi_folder).as_posix(), artifact)}"
         data = path.read_bytes()
         # Images and numbers do not get smaller.

@@ -24,8 +24,8 @@ from backend.artifacts.files import make_folder, replace, scratch_folder, sync_f
 from backend.artifacts.layout import CORRUPT_MARK, Entry, classify_path, walk
 from backend.artifacts.model_key import ModelKey, folder_name
 from backend.errors import ArtefactOutdated, InspectionError, StorageFull
-from backend.maintenance.backup import ARCHIVE_FORMAT, HARMLESS, MANIFEST, ArchiveError, is_carried, member_name
-from backend.maintenance.verifying import verify_entries
+from backend.maintenance.backup import ARCHIVE_FORMAT, MANIFEST, ArchiveError, is_carried, member_name
+from backend.maintenance.verifying import Problem, verify_entries
 from backend.storage import ArtefactStore
 
 MAX_MEMBERS: Final = 1_000_000
@@ -41,8 +41,8 @@ _UNSOUND_ZIP: Final = (
 )  # fmt: skip
 
 
-def restore(archive: Path, models_dir: Path, *, replace: bool = False) -> list[ModelKey]:
-    """Bring the ROIs of an archive back and return them.
+def restore(archive: Path, models_dir: Path, *, replace: bool = False) -> dict[ModelKey, list[Problem]]:
+    """Bring the ROIs of an archive back.
 
     A memory and its calibration change in one switch: a reader sees the old ones, or the new ones.
 
@@ -50,6 +50,9 @@ def restore(archive: Path, models_dir: Path, *, replace: bool = False) -> list[M
         archive: What ``back_up`` wrote.
         models_dir: The models folder; made where there is none. A service may run on it.
         replace: Let a ROI take the place of one that is there.
+
+    Returns:
+        For each of the ROIs what of it is of an older format and has to be made again; mostly nothing.
 
     Raises:
         ArchiveError: If the archive is not sound in every point, or a ROI is there already; nothing was changed then.
@@ -63,21 +66,26 @@ def restore(archive: Path, models_dir: Path, *, replace: bool = False) -> list[M
         there = ", ".join(sorted(str(key) for key in keys if not replace and _is_there(store, key)))
         _require(not there, f"there already are {there}. Use --replace to put the archive's in their place")
         entries = {key: [*walk(scratch, unpacked.roi_folder(key))] for key in keys}
-        for key in keys:
-            for problem in verify_entries(entries[key]):
-                _require(problem.fault in HARMLESS, f"what it holds of {key} is not sound: {problem}")
+        problems = {key: verify_entries(entries[key]) for key in keys}
+        for key, found in problems.items():
+            for problem in found:
+                _require(problem.fault == "outdated", f"what it holds of {key} is not sound: {problem}")
         sync_tree(scratch)
         for key in keys:
             with store.lock(key):
                 if not replace and _is_there(store, key):
                     raise ArchiveError(f"{key} is new since. Use --replace to put the archive's in its place.")
                 _put(entries[key], unpacked, store, key)
-    return keys
+    return problems
+
+
+def _refusal(why: str) -> ArchiveError:
+    return ArchiveError(f"The archive is refused, and nothing was changed: {why}.")
 
 
 def _require(condition: bool, why_not: str) -> None:
     if not condition:
-        raise ArchiveError(f"The archive is refused, and nothing was changed: {why_not}.")
+        raise _refusal(why_not)
 
 
 def _is_there(store: ArtefactStore, key: ModelKey) -> bool:
@@ -108,7 +116,7 @@ def _unpack(archive: Path, into: ArtefactStore) -> list[ModelKey]:
     except ArchiveError:
         raise
     except _UNSOUND_ZIP as error:
-        _require(False, f"it is no sound zip file ({error})")
+        raise _refusal(f"it is no sound zip file ({error})") from error
     return keys
 
 
@@ -117,6 +125,7 @@ def _members(opened: zipfile.ZipFile, archive_bytes: int) -> dict[str, zipfile.Z
     infos = opened.infolist()
     _require(len(infos) <= MAX_MEMBERS, f"it has {len(infos)} members; at most {MAX_MEMBERS} are allowed")
     _require(sum(info.compress_size for info in infos) <= archive_bytes, "its members overlap")
+    _require(min((info.header_offset for info in infos), default=0) >= 0, "a member begins before the archive")
     _require(len({info.filename.casefold() for info in infos}) == len(infos), "a name stands twice in it")
     for info in infos:
         name = info.orig_filename
@@ -137,7 +146,7 @@ def _manifest(
 ) -> tuple[list[ModelKey], Mapping[str, tuple[int, str]]]:
     """Return the ROIs, and the size and digest of each file."""
     if info is None:
-        raise ArchiveError(f"The archive is refused, and nothing was changed: it is no backup, it has no {MANIFEST}.")
+        raise _refusal(f"it is no backup, it has no {MANIFEST}")
     _require(info.file_size <= MAX_MANIFEST_BYTES, "its manifest is too large")
     try:
         manifest: dict[str, Any] = json.loads(opened.read(info))
@@ -150,7 +159,7 @@ def _manifest(
     except ArchiveError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, InspectionError) as error:
-        raise ArchiveError("The archive is refused, and nothing was changed: its manifest cannot be read.") from error
+        raise _refusal("its manifest cannot be read") from error
     _require(len({*keys}) == len(keys) > 0, "its manifest names no ROI, or one of them twice")
     return keys, files
 
