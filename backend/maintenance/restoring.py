@@ -210,11 +210,10 @@ def _put_model(unpacked: ArtefactStore, store: ArtefactStore, model: ModelKey) -
     written = {folder / name for name in names}
     try:
         stored = unpacked.load(model)
-        bank, calibration = stored.bank, stored.calibration
     except ArtefactOutdated:
-        bank = calibration = None
-    if bank is not None:
-        store.save_bank(model, bank, calibration)
+        stored = None
+    if stored is not None and stored.bank is not None:
+        store.save_bank(model, stored.bank, None if stored.calibration_damaged else stored.calibration)
         names.discard("memory.npz")
         written.add(folder / "index.faiss")
     for name in sorted(names, reverse=True):
