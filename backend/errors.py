@@ -30,6 +30,7 @@ InspectionError
 │   ├── StorageFull              the disk, or the limit set for the models folder, is full
 │   └── StorageFailed            the disk refuses to read or to write
 └── ArtefactCorrupt              a stored file does not match its digest
+    └── ArtefactOutdated         a stored file of an older version of this service
 
 Each error carries one sentence that a line engineer can act on. It never holds a path or a stack trace: it is shown to
 whoever called.
@@ -234,6 +235,12 @@ class ArtefactCorrupt(InspectionError):
     """A stored file does not match its digest, or cannot be read."""
 
     code = "artefact_corrupt"
+
+
+class ArtefactOutdated(ArtefactCorrupt):
+    """A stored file is intact, but of an older format version than this service reads."""
+
+    code = "artefact_outdated"
 
 
 STATUS_BY_ERROR: dict[type[InspectionError], HTTPStatus] = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from functools import cache
 
-from backend.artifacts.image_store import FILE_NAME_DIGITS
+from backend.artifacts.stored_image import FILE_NAME_DIGITS
 from backend.demo.samples import render_good
 from backend.imaging.image_codec import decode_image, encode_png, pixel_digest
 from benchmarks.servers import MM_PER_PX, ROLE, Form, form

@@ -25,8 +25,8 @@ from backend.api.store_schemas import (
     MetaAnswer,
     UploadAnswer,
 )
-from backend.artifacts.image_store import Label
 from backend.artifacts.model_key import ModelKey
+from backend.artifacts.stored_image import Label
 from backend.errors import BadRequest, InvalidInput
 from backend.services.datasets import Datasets, DatasetUpload
 from backend.serving.access import ADMIN, INSPECT

@@ -17,8 +17,8 @@ from backend.api.store_schemas import (
     RecipesAnswer,
     StateAnswer,
 )
-from backend.artifacts.image_store import Label, StoredImage
 from backend.artifacts.model_key import ModelKey, checked_recipe
+from backend.artifacts.stored_image import Label, StoredImage
 from backend.calib import Calibration
 from backend.memory_bank.bank import MemoryBank
 from backend.services.model_cache import LoadedModel

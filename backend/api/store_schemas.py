@@ -23,7 +23,7 @@ from backend.api.fields import (
     Size,
 )
 from backend.api.schemas import Answer, CalibrateAnswer, CalibrationFacts, RegionAnswer
-from backend.artifacts.image_store import Label
+from backend.artifacts.stored_image import Label
 from backend.services.jobs import State
 
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from backend.artifacts.files import stamp, writing
-from backend.artifacts.layout import files_below
+from backend.artifacts.layout import walk
 from backend.errors import StorageFull
 
 _GB = 1_000_000_000
@@ -58,7 +58,7 @@ class DiskLimit:
         if self._max_bytes and self._used is None:
             self.walk_begins()
             with writing():
-                self.measured(sum(status.st_size for _, status in files_below(self._models_dir)))
+                self.measured(sum(entry.n_bytes for entry in walk(self._models_dir)))
         more = n_bytes - size_of(path)
         with self._lock:
             used = self._used or 0

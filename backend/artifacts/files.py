@@ -12,9 +12,10 @@ import secrets
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TypeVar
 
 from backend.errors import StorageFailed, StorageFull
 
@@ -30,11 +31,13 @@ SETTLED_S = 10.0
 """A temporary file that is younger may not have been claimed by its writer yet."""
 
 ABANDONED_S = 86_400.0
-"""A temporary file that is older belongs to nobody, where locks cannot tell (Windows, some network shares)."""
+"""A temporary file that is older belongs to nobody, where no lock can tell (Windows, some network shares)."""
 
 _FULL = frozenset({errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG})
 _NO_FOLDER_SYNC = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP})
 _REPLACE_PATIENCE_S = 2.0
+
+T = TypeVar("T")
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -101,18 +104,19 @@ def is_ownerless(temp: Path, now_s: float) -> bool:
     """
     owner = temp / OWNER_FILE if temp.is_dir() else temp
     try:
-        age_s = now_s - max(temp.stat().st_mtime, (owner if owner.exists() else temp).stat().st_mtime)
+        age_s = now_s - temp.stat().st_mtime
         if age_s < SETTLED_S:
             return False
-        if age_s > ABANDONED_S:
-            return True
-        descriptor = os.open(owner, os.O_RDWR)
+        claimed = None
+        if owner.exists():
+            descriptor = os.open(owner, os.O_RDWR)
+            try:
+                claimed = _claim(descriptor)
+            finally:
+                os.close(descriptor)
     except OSError:  # gone, or of an account that we may not look at
         return False
-    try:
-        return _claim(descriptor)
-    finally:
-        os.close(descriptor)
+    return age_s > ABANDONED_S if claimed is None else claimed
 
 
 def remove(*paths: Path) -> None:
@@ -195,13 +199,8 @@ def stamp(path: Path) -> tuple[int, int, int] | None:
     Raises:
         StorageFailed: If the system does not tell.
     """
-    try:
-        status = path.stat()
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise unreadable(error) from error
-    return status.st_mtime_ns, status.st_size, status.st_ino
+    status = _read(path.stat)
+    return None if status is None else (status.st_mtime_ns, status.st_size, status.st_ino)
 
 
 def read_file(path: Path) -> bytes | None:
@@ -210,12 +209,7 @@ def read_file(path: Path) -> bytes | None:
     Raises:
         StorageFailed: If the system does not hand them out. That says nothing of the file, which stays where it is.
     """
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise unreadable(error) from error
+    return _read(path.read_bytes)
 
 
 def names_in(folder: Path) -> list[str]:
@@ -224,12 +218,7 @@ def names_in(folder: Path) -> list[str]:
     Raises:
         StorageFailed: If it cannot be read; ``glob`` would say that it is empty.
     """
-    try:
-        return [entry.name for entry in folder.iterdir()]
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise unreadable(error) from error
+    return _read(lambda: [entry.name for entry in folder.iterdir()]) or []
 
 
 @contextmanager
@@ -251,14 +240,19 @@ def writing() -> Iterator[None]:
         ) from error
 
 
-def unreadable(error: OSError) -> StorageFailed:
-    """Return the error to raise where the system does not let us read; its number goes to the log."""
-    name = errno.errorcode.get(error.errno or 0, "?")
-    _log.error("the models folder cannot be read: errno %s (%s)", error.errno, name, exc_info=error)
-    return StorageFailed(
-        "What is stored of this ROI cannot be read now. See that the disk works and that the service's account may "
-        "read the models folder; the log has the reason."
-    )
+def _read(ask: Callable[[], T]) -> T | None:
+    """Return what the system answers, or None where there is no such file; its number goes to the log if it refuses."""
+    try:
+        return ask()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        name = errno.errorcode.get(error.errno or 0, "?")
+        _log.error("the models folder cannot be read: errno %s (%s)", error.errno, name, exc_info=error)
+        raise StorageFailed(
+            "What is stored of this ROI cannot be read now. See that the disk works and that the service's account may "
+            "read the models folder; the log has the reason."
+        ) from error
 
 
 def _write_all(descriptor: int, data: bytes) -> None:
@@ -270,12 +264,18 @@ def _write_all(descriptor: int, data: bytes) -> None:
         left = left[written:]
 
 
-def _claim(descriptor: int) -> bool:
-    """Lock an open file for this process; return whether it worked. The lock ends with the descriptor."""
+def _claim(descriptor: int) -> bool | None:
+    """Lock an open file for this process, until the descriptor is closed.
+
+    Returns:
+        False if another has locked it, None where there are no such locks (Windows, some network shares).
+    """
     if sys.platform == "win32":
-        return False
+        return None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:  # another's, or a file system without locks
+    except BlockingIOError:
         return False
+    except OSError:
+        return None
     return True

@@ -5,7 +5,7 @@ from __future__ import annotations
 from backend.artifacts.disk_limit import size_of
 from backend.artifacts.files import stamp, writing
 from backend.artifacts.model_key import ModelKey
-from backend.storage import ArtefactStore
+from backend.artifacts.store import ArtefactStore
 
 KEPT_HEATMAPS = 200
 

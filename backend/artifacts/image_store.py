@@ -13,103 +13,29 @@ from __future__ import annotations
 
 import io
 import logging
-import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from backend.artifacts.files import names_in, read_file, remove, write_atomic
+from backend.artifacts.layout import CORRUPT_MARK
+from backend.artifacts.quarantine import is_refused, set_aside_copies
+from backend.artifacts.stored_image import FILE_NAME_DIGITS, Label, StoredImage, facts_bytes, facts_from_bytes
 from backend.errors import ArtefactCorrupt, Conflict, InspectionError, NotFound
 from backend.imaging.image_codec import SUFFIX_BY_FORMAT
-from backend.utils import sealed_json, sha256_hex, unsealed_json
+from backend.utils import sha256_hex
 
 _log = logging.getLogger(__name__)
 
-Label = Literal["ok", "ng"]
-
-FILE_NAME_DIGITS = 12
-MAX_STEM_CHARS = 60
 DAMAGED_NAME = "damaged"
 
 _DIGEST_BYTES = 32
-_FACTS_SET_ASIDE = ".json.corrupt-"
 
-
-@dataclass(frozen=True, kw_only=True)
-class StoredImage:
-    """An image of the store.
-
-    Attributes:
-        digest: Of its decoded pixels.
-        label: ``ok`` or ``ng``.
-        name: What its uploader called it, made safe; see ``StoredImage.file_name``.
-        part_id: The physical part that it shows; its digest where nobody said.
-        image_hw: Height and width, px.
-        mm_per_px: Millimetres per pixel, None where nobody said.
-        bytes_sha256: Digest of the file's bytes; empty where the facts are damaged.
-        suffix: Of the file, ``.png`` or another of ``SUFFIX_BY_FORMAT``.
-        meta: What the client sent along, JSON types.
-    """
-
-    digest: str
-    label: Label
-    name: str
-    part_id: str
-    image_hw: tuple[int, int]
-    mm_per_px: float | None
-    bytes_sha256: str
-    suffix: str
-    meta: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def file_name(self) -> str:
-        """What clients see: the uploader's name made safe, then the digest, so that it is unique and stays."""
-        return f"{self.name}-{self.digest[:FILE_NAME_DIGITS]}{self.suffix}"
-
-    @property
-    def is_damaged(self) -> bool:
-        """True when the facts could not be read."""
-        return not self.bytes_sha256
-
-
-def safe_stem(name: str) -> str:
-    """Return an uploaded file's name without folder and suffix, of letters, digits, ``-`` and ``_`` only."""
-    stem = PurePosixPath(unicodedata.normalize("NFC", name).replace("\\", "/")).stem
-    kept = "".join(c if c.isalnum() or c in "-_" else "_" for c in stem)[:MAX_STEM_CHARS].strip("_")
-    return kept or "image"
-
-
-class Files(Protocol):
-    """How files are written, deleted, and set aside when they are found damaged."""
-
-    def write(self, path: Path, data: bytes) -> None:
-        """Write a file durably."""
-
-    def remove(self, *paths: Path) -> None:
-        """Delete files durably."""
-
-    def found_damaged(self, path: Path, is_damaged: Callable[[bytes], bool]) -> None:
-        """Take note of a damaged file; ``is_damaged`` tells it by its bytes."""
-
-
-class PlainFiles:
-    """Writes and deletes, and leaves damaged files where they are."""
-
-    def write(self, path: Path, data: bytes) -> None:
-        """Write a file durably."""
-        write_atomic(path, data)
-
-    def remove(self, *paths: Path) -> None:
-        """Delete files durably."""
-        remove(*paths)
-
-    def found_damaged(self, path: Path, is_damaged: Callable[[bytes], bool]) -> None:
-        """Leave a damaged file where it is."""
+FoundDamaged = Callable[[Path, Callable[[bytes], bool]], None]
 
 
 class ImageStore:
@@ -117,13 +43,22 @@ class ImageStore:
 
     Args:
         roi_folder: The folder.
-        files: How files are written; plainly by default.
+        write: Writes a file durably.
+        remove: Deletes files durably.
+        found_damaged: Called with a damaged file, and what tells the damage by the file's bytes.
     """
 
-    def __init__(self, roi_folder: Path, files: Files | None = None) -> None:
+    def __init__(
+        self,
+        roi_folder: Path,
+        *,
+        write: Callable[[Path, bytes], None] = write_atomic,
+        remove: Callable[..., None] = remove,
+        found_damaged: FoundDamaged = lambda _path, _is_damaged: None,
+    ) -> None:
         self._images = roi_folder / "images"
         self._embeddings = roi_folder / "embeddings"
-        self._files = files or PlainFiles()
+        self._write, self._remove, self._found_damaged = write, remove, found_damaged
         self._new: list[tuple[str, Label]] | None = None
 
     @contextmanager
@@ -163,7 +98,7 @@ class ImageStore:
         if known is None and self._new is not None:
             self._new.append((image.digest, image.label))
         if not readable:
-            self._files.write(folder / (image.digest + image.suffix), data)
+            self._write(folder / (image.digest + image.suffix), data)
         if known is not None and not known.is_damaged:
             image = replace(
                 known if readable else image,
@@ -173,7 +108,7 @@ class ImageStore:
                 meta=image.meta or known.meta,
             )
         if image != known:
-            self._files.write(folder / f"{image.digest}.json", sealed_json(vars(image)))
+            self._write(folder / f"{image.digest}.json", facts_bytes(image))
         return image
 
     def check_label(self, digest: str, label: Label, name: str) -> None:
@@ -187,22 +122,21 @@ class ImageStore:
 
     def labelled(self, label: Label) -> list[StoredImage]:
         """Return the images of a label, by digest."""
-        digests = {name.partition(".")[0] for name in names_in(self._images / label) if _is_facts(name)}
-        found = (self.get(digest, label) for digest in sorted(digests))
-        return [image for image in found if image is not None]
+        return self._described(label, names_in(self._images / label))
 
     def get(self, digest: str, label: Label) -> StoredImage | None:
         """Return the facts of an image, or None when it is not stored; of damaged facts what the file names tell."""
         path = self._images / label / f"{digest}.json"
         data = read_file(path)
         if data is None:
-            set_aside = any(name.startswith(digest + _FACTS_SET_ASIDE) for name in names_in(path.parent))
-            return _damaged(path) if set_aside else None
+            return _damaged(digest, label, path.parent) if set_aside_copies(path) else None
         try:
             return facts_from_bytes(data, digest, label)
         except ValueError:
-            self._files.found_damaged(path, lambda again: _are_damaged(again, digest, label))
-            return _damaged(path)
+            self._found_damaged(
+                path, lambda again: is_refused(again, lambda data: facts_from_bytes(data, digest, label))
+            )
+            return _damaged(digest, label, path.parent)
 
     def find(self, file_name: str, label: Label) -> StoredImage | None:
         """Return the image that clients know by a file name, or None."""
@@ -210,9 +144,8 @@ class ImageStore:
         digits = PurePosixPath(tail).stem
         if not stem or len(digits) != FILE_NAME_DIGITS or not digits.isalnum():
             return None
-        names = (name for name in names_in(self._images / label) if name.startswith(digits) and _is_facts(name))
-        found = (self.get(digest, label) for digest in sorted({name.partition(".")[0] for name in names}))
-        return next((image for image in found if image is not None and image.file_name == file_name), None)
+        names = [name for name in names_in(self._images / label) if name.startswith(digits)]
+        return next((image for image in self._described(label, names) if image.file_name == file_name), None)
 
     def read(self, image: StoredImage) -> bytes:
         """Return the original bytes of an image.
@@ -224,11 +157,11 @@ class ImageStore:
         """
         path = self._images / image.label / (image.digest + image.suffix)
         data = read_file(path)
-        if data is None and not any(name.startswith(f"{path.name}.corrupt-") for name in names_in(path.parent)):
+        if data is None and not set_aside_copies(path):
             raise NotFound(f"The stored image {image.file_name!r} is gone. Upload it again.")
         if data is None or sha256_hex(data) != image.bytes_sha256:
             if data is not None and not image.is_damaged:
-                self._files.found_damaged(path, lambda again: sha256_hex(again) != image.bytes_sha256)
+                self._found_damaged(path, lambda again: sha256_hex(again) != image.bytes_sha256)
             raise ArtefactCorrupt(f"The stored image {image.file_name!r} is damaged. Upload it again, or delete it.")
         return data
 
@@ -242,48 +175,37 @@ class ImageStore:
         Raises:
             StorageFailed: If a file cannot be deleted; it can be tried again.
         """
-        folder, digests = self._images / label, [*digests]
-        wanted = set(digests)
+        folder, wanted = self._images / label, {*digests}
         of_them = [name for name in names_in(folder) if name.partition(".")[0] in wanted]
         facts = [name for name in of_them if _is_facts(name)]
         # First, and durably: an image without facts is none.
-        self._files.remove(*(folder / name for name in facts))
+        self._remove(*(folder / name for name in facts))
         rows = [
-            self._embeddings / made_by / f"{digest}.npy" for made_by in names_in(self._embeddings) for digest in digests
+            self._embeddings / made_by / f"{digest}.npy" for made_by in names_in(self._embeddings) for digest in wanted
         ]
         others = [folder / name for name in of_them if name not in facts]
-        self._files.remove(*others, *(path for path in rows if path.exists()))
+        self._remove(*others, *(path for path in rows if path.exists()))
         return len({name.partition(".")[0] for name in facts})
-
-    def sweep(self) -> int:
-        """Delete image files without facts and embeddings without an image; return how many. Hold the ROI's lock.
-
-        A crash leaves the first between the two files of an upload, and the second in the middle of a deletion.
-        """
-        orphans: list[Path] = []
-        digests: set[str] = set()
-        for label in ("ok", "ng"):
-            names = names_in(self._images / label)
-            described = {name.partition(".")[0] for name in names if _is_facts(name)}
-            orphans += [self._images / label / name for name in names if _is_undescribed_image(name, described)]
-            digests |= described
-        for made_by in names_in(self._embeddings):
-            rows = (name for name in names_in(self._embeddings / made_by) if name.endswith(".npy"))
-            orphans += [self._embeddings / made_by / name for name in rows if name.removesuffix(".npy") not in digests]
-        self._files.remove(*orphans)
-        return len(orphans)
 
     def put_embeddings(self, digest: str, made_by: str, embeddings: NDArray[np.float32]) -> None:
         """Store an extractor's rows [N, D] float32 of an image."""
         buffer = io.BytesIO()
         np.save(buffer, embeddings, allow_pickle=False)
         body = buffer.getvalue()
-        self._files.write(self._embeddings_path(digest, made_by), body + bytes.fromhex(sha256_hex(body)))
+        self._write(self._embeddings_path(digest, made_by), body + bytes.fromhex(sha256_hex(body)))
 
     def get_embeddings(self, digest: str, made_by: str) -> NDArray[np.float32] | None:
         """Return an extractor's rows [N, D] of an image, or None when they are missing or damaged."""
         data = read_file(self._embeddings_path(digest, made_by))
-        return None if data is None else rows_from_bytes(data)
+        try:
+            return None if data is None else embeddings_from_bytes(data)
+        except ValueError:
+            return None
+
+    def _described(self, label: Label, names: Iterable[str]) -> list[StoredImage]:
+        """Return the images whose facts are among names of files, by digest."""
+        digests = sorted({name.partition(".")[0] for name in names if _is_facts(name)})
+        return [image for digest in digests if (image := self.get(digest, label)) is not None]
 
     def _is_readable(self, image: StoredImage) -> bool:
         try:
@@ -296,57 +218,30 @@ class ImageStore:
         return self._embeddings / sha256_hex(made_by.encode())[:16] / f"{digest}.npy"
 
 
-def facts_from_bytes(data: bytes, digest: str, label: Label) -> StoredImage:
-    """Return the facts of an image as they were sealed.
+def embeddings_from_bytes(data: bytes) -> NDArray[np.float32]:
+    """Return embeddings [N, D] float32 from a stored file.
 
     Raises:
-        ValueError: If a byte has changed, or they are those of another image.
+        ValueError: If a byte of it has changed.
     """
-    fields = unsealed_json(data)
-    try:
-        height, width = fields.pop("image_hw")
-        image = StoredImage(image_hw=(int(height), int(width)), **fields)
-    except (TypeError, KeyError) as error:
-        raise ValueError("not the facts of an image") from error
-    if (image.digest, image.label) != (digest, label):
-        raise ValueError("the facts of another image")
-    return image
-
-
-def rows_from_bytes(data: bytes) -> NDArray[np.float32] | None:
-    """Return embeddings [N, D] from a stored file, or None when a byte of it has changed."""
     body, footer = data[:-_DIGEST_BYTES], data[-_DIGEST_BYTES:]
     if bytes.fromhex(sha256_hex(body)) != footer:
-        return None
+        raise ValueError("digest mismatch")
     rows: NDArray[np.float32] = np.load(io.BytesIO(body), allow_pickle=False)
     return rows
 
 
 def _is_facts(name: str) -> bool:
-    return name.endswith(".json") or _FACTS_SET_ASIDE in name
+    return name.endswith(".json") or f".json{CORRUPT_MARK}" in name
 
 
-def _is_undescribed_image(name: str, described: set[str]) -> bool:
-    digest, _, suffix = name.partition(".")
-    return f".{suffix}" in SUFFIX_BY_FORMAT.values() and digest not in described
-
-
-def _are_damaged(data: bytes, digest: str, label: Label) -> bool:
-    try:
-        facts_from_bytes(data, digest, label)
-    except ValueError:
-        return True
-    return False
-
-
-def _damaged(facts: Path) -> StoredImage:
-    label: Label = "ng" if facts.parent.name == "ng" else "ok"
-    suffixes = (suffix for suffix in SUFFIX_BY_FORMAT.values() if facts.with_suffix(suffix).exists())
+def _damaged(digest: str, label: Label, folder: Path) -> StoredImage:
+    suffixes = (suffix for suffix in SUFFIX_BY_FORMAT.values() if (folder / f"{digest}{suffix}").exists())
     return StoredImage(
-        digest=facts.stem,
+        digest=digest,
         label=label,
         name=DAMAGED_NAME,
-        part_id=facts.stem,
+        part_id=digest,
         image_hw=(0, 0),
         mm_per_px=None,
         bytes_sha256="",

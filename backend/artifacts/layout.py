@@ -1,7 +1,7 @@
-"""Folder names, and what each file of a models folder is, told by its place alone: what ``backend/storage.py`` wrote.
+"""What each file of a models folder is, by its path alone, and the one walk over all of them.
 
-A name that this module does not know was not written by the service. Verification reports it, an archive that holds
-one is refused.
+A name that this module does not know was not written by the service: it is reported, never deleted, and an archive that
+holds one is refused.
 """
 
 from __future__ import annotations
@@ -9,40 +9,59 @@ from __future__ import annotations
 import os
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
-from typing import Literal
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
 from backend.artifacts.files import TEMP_PREFIX
-from backend.artifacts.image_store import Label
-from backend.artifacts.model_key import (
-    DEFAULT_RECIPE,
-    RECIPES_FOLDER,
-    ModelKey,
-    checked_recipe,
-    folder_name,
-    id_of_folder,
-)
+from backend.artifacts.model_key import DEFAULT_RECIPE, ModelKey, folder_name, id_of_folder
+from backend.artifacts.stored_image import Label
 from backend.errors import InvalidId, ReservedRecipe
 from backend.imaging.image_codec import SUFFIX_BY_FORMAT
 
 Kind = Literal[
     "memory", "index", "calibration", "image", "facts", "embeddings", "heatmap", "lock", "job", "job_mark", "engine",
-    "audit", "note", "leftover",
+    "audit", "note", "temporary", "unknown",
 ]  # fmt: skip
 
-_MODEL_FILES: dict[str, Kind] = {"memory.npz": "memory", "index.faiss": "index", "calib.json": "calibration"}
-_AUDIT_FILES = frozenset({"audit.sqlite3", "audit.sqlite3-wal", "audit.sqlite3-shm", "audit.sqlite3-journal"})
-_SET_ASIDE = re.compile(r"(.+)\.corrupt-(\d{8}T\d{6}Z)")
-_DIGEST = re.compile(r"[0-9a-f]{64}")
-_SHORT_DIGEST = re.compile(r"[0-9a-f]{16}")
-_JOB = re.compile(r"[0-9a-f]{32}\.(json|cancel|alive)")
-_ENGINE = re.compile(r"openvino-[0-9a-f]{16}/(model\.xml|model\.bin|SHA256SUMS)")
+CORRUPT_MARK = ".corrupt-"
+"""Between the name of a file that was set aside as damaged and the time of that."""
+
+_DIGEST = r"(?P<digest>[0-9a-f]{64})"
+_SUFFIX = "|".join(re.escape(suffix) for suffix in SUFFIX_BY_FORMAT.values())
+_SET_ASIDE = re.compile(rf"(.+){re.escape(CORRUPT_MARK)}(\d{{8}}T\d{{6}}Z)")
+_OF_ROI = re.compile(
+    r"(?:recipes/(?P<recipe>[^/]+)/)?(?P<role>[^/]+)/(?P<roi>[^/]+)/(?:keys/(?P<model>[^/]+)/)?(?P<name>.+)"
+)
+_OF_MODEL: dict[Kind, str] = {
+    "memory": r"memory\.npz",
+    "index": r"index\.faiss",
+    "calibration": r"calib\.json",
+    "heatmap": rf"heatmaps/{_DIGEST}\.png",
+}
+_PATTERNS_IN_ROI: dict[Kind, re.Pattern[str]] = {
+    kind: re.compile(pattern)
+    for kind, pattern in {
+        **_OF_MODEL,
+        "image": rf"images/(?P<label>ok|ng)/{_DIGEST}(?:{_SUFFIX})",
+        "facts": rf"images/(?P<label>ok|ng)/{_DIGEST}\.json",
+        "embeddings": rf"embeddings/[0-9a-f]{{16}}/{_DIGEST}\.npy",
+        "lock": r"\.lock",
+    }.items()
+}
+_PATTERNS_ELSEWHERE: dict[Kind, re.Pattern[str]] = {
+    "note": re.compile(r"README\.md"),
+    "audit": re.compile(r"audit\.sqlite3(-wal|-shm|-journal)?"),
+    "job": re.compile(r"\.jobs/[0-9a-f]{32}\.json"),
+    "job_mark": re.compile(r"\.jobs/[0-9a-f]{32}\.(cancel|alive)"),
+    "engine": re.compile(r"\.engines/openvino-[0-9a-f]{16}/(model\.xml|model\.bin|SHA256SUMS)"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
+class ArtifactPath:
     """What a file is.
 
     Attributes:
@@ -58,6 +77,106 @@ class Place:
     label: Label | None = None
     digest: str = ""
     set_aside: str = ""
+
+    @property
+    def in_use(self) -> ArtifactPath:
+        """The same, as it was before it was set aside."""
+        return replace(self, set_aside="") if self.set_aside else self
+
+
+class Entry(NamedTuple):
+    """A file of a models folder, or a temporary folder as a whole.
+
+    Attributes:
+        path: Where it lies.
+        name: Its path below the models folder, with forward slashes.
+        artifact: What it is.
+        n_bytes: Its size.
+    """
+
+    path: Path
+    name: str
+    artifact: ArtifactPath
+    n_bytes: int
+
+
+def walk(models_dir: Path, below: Path | None = None) -> Iterator[Entry]:
+    """Yield what lies below a models folder, folder by folder, names in order; links are not followed.
+
+    What disappears meanwhile is passed over.
+
+    Args:
+        models_dir: The models folder.
+        below: A folder in it, to walk over that alone.
+
+    Raises:
+        OSError: If a folder cannot be read.
+    """
+    folder = models_dir if below is None else below
+    prefix = "" if below is None else f"{below.relative_to(models_dir).as_posix()}/"
+    try:
+        found = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except FileNotFoundError:
+        return
+    for each in found:
+        path, name = Path(each.path), prefix + each.name
+        if not each.is_dir(follow_symlinks=False):
+            try:
+                yield Entry(path, name, classify_path(name), each.stat(follow_symlinks=False).st_size)
+            except FileNotFoundError:
+                continue
+        elif each.name.startswith(TEMP_PREFIX):
+            yield Entry(path, name, classify_path(name), sum(entry.n_bytes for entry in walk(path)))
+        else:
+            yield from walk(models_dir, path)
+
+
+def classify_path(name: str) -> ArtifactPath:
+    """Return what a file is, by its path below the models folder with forward slashes."""
+    if name.rpartition("/")[2].startswith(TEMP_PREFIX):
+        return ArtifactPath(kind="temporary")
+    aside = _SET_ASIDE.fullmatch(name) if CORRUPT_MARK in name else None
+    found = _OF_ROI.fullmatch(name if aside is None else aside[1])
+    key = None if found is None else _key(found["recipe"], found["role"], found["roi"], found["model"])
+    if found is None or key is None:
+        return ArtifactPath(kind=_kind_outside_rois(name))
+    for kind, pattern in _PATTERNS_IN_ROI.items():
+        if (match := pattern.fullmatch(found["name"])) and (kind in _OF_MODEL or not found["model"]):
+            groups: dict[str, Any] = match.groupdict()
+            return ArtifactPath(
+                kind=kind,
+                key=key,
+                label=groups.get("label"),
+                digest=groups.get("digest", ""),
+                set_aside="" if aside is None else aside[2],
+            )
+    return ArtifactPath(kind="unknown")
+
+
+def _kind_outside_rois(name: str) -> Kind:
+    return next((kind for kind, pattern in _PATTERNS_ELSEWHERE.items() if pattern.fullmatch(name)), "unknown")
+
+
+def unreplaced(artifacts: Iterable[ArtifactPath]) -> set[ArtifactPath]:
+    """Return what was set aside as damaged and has no successor, as it was when it was in use."""
+    found = [*artifacts]
+    return {each.in_use for each in found if each.set_aside} - {each for each in found if not each.set_aside}
+
+
+def orphans(entries: Iterable[Entry]) -> list[Entry]:
+    """Return image files without facts and embeddings without an image, of the entries of one ROI.
+
+    A crash leaves the first between the two files of an upload, and the second in the middle of a deletion.
+    """
+    found = [*entries]
+    images = {(each.artifact.label, each.artifact.digest) for each in found if each.artifact.kind == "facts"}
+    known = {("image", *image) for image in images} | {("embeddings", None, digest) for _, digest in images}
+    return [
+        entry
+        for entry in found
+        if entry.artifact.kind in ("image", "embeddings") and not entry.artifact.set_aside
+        if (entry.artifact.kind, entry.artifact.label, entry.artifact.digest) not in known
+    ]
 
 
 def child_folder(parent: Path, an_id: str) -> Path:
@@ -79,118 +198,23 @@ def child_folder(parent: Path, an_id: str) -> Path:
     return parent / escaped
 
 
-def files_below(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:
-    """Yield every file below a folder with its status, folder by folder, names in order; links are not followed.
-
-    What disappears meanwhile is passed over.
-
-    Raises:
-        OSError: If a folder cannot be read.
-    """
+@lru_cache(maxsize=4096)  # A walk asks for the same ROI at each of its files, and checking ids is slow.
+def _key(recipe: str | None, role: str, roi: str, model: str | None) -> ModelKey | None:
+    """Return the model that folders of these names belong to; None for names that no id leads to, as of a copy."""
     try:
-        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-    except FileNotFoundError:
-        return
-    for entry in entries:
-        if entry.is_dir(follow_symlinks=False):
-            yield from files_below(Path(entry.path))
-            continue
-        try:
-            yield Path(entry.path), entry.stat(follow_symlinks=False)
-        except FileNotFoundError:
-            continue
-
-
-def leftover_of(path: PurePosixPath) -> PurePosixPath | None:
-    """Return the temporary file that a path is, or the temporary folder that it lies in; None for anything else."""
-    for depth, part in enumerate(path.parts, start=1):
-        if part.startswith(TEMP_PREFIX):
-            return PurePosixPath(*path.parts[:depth])
-    return None
-
-
-def place_of(path: PurePosixPath) -> Place | None:
-    """Return what a file is, by its path below the models folder; None where no file of ours lies."""
-    parts = path.parts
-    if leftover_of(path) is not None:
-        return Place(kind="leftover")
-    if path.as_posix() == "README.md":
-        return Place(kind="note")
-    if path.as_posix() in _AUDIT_FILES:
-        return Place(kind="audit")
-    if parts[0] == ".jobs":
-        return _job_place(parts[1:])
-    if parts[0] == ".engines":
-        return Place(kind="engine") if _ENGINE.fullmatch("/".join(parts[1:])) else None
-    recipe_id = DEFAULT_RECIPE
-    if parts[0] == RECIPES_FOLDER:
-        if len(parts) < 2 or not is_recipe_folder(parts[1]):
-            return None
-        recipe_id, parts = id_of_folder(parts[1]), parts[2:]
-    if len(parts) < 3:
+        key = ModelKey(
+            recipe_id=DEFAULT_RECIPE if recipe is None else id_of_folder(recipe),
+            role_id=id_of_folder(role),
+            roi_id=id_of_folder(roi),
+            model_key="" if model is None else id_of_folder(model),
+        )
+    except (InvalidId, ReservedRecipe, UnicodeDecodeError):
         return None
-    role_id, roi_id = id_leading_to(parts[0]), id_leading_to(parts[1])
-    if role_id is None or roi_id is None:
+    pairs = [(role, key.role_id), (roi, key.roi_id), *([] if model is None else [(model, key.model_key)])]
+    if not all(_leads_to(name, an_id) for name, an_id in pairs) or (model is not None and key.is_default_model):
         return None
-    key = ModelKey(recipe_id=recipe_id, role_id=role_id, roi_id=roi_id)
-    return _place_in_roi(key, parts[2:])
+    return key if recipe is None or folder_name(key.recipe_id) == recipe != DEFAULT_RECIPE else None
 
 
-def id_leading_to(name: str) -> str | None:
-    """Return the id that leads to a folder of this name, or None where none does, as to an operator's copy."""
-    try:
-        an_id = id_of_folder(name)
-        ModelKey(role_id=an_id, roi_id=an_id)
-    except (InvalidId, UnicodeDecodeError):
-        return None
-    name = unicodedata.normalize("NFC", name)
-    return an_id if name in (folder_name(an_id), folder_name(an_id, escape_all=True)) else None
-
-
-def is_recipe_folder(name: str) -> bool:
-    """Return whether a folder can be a recipe's; an operator's backup beside them is none."""
-    try:
-        return folder_name(checked_recipe(id_of_folder(name))) == name != DEFAULT_RECIPE
-    except (ReservedRecipe, UnicodeDecodeError):
-        return False
-
-
-def _job_place(parts: tuple[str, ...]) -> Place | None:
-    if len(parts) != 1 or not _JOB.fullmatch(parts[0]):
-        return None
-    return Place(kind="job" if parts[0].endswith(".json") else "job_mark")
-
-
-def _place_in_roi(key: ModelKey, parts: tuple[str, ...]) -> Place | None:
-    if parts == (".lock",):
-        return Place(kind="lock", key=key)
-    name, set_aside = parts[-1], ""
-    if match := _SET_ASIDE.fullmatch(name):
-        name, set_aside = match[1], match[2]
-    place = _live_place(key, (*parts[:-1], name))
-    return None if place is None else replace(place, set_aside=set_aside)
-
-
-def _live_place(key: ModelKey, parts: tuple[str, ...]) -> Place | None:
-    match parts:
-        case (name,) if name in _MODEL_FILES:
-            return Place(kind=_MODEL_FILES[name], key=key)
-        case ("images", ("ok" | "ng") as label, name) if _DIGEST.fullmatch(stem := name.partition(".")[0]):
-            suffix = name[len(stem) :]
-            kind: Kind | None = "facts" if suffix == ".json" else "image" if suffix in _IMAGE_SUFFIXES else None
-            return None if kind is None else Place(kind=kind, key=key, label=label, digest=stem)
-        case ("embeddings", made_by, name) if _SHORT_DIGEST.fullmatch(made_by) and name.endswith(".npy"):
-            digest = name.removesuffix(".npy")
-            return Place(kind="embeddings", key=key, digest=digest) if _DIGEST.fullmatch(digest) else None
-        case ("heatmaps", name) if name.endswith(".png"):
-            digest = name.removesuffix(".png")
-            return Place(kind="heatmap", key=key, digest=digest) if _DIGEST.fullmatch(digest) else None
-        case ("keys", folder, *inner) if inner and (inner[0] in _MODEL_FILES or inner[0] == "heatmaps"):
-            model_key = id_leading_to(folder)
-            if model_key is None or model_key == key.roi_id:
-                return None
-            return _live_place(replace(key, model_key=model_key), tuple(inner))
-    return None
-
-
-_IMAGE_SUFFIXES = frozenset(SUFFIX_BY_FORMAT.values())
+def _leads_to(name: str, an_id: str) -> bool:
+    return unicodedata.normalize("NFC", name) in (folder_name(an_id), folder_name(an_id, escape_all=True))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from urllib.parse import quote, unquote
 
 from backend.errors import InvalidId, ReservedRecipe
@@ -54,6 +54,11 @@ class ModelKey:
     def is_default_model(self) -> bool:
         """True when the model is the ROI's own, not one of several under other keys."""
         return self.model_key == self.roi_id
+
+    @property
+    def roi(self) -> ModelKey:
+        """The ROI's own model."""
+        return replace(self, model_key="")
 
     def __str__(self) -> str:
         own = "" if self.is_default_model else f" [{self.model_key}]"
@@ -106,20 +111,20 @@ def id_of_folder(name: str) -> str:
 
 def _checked_id(value: str, field: str) -> str:
     value = unicodedata.normalize("NFC", value)
-    sentence = None
+    problem = None
     if not value.strip():
-        sentence = f"The field {field} is empty."
+        problem = f"The field {field} is empty."
     elif len(value) > MAX_ID_CHARS:
-        sentence = f"The field {field} has {len(value)} characters; at most {MAX_ID_CHARS} are allowed."
+        problem = f"The field {field} has {len(value)} characters; at most {MAX_ID_CHARS} are allowed."
     elif not value.strip(". "):
-        sentence = f"The field {field} consists of dots."
+        problem = f"The field {field} consists of dots."
     elif any(unicodedata.category(character)[0] == "C" or character in "/\\" for character in value):
-        sentence = f"The field {field} has a slash or a control character."
+        problem = f"The field {field} has a slash or a control character."
     elif len(folder_name(value, escape_all=True).encode()) > MAX_FOLDER_BYTES:
-        sentence = f"The field {field} is too long for a folder name."
-    if sentence is not None:
+        problem = f"The field {field} is too long for a folder name."
+    if problem is not None:
         raise InvalidId(
-            f"{sentence} Use 1 to {MAX_ID_CHARS} letters of any language, digits, '-' and '_'.",
+            f"{problem} Use 1 to {MAX_ID_CHARS} letters of any language, digits, '-' and '_'.",
             details={"field": field, "min_length": 1, "max_length": MAX_ID_CHARS},
         )
     return value

@@ -10,18 +10,16 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterable
-from dataclasses import replace
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from backend.artifacts.files import names_in, sync_folder
-from backend.artifacts.layout import Place, place_of
+from backend.artifacts.layout import CORRUPT_MARK, ArtifactPath, classify_path, unreplaced
 
 _log = logging.getLogger(__name__)
 
-_MARK = ".corrupt-"
-_TOLD = 3
+_LISTED = 3
 
 
 class Quarantine:
@@ -30,15 +28,15 @@ class Quarantine:
     def __init__(self, models_dir: Path) -> None:
         self._models_dir = models_dir
         self._lock = threading.Lock()
-        self._damaged: dict[Place, bool] = {}  # and whether the file was set aside
+        self._damaged: set[ArtifactPath] = set()
 
     @property
     def reason(self) -> str | None:
-        """What is damaged and how to mend it, or None; never waits, tells no path."""
+        """What is damaged and how to mend it, or None; never waits, names no path."""
         with self._lock:
-            sentences = sorted({_sentence(place) for place in self._damaged})
-        more = len(sentences) - _TOLD
-        return " ".join(sentences[:_TOLD] + ([f"And {more} more; see the log."] if more > 0 else [])) or None
+            found = sorted({_description(artifact) for artifact in self._damaged})
+        more = len(found) - _LISTED
+        return " ".join(found[:_LISTED] + ([f"And {more} more; see the log."] if more > 0 else [])) or None
 
     def set_aside(self, path: Path) -> None:
         """Rename a damaged file and remember it. Hold the ROI's lock, and have read the file under it.
@@ -47,37 +45,31 @@ class Quarantine:
             OSError: If it cannot be renamed.
         """
         now = datetime.now(UTC)
-        while (aside := path.with_name(f"{path.name}{_MARK}{now:%Y%m%dT%H%M%SZ}")).exists():
+        while (aside := path.with_name(f"{path.name}{CORRUPT_MARK}{now:%Y%m%dT%H%M%SZ}")).exists():
             now += timedelta(seconds=1)  # an older one is not overwritten
         path.rename(aside)
         sync_folder(path.parent)
-        self.remember(path, is_aside=True)
+        self.remember(path)
         _log.error("%s is damaged; it was set aside as %s", path, aside.name)
 
-    def remember(self, path: Path, *, is_aside: bool) -> None:
+    def remember(self, path: Path) -> None:
         """Remember a damaged file."""
-        place = self._place(path)
-        if place is not None:
-            with self._lock:
-                self._damaged[place] = is_aside
+        with self._lock:
+            self._damaged.add(self._artifact(path))
 
     def forget(self, path: Path) -> None:
         """Forget about a file: it is sound, replaced, or deleted on purpose."""
-        place = self._place(path)
         with self._lock:
-            if place is not None:
-                self._damaged.pop(place, None)
+            self._damaged.discard(self._artifact(path))
 
-    def update(self, set_aside: Iterable[Place]) -> None:
-        """Take over what a walk over the folder has found set aside and not replaced; see ``unreplaced``."""
-        found = {_identity(place) for place in set_aside}
+    def update(self, found: Iterable[ArtifactPath]) -> None:
+        """Take over what a walk over the folder has found; a damaged file still in its place is found by its reader."""
+        damaged = unreplaced(artifact for artifact in found if artifact.key is not None)
         with self._lock:
-            kept = {place: False for place, is_aside in self._damaged.items() if not is_aside}
-            self._damaged = {**dict.fromkeys(found, True), **kept}
+            self._damaged = damaged
 
-    def _place(self, path: Path) -> Place | None:
-        place = place_of(PurePosixPath(path.relative_to(self._models_dir).as_posix()))
-        return None if place is None else _identity(place)
+    def _artifact(self, path: Path) -> ArtifactPath:
+        return classify_path(path.relative_to(self._models_dir).as_posix()).in_use
 
 
 def set_aside_copies(path: Path) -> list[Path]:
@@ -86,26 +78,22 @@ def set_aside_copies(path: Path) -> list[Path]:
     Raises:
         StorageFailed: If the folder cannot be read.
     """
-    return [path.with_name(name) for name in sorted(names_in(path.parent)) if name.startswith(path.name + _MARK)]
+    return [path.with_name(name) for name in sorted(names_in(path.parent)) if name.startswith(path.name + CORRUPT_MARK)]
 
 
-def unreplaced(places: Iterable[Place]) -> set[Place]:
-    """Return the places of all files that were set aside and have no successor."""
-    aside: set[Place] = set()
-    live: set[Place] = set()
-    for place in places:
-        (aside if place.set_aside else live).add(_identity(place))
-    return aside - live
+def is_refused(data: bytes, parse: Callable[[bytes], object]) -> bool:
+    """Return whether ``parse`` finds the bytes of a file damaged, by raising ValueError."""
+    try:
+        parse(data)
+    except ValueError:
+        return True
+    return False
 
 
-def _identity(place: Place) -> Place:
-    return replace(place, set_aside="")
-
-
-def _sentence(place: Place) -> str:
-    if place.kind == "memory":
-        return f"The memory of {place.key} was damaged and is set aside: fit it again with /fit_ok."
-    if place.kind == "calibration":
-        return f"The calibration of {place.key} was damaged and is set aside: calibrate it again."
-    what = f"A stored {place.label} image of {place.key}" if place.label else f"A file of {place.key}"
+def _description(artifact: ArtifactPath) -> str:
+    if artifact.kind == "memory":
+        return f"The memory of {artifact.key} was damaged and is set aside: fit it again with /fit_ok."
+    if artifact.kind == "calibration":
+        return f"The calibration of {artifact.key} was damaged and is set aside: calibrate it again."
+    what = f"A stored {artifact.label} image of {artifact.key}" if artifact.label else f"A file of {artifact.key}"
     return f"{what} was damaged and is set aside: upload it again, or delete it."

@@ -4,12 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-
-from rich.console import Console
-from rich.progress import Progress
 
 from backend.errors import InspectionError
 from backend.maintenance.backup import ArchiveError, back_up
@@ -20,22 +15,19 @@ from backend.maintenance.verifying import verify_folder
 def run_verify(models_dir: Path) -> int:
     """Print one line for each problem and a summary; return 0 when all is well, else 1."""
     if not models_dir.is_dir():
-        _say(f"There is no folder {models_dir}.")
-        return 1
+        return _refused(f"There is no folder {models_dir}.")
     n_files = 0
-    with _progress("verifying") as bar:
-        task = bar.task_ids[0]
 
-        def progress(done: int, total: int) -> None:
-            nonlocal n_files
-            n_files = total
-            bar.update(task, completed=done, total=total)
+    def progress(done: int, total: int) -> None:
+        nonlocal n_files
+        n_files = total
+        if done % 100 == 0 or done == total:
+            _show(f"verifying: {done} of {total} files")
 
-        try:
-            problems = verify_folder(models_dir, progress=progress)
-        except OSError as error:
-            _say(f"The folder cannot be read: {error}")
-            return 1
+    try:
+        problems = verify_folder(models_dir, progress=progress)
+    except OSError as error:
+        return _refused(f"The folder cannot be read: {error}")
     for problem in problems:
         _say(str(problem))
     _say(f"{n_files} files, {len(problems) or 'no'} problem{'' if len(problems) == 1 else 's'}.")
@@ -47,49 +39,52 @@ def run_backup(
 ) -> int:
     """Back up ROIs and print which; return 0 when none had to be left out, else 1."""
     try:
-        with _progress("reading") as bar:
-            report = back_up(
-                models_dir,
-                out,
-                recipe_id=recipe_id,
-                role_id=role_id,
-                roi_id=roi_id,
-                told=lambda key: bar.update(bar.task_ids[0], description=str(key)),
-            )
+        found = back_up(
+            models_dir,
+            out,
+            recipe_id=recipe_id,
+            role_id=role_id,
+            roi_id=roi_id,
+            progress=lambda key: _show(f"reading {key}"),
+        )
     except (ArchiveError, InspectionError, OSError) as error:
-        _say(str(error))
-        return 1
-    for key in report.saved:
-        _say(f"saved {key}")
-    for key, problems in report.problems.items():
-        _say(f"left out {key}, which is damaged:")
+        return _refused(str(error))
+    for key, problems in found.items():
+        _say(f"left out {key}, which is damaged:" if problems else f"saved {key}")
         for problem in problems:
             _say(f"  {problem}")
-    _say(f"{len(report.saved)} ROIs in {out}, {out.stat().st_size / 1e6:.1f} MB.")
-    return 1 if report.problems else 0
+    n_saved = sum(not problems for problems in found.values())
+    _say(f"{n_saved} ROIs in {out}, {out.stat().st_size / 1e6:.1f} MB.")
+    return 0 if n_saved == len(found) else 1
 
 
 def run_restore(archive: Path, models_dir: Path, *, replace: bool = False) -> int:
     """Restore an archive and print what came back; return 0, or 1 when it was refused."""
     try:
-        with _progress("restoring"):
-            keys = restore(archive, models_dir, replace=replace)
+        restored = restore(archive, models_dir, replace=replace)
     except (ArchiveError, InspectionError, OSError) as error:
-        _say(str(error))
-        return 1
-    for key in keys:
+        return _refused(str(error))
+    for key, problems in restored.items():
         _say(f"restored {key}")
+        for problem in problems:
+            _say(f"  {problem}")
     return 0
 
 
-@contextmanager
-def _progress(what: str) -> Iterator[Progress]:
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        bar.add_task(what, total=None)
-        yield bar
+def _refused(why: str) -> int:
+    _say(why)
+    return 1
 
 
 def _say(line: str) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # A code page without a letter of a name must not end it.
+    _show("")
     print(line)
+
+
+def _show(line: str) -> None:
+    """Show how far it is on the last line of a terminal; the next line that is shown or said takes its place."""
+    if sys.stderr.isatty():
+        text = line[:78].encode(sys.stderr.encoding, "replace").decode(sys.stderr.encoding)
+        print(f"\r{text:<78}\r", end="", file=sys.stderr, flush=True)

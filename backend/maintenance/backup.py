@@ -9,43 +9,28 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import zipfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Final
 
-from backend.artifacts.files import make_folder, replace, staged, sync_folder, writing
-from backend.artifacts.layout import Kind, Place, files_below, place_of
+from backend.artifacts.files import replace, scratch_folder, sync_folder, sync_tree, writing
+from backend.artifacts.layout import ArtifactPath, Entry, Kind, orphans, walk
 from backend.artifacts.model_key import ModelKey, folder_name
-from backend.maintenance.verifying import Problem, verify_roi
+from backend.maintenance.verifying import Fault, Problem, verify_entries
 from backend.services.recipes import Recipes
 from backend.storage import ArtefactStore
 
 ARCHIVE_FORMAT: Final = 1
 MANIFEST: Final = "manifest.json"
-CARRIED: Final[frozenset[Kind]] = frozenset({"memory", "calibration", "image", "facts", "embeddings"})
 
-_DULL: Final = frozenset({"leftover", "unknown"})  # not carried, and no harm to what is
+_CARRIED: Final[frozenset[Kind]] = frozenset({"memory", "calibration", "image", "facts", "embeddings"})
+_HARMLESS: Final[frozenset[Fault]] = frozenset({"leftover", "unknown", "outdated"})
+"""The first two are not carried. An outdated memory is, as it is, with the images that it is learned from again."""
 
 
 class ArchiveError(ValueError):
     """An archive that cannot be made, or not be restored; says what to do."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class BackupReport:
-    """What came of a backup.
-
-    Attributes:
-        saved: The ROIs in the archive.
-        problems: Why ROIs are not in it, by ROI.
-    """
-
-    saved: list[ModelKey]
-    problems: dict[ModelKey, list[Problem]]
 
 
 def back_up(
@@ -55,9 +40,9 @@ def back_up(
     recipe_id: str | None = None,
     role_id: str | None = None,
     roi_id: str | None = None,
-    told: Callable[[ModelKey], None] | None = None,
-) -> BackupReport:
-    """Write ROIs to an archive and return which; each is read under its lock, so that it is of one moment.
+    progress: Callable[[ModelKey], None] = lambda _key: None,
+) -> dict[ModelKey, list[Problem]]:
+    """Write ROIs to an archive; each is read under its lock, so that it is of one moment.
 
     A ROI in which something is damaged is left out: an archive holds what can be restored.
 
@@ -67,93 +52,76 @@ def back_up(
         recipe_id: Only of this recipe.
         role_id: Only of this role.
         roi_id: Only ROIs of this id.
-        told: Told of each ROI before it is read.
+        progress: Called with each ROI before it is read.
+
+    Returns:
+        For each of the ROIs why it was left out; an empty list for those that are in the archive.
 
     Raises:
-        ArchiveError: If ``out`` exists, or there is no such ROI.
+        ArchiveError: If ``out`` exists, or there is no such ROI, or none without damage.
         StorageFull, StorageFailed: If it cannot be written.
         Unavailable: If a ROI is locked for long.
     """
     if out.exists():
         raise ArchiveError(f"{out} exists. Choose another name: a backup replaces none.")
     store = ArtefactStore(models_dir)
+    contents = Recipes(models_dir, store).contents()
     wanted = [
         key
-        for key in rois(store)
+        for key in dict.fromkeys(model.roi for models in contents.values() for model in models)
         if recipe_id in (None, key.recipe_id) and role_id in (None, key.role_id) and roi_id in (None, key.roi_id)
     ]
     if not wanted:
         raise ArchiveError(f"There is no such ROI in {models_dir}.")
-    report = BackupReport(saved=[], problems={})
+    problems: dict[ModelKey, list[Problem]] = {}
+    rois: list[dict[str, str]] = []
     files: dict[str, dict[str, Any]] = {}
-    with _archive(out) as archive:
-        for key in wanted:
-            if told is not None:
-                told(key)
-            with store.lock(key):
-                problems = [problem for problem in verify_roi(models_dir, key) if problem.fault not in _DULL]
-                if problems:
-                    report.problems[key] = problems
-                    continue
-                for path, place in carried_files(store, key):
-                    name = f"rois/{len(report.saved)}/{_member_name(path, place, store.roi_folder(key))}"
-                    files[name] = _add(archive, name, path)
-            report.saved.append(key)
-        if not report.saved:
+    folder = out.absolute().parent
+    with writing(), scratch_folder(folder) as scratch:
+        made = scratch / out.name
+        with zipfile.ZipFile(made, "w") as archive:
+            for key in wanted:
+                progress(key)
+                with store.lock(key):
+                    entries = [*walk(models_dir, store.roi_folder(key))]
+                    problems[key] = [each for each in verify_entries(entries) if each.fault not in _HARMLESS]
+                    if not problems[key]:
+                        files |= _add(archive, f"rois/{len(rois)}", entries, store.roi_folder(key))
+                        rois.append({"recipe_id": key.recipe_id, "role_id": key.role_id, "roi_id": key.roi_id})
+            manifest = {"format": ARCHIVE_FORMAT, "rois": rois, "files": files}
+            archive.writestr(MANIFEST, json.dumps(manifest, ensure_ascii=False, indent=1), zipfile.ZIP_DEFLATED)
+        if not rois:
             raise ArchiveError("Every one of the ROIs is damaged; there is nothing to back up. Run verify.")
-        manifest = {"format": ARCHIVE_FORMAT, "rois": [_identity(key) for key in report.saved], "files": files}
-        archive.writestr(MANIFEST, json.dumps(manifest, ensure_ascii=False, indent=1), zipfile.ZIP_DEFLATED)
-    return report
+        sync_tree(scratch)
+        replace(made, out)
+        sync_folder(folder)
+    return problems
 
 
-def rois(store: ArtefactStore) -> list[ModelKey]:
-    """Return the ROIs below a models folder that hold a memory or images, whatever their model keys."""
-    found = {
-        ModelKey(recipe_id=key.recipe_id, role_id=key.role_id, roi_id=key.roi_id): None
-        for keys in Recipes(store.models_dir, store).contents().values()
-        for key in keys
-    }
-    return list(found)
+def is_carried(artifact: ArtifactPath) -> bool:
+    """Return whether an archive holds a file of this kind."""
+    return artifact.kind in _CARRIED and not artifact.set_aside
 
 
-def carried_files(store: ArtefactStore, roi: ModelKey) -> Iterator[tuple[Path, Place]]:
-    """Yield the files of a ROI that an archive carries."""
-    for path, _ in files_below(store.roi_folder(roi)):
-        place = place_of(PurePosixPath(path.relative_to(store.models_dir).as_posix()))
-        if place is not None and place.kind in CARRIED and not place.set_aside:
-            yield path, place
+def member_name(inner: str, artifact: ArtifactPath) -> str:
+    """Return the name that an archive has below a ROI's for a file, by its path in the ROI's folder."""
+    if artifact.key is None or not inner.startswith("keys/"):
+        return inner
+    return f"keys/{folder_name(artifact.key.model_key, escape_all=True)}/{inner.rpartition('/')[2]}"
 
 
-def _member_name(path: Path, place: Place, roi_folder: Path) -> str:
-    inner = path.relative_to(roi_folder).parts
-    if inner[0] == "keys" and place.key is not None:
-        inner = ("keys", folder_name(place.key.model_key, escape_all=True), *inner[2:])
-    return "/".join(inner)
-
-
-def _add(archive: zipfile.ZipFile, name: str, path: Path) -> dict[str, Any]:
-    """Add a file and return its line in the manifest."""
-    data = path.read_bytes()
-    # Images and numbers do not get smaller.
-    archive.writestr(name, data, zipfile.ZIP_DEFLATED if path.suffix == ".json" else zipfile.ZIP_STORED)
-    return {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-
-
-def _identity(key: ModelKey) -> dict[str, str]:
-    return {"recipe_id": key.recipe_id, "role_id": key.role_id, "roi_id": key.roi_id}
-
-
-@contextmanager
-def _archive(out: Path) -> Iterator[zipfile.ZipFile]:
-    """Yield an archive that takes its name when the block ends well."""
-    make_folder(out.absolute().parent)
-    with writing(), staged(out.absolute(), b"") as temp:
-        with zipfile.ZipFile(temp, "w") as archive:
-            yield archive
-        descriptor = os.open(temp, os.O_RDWR | getattr(os, "O_BINARY", 0))
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        replace(temp, out)
-        sync_folder(out.absolute().parent)
+def _add(
+    archive: zipfile.ZipFile, prefix: str, entries: Sequence[Entry], roi_folder: Path
+) -> dict[str, dict[str, Any]]:
+    """Add the files of a ROI, and return their lines of the manifest."""
+    lines = {}
+    left_over = {entry.path for entry in orphans(entries)}
+    for path, _, artifact, _ in entries:
+        if not is_carried(artifact) or path in left_over:
+            continue
+        name = f"{prefix}/{member_name(path.relative_to(roi_folder).as_posix(), artifact)}"
+        data = path.read_bytes()
+        # Images and numbers do not get smaller.
+        archive.writestr(name, data, zipfile.ZIP_DEFLATED if path.suffix == ".json" else zipfile.ZIP_STORED)
+        lines[name] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    return lines

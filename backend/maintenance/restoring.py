@@ -12,18 +12,20 @@ import json
 import re
 import shutil
 import stat
+import struct
 import zipfile
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+import zlib
+from collections.abc import Mapping
+from dataclasses import replace as changed
+from pathlib import Path
 from typing import Any, Final
 
-from backend.artifacts.files import make_folder, scratch_folder, sync_folder, sync_tree, writing
-from backend.artifacts.formats import bank_from_bytes, calibrations_from_bytes
-from backend.artifacts.layout import Place, files_below, place_of
+from backend.artifacts.files import make_folder, replace, scratch_folder, sync_folder, sync_tree, writing
+from backend.artifacts.layout import CORRUPT_MARK, Entry, classify_path, walk
 from backend.artifacts.model_key import ModelKey, folder_name
-from backend.errors import InspectionError, StorageFull
-from backend.maintenance.backup import ARCHIVE_FORMAT, CARRIED, MANIFEST, ArchiveError, carried_files, rois
-from backend.maintenance.verifying import verify_roi
+from backend.errors import ArtefactOutdated, InspectionError, StorageFull
+from backend.maintenance.backup import ARCHIVE_FORMAT, MANIFEST, ArchiveError, is_carried, member_name
+from backend.maintenance.verifying import Problem, verify_entries
 from backend.storage import ArtefactStore
 
 MAX_MEMBERS: Final = 1_000_000
@@ -34,120 +36,122 @@ MAX_RATIO: Final = 200
 _MEMBER: Final = re.compile(r"rois/(0|[1-9]\d{0,5})/([!-~]+)")
 _ENCRYPTED: Final = 0x1 | 0x40 | 0x2000
 _CHUNK: Final = 2**20
-_REFUSED: Final = "The archive is refused, and nothing was changed: "
+_UNSOUND_ZIP: Final = (
+    zipfile.BadZipFile, zlib.error, struct.error, EOFError, ValueError, RuntimeError, OverflowError
+)  # fmt: skip
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Member:
-    info: zipfile.ZipInfo
-    key: ModelKey
-    place: Place
-    inner: PurePosixPath
-    sha256: str
+def restore(archive: Path, models_dir: Path, *, replace: bool = False) -> dict[ModelKey, list[Problem]]:
+    """Bring the ROIs of an archive back.
 
-
-def restore(archive: Path, models_dir: Path, *, replace: bool = False) -> list[ModelKey]:
-    """Bring the ROIs of an archive back and return them.
-
-    Each ROI changes in one switch: a reader sees its old memory and calibration, or the new ones.
+    A memory and its calibration change in one switch: a reader sees the old ones, or the new ones.
 
     Args:
         archive: What ``back_up`` wrote.
         models_dir: The models folder; made where there is none. A service may run on it.
         replace: Let a ROI take the place of one that is there.
 
+    Returns:
+        For each of the ROIs what of it is of an older format and has to be made again; mostly nothing.
+
     Raises:
         ArchiveError: If the archive is not sound in every point, or a ROI is there already; nothing was changed then.
         StorageFull, StorageFailed: If it cannot be unpacked.
+        Unavailable: If a ROI is locked for long.
     """
     store = ArtefactStore(models_dir)
     with writing(), scratch_folder(models_dir) as scratch:
         unpacked = ArtefactStore(scratch)
         keys = _unpack(archive, unpacked)
-        there = {*rois(store)} & {*keys}
-        if there and not replace:
-            names = ", ".join(sorted(map(str, there)))
-            raise ArchiveError(
-                f"{_REFUSED}there already are {names}. Use --replace to put the archive's in their place."
-            )
-        for key in keys:
-            if problems := verify_roi(scratch, key):
-                raise ArchiveError(f"{_REFUSED}what it holds of {key} is not sound: {problems[0]}")
-        for key in keys:
-            for _, place in carried_files(unpacked, key):
-                if place.kind == "memory" and place.key is not None:
-                    unpacked.renew_index(place.key)
+        there = ", ".join(sorted(str(key) for key in keys if not replace and _is_there(store, key)))
+        _require(not there, f"there already are {there}. Use --replace to put the archive's in their place")
+        entries = {key: [*walk(scratch, unpacked.roi_folder(key))] for key in keys}
+        problems = {key: verify_entries(entries[key]) for key in keys}
+        for key, found in problems.items():
+            for problem in found:
+                _require(problem.fault == "outdated", f"what it holds of {key} is not sound: {problem}")
         sync_tree(scratch)
         for key in keys:
-            _put(unpacked, store, key, replace=replace)
-    return keys
+            with store.lock(key):
+                if not replace and _is_there(store, key):
+                    raise ArchiveError(f"{key} is new since. Use --replace to put the archive's in its place.")
+                _put(entries[key], unpacked, store, key)
+    return problems
+
+
+def _refusal(why: str) -> ArchiveError:
+    return ArchiveError(f"The archive is refused, and nothing was changed: {why}.")
+
+
+def _require(condition: bool, why_not: str) -> None:
+    if not condition:
+        raise _refusal(why_not)
+
+
+def _is_there(store: ArtefactStore, key: ModelKey) -> bool:
+    return any(is_carried(entry.artifact) for entry in walk(store.models_dir, store.roi_folder(key)))
 
 
 def _unpack(archive: Path, into: ArtefactStore) -> list[ModelKey]:
     """Unpack what can be believed, file by file, and return the ROIs."""
     try:
         with zipfile.ZipFile(archive) as opened:
-            keys, members = _members(opened, archive.stat().st_size)
-            n_bytes = sum(member.info.file_size for member in members)
+            members = _members(opened, archive.stat().st_size)
+            keys, files = _manifest(opened, members.pop(MANIFEST, None))
+            sizes = {name: info.file_size for name, info in members.items()}
+            _require({name: size for name, (size, _) in files.items()} == sizes, "its manifest names other files")
+            paths = {name: _path(name, keys, into) for name in members}
+            n_bytes = sum(sizes.values())
             if n_bytes > shutil.disk_usage(into.models_dir).free:
                 raise StorageFull(f"The archive unpacks to {n_bytes / 1e9:.3g} GB; the disk has not as much room.")
-            for member in members:
-                _extract(opened, member, into)
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, OverflowError) as error:
-        raise ArchiveError(f"{_REFUSED}it is no sound zip file ({error}).") from error
+            for name, path in paths.items():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with opened.open(members[name]) as source, path.open("xb") as target:
+                    shutil.copyfileobj(source, target, _CHUNK)  # no more than the header announced
+                with path.open("rb") as file:
+                    found = path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()
+                _require(found == files[name], f"{name} does not match its digest")
     except FileNotFoundError as error:
         raise ArchiveError(f"There is no archive {archive}.") from error
+    except ArchiveError:
+        raise
+    except _UNSOUND_ZIP as error:
+        raise _refusal(f"it is no sound zip file ({error})") from error
     return keys
 
 
-def _members(opened: zipfile.ZipFile, archive_bytes: int) -> tuple[list[ModelKey], list[_Member]]:
-    """Return the ROIs and members of an archive, after comparing all names and headers with its manifest."""
+def _members(opened: zipfile.ZipFile, archive_bytes: int) -> dict[str, zipfile.ZipInfo]:
+    """Return the members of an archive by name, after a look at all their headers."""
     infos = opened.infolist()
-    if len(infos) > MAX_MEMBERS:
-        raise ArchiveError(f"{_REFUSED}it has {len(infos)} members; at most {MAX_MEMBERS} are allowed.")
-    if sum(info.compress_size for info in infos) > archive_bytes:
-        raise ArchiveError(f"{_REFUSED}its members overlap.")
+    _require(len(infos) <= MAX_MEMBERS, f"it has {len(infos)} members; at most {MAX_MEMBERS} are allowed")
+    _require(sum(info.compress_size for info in infos) <= archive_bytes, "its members overlap")
+    _require(min((info.header_offset for info in infos), default=0) >= 0, "a member begins before the archive")
+    _require(len({info.filename.casefold() for info in infos}) == len(infos), "a name stands twice in it")
     for info in infos:
-        _check_header(info)
-    by_name = {info.filename.casefold(): info for info in infos}
-    if len(by_name) != len(infos):
-        raise ArchiveError(f"{_REFUSED}a name stands twice in it.")
-    keys, files = _manifest(opened, by_name.get(MANIFEST))
-    members = [_member(info, keys, files.get(info.filename)) for info in infos if info.filename != MANIFEST]
-    if len(members) != len(files):
-        raise ArchiveError(f"{_REFUSED}its manifest names files that it does not hold.")
-    return keys, members
-
-
-def _check_header(info: zipfile.ZipInfo) -> None:
-    name = info.orig_filename
-    kind = stat.S_IFMT(info.external_attr >> 16)
-    if name != info.filename or (name != MANIFEST and not _MEMBER.fullmatch(name)):
-        raise ArchiveError(f"{_REFUSED}it holds the name {name[:200]!r}, which no backup writes.")
-    if kind not in (0, stat.S_IFREG):
-        raise ArchiveError(f"{_REFUSED}{name} is a link or another thing that is no file.")
-    if info.flag_bits & _ENCRYPTED:
-        raise ArchiveError(f"{_REFUSED}{name} is encrypted.")
-    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise ArchiveError(f"{_REFUSED}{name} is packed in a way that no backup uses.")
-    if info.file_size > MAX_RATIO * max(info.compress_size, 1024):
-        raise ArchiveError(f"{_REFUSED}{name} would unpack to more than {MAX_RATIO} times its size.")
+        name = info.orig_filename
+        is_known = name == info.filename and (name == MANIFEST or _MEMBER.fullmatch(name) is not None)
+        _require(is_known, f"it holds the name {name[:200]!r}, which no backup writes")
+        is_file = stat.S_IFMT(info.external_attr >> 16) in (0, stat.S_IFREG)
+        _require(is_file, f"{name} is a link or another thing that is no file")
+        _require(not info.flag_bits & _ENCRYPTED, f"{name} is encrypted")
+        is_plain = info.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+        _require(is_plain, f"{name} is packed in a way that no backup uses")
+        is_small = info.file_size <= MAX_RATIO * max(info.compress_size, 1024)
+        _require(is_small, f"{name} would unpack to more than {MAX_RATIO} times its size")
+    return {info.filename: info for info in infos}
 
 
 def _manifest(
     opened: zipfile.ZipFile, info: zipfile.ZipInfo | None
-) -> tuple[list[ModelKey], dict[str, tuple[int, str]]]:
+) -> tuple[list[ModelKey], Mapping[str, tuple[int, str]]]:
     """Return the ROIs, and the size and digest of each file."""
     if info is None:
-        raise ArchiveError(f"{_REFUSED}it has no {MANIFEST}; it is no backup of this service.")
-    if info.file_size > MAX_MANIFEST_BYTES:
-        raise ArchiveError(f"{_REFUSED}its manifest is too large.")
+        raise _refusal(f"it is no backup, it has no {MANIFEST}")
+    _require(info.file_size <= MAX_MANIFEST_BYTES, "its manifest is too large")
     try:
         manifest: dict[str, Any] = json.loads(opened.read(info))
-        if manifest["format"] != ARCHIVE_FORMAT:
-            raise ArchiveError(
-                f"{_REFUSED}it is of format {manifest['format']!r}; this version reads {ARCHIVE_FORMAT}."
-            )
+        version = manifest["format"]
+        _require(version == ARCHIVE_FORMAT, f"it is of format {version!r}; this version reads {ARCHIVE_FORMAT}")
         keys = [
             ModelKey(**{name: roi[name] for name in ("recipe_id", "role_id", "roi_id")}) for roi in manifest["rois"]
         ]
@@ -155,99 +159,63 @@ def _manifest(
     except ArchiveError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, InspectionError) as error:
-        raise ArchiveError(f"{_REFUSED}its manifest cannot be read.") from error
-    if not keys or len({*keys}) != len(keys):
-        raise ArchiveError(f"{_REFUSED}its manifest names no ROI, or one of them twice.")
+        raise _refusal("its manifest cannot be read") from error
+    _require(len({*keys}) == len(keys) > 0, "its manifest names no ROI, or one of them twice")
     return keys, files
 
 
-def _member(info: zipfile.ZipInfo, keys: list[ModelKey], line: tuple[int, str] | None) -> _Member:
-    match = _MEMBER.fullmatch(info.filename)
-    if match is None or line is None or int(match[1]) >= len(keys):
-        raise ArchiveError(f"{_REFUSED}{info.filename[:200]!r} is not in its manifest.")
-    key, inner = keys[int(match[1])], PurePosixPath(match[2])
-    role, roi = folder_name(key.role_id, escape_all=True), folder_name(key.roi_id, escape_all=True)
-    place = place_of(PurePosixPath(role, roi, inner)) if inner.as_posix() == match[2] else None
-    if place is None or place.kind not in CARRIED or place.set_aside:
-        raise ArchiveError(f"{_REFUSED}it holds the name {info.filename[:200]!r}, which no backup writes.")
-    if line[0] != info.file_size:
-        raise ArchiveError(f"{_REFUSED}the size of {info.filename} is not that of the manifest.")
-    model_key = "" if place.key is None else place.key.model_key
-    if inner.parts[0] == "keys" and inner.parts[1] != folder_name(model_key, escape_all=True):
-        raise ArchiveError(f"{_REFUSED}it holds the name {info.filename[:200]!r}, which no backup writes.")
-    own = ModelKey(recipe_id=key.recipe_id, role_id=key.role_id, roi_id=key.roi_id, model_key=model_key)
-    return _Member(info=info, key=own, place=place, inner=inner, sha256=line[1])
+def _path(member: str, keys: list[ModelKey], into: ArtefactStore) -> Path:
+    """Return where a member is unpacked to, if its name is one that a backup of these ROIs writes."""
+    match = _MEMBER.fullmatch(member)
+    number, inner = (0, "") if match is None else (int(match[1]), match[2])
+    _require(number < len(keys), f"{member[:200]!r} is of no ROI of its manifest")
+    roi = keys[number]
+    folders = (folder_name(an_id, escape_all=True) for an_id in (roi.role_id, roi.roi_id))
+    artifact = classify_path("/".join([*folders, inner]))
+    is_known = is_carried(artifact) and inner == member_name(inner, artifact)
+    _require(is_known, f"it holds the name {member[:200]!r}, which no backup writes")
+    if artifact.key is None or artifact.key.is_default_model:
+        return into.roi_folder(roi) / inner
+    return into.model_folder(changed(roi, model_key=artifact.key.model_key)) / inner.rpartition("/")[2]
 
 
-def _extract(opened: zipfile.ZipFile, member: _Member, into: ArtefactStore) -> None:
-    """Unpack one file; no more of it than its header announced."""
-    path = into.roi_folder(member.key).joinpath(*member.inner.parts)
-    if member.inner.parts[0] == "keys":
-        path = into.model_folder(member.key) / member.inner.name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    digest, left = hashlib.sha256(), member.info.file_size
-    with opened.open(member.info) as source, path.open("xb") as target:
-        while chunk := source.read(_CHUNK):
-            left -= len(chunk)
-            if left < 0:
-                break
-            digest.update(chunk)
-            target.write(chunk)
-    if left != 0 or digest.hexdigest() != member.sha256:
-        raise ArchiveError(f"{_REFUSED}{member.info.filename} does not match its digest.")
-
-
-def _put(unpacked: ArtefactStore, store: ArtefactStore, key: ModelKey, *, replace: bool) -> None:
-    """Make an unpacked ROI visible."""
-    source, target = unpacked.roi_folder(key), store.roi_folder(key)
-    n_bytes = sum(status.st_size for _, status in files_below(source))
-    if not target.exists():
-        make_folder(target.parent)
-        try:
-            with store.disk.room_for(target, n_bytes):
-                source.rename(target)
-        except OSError:
-            if not target.exists():
-                raise
-        else:
-            sync_folder(target.parent)
-            return
-    with store.lock(key):
-        if not replace and any(True for _ in carried_files(store, key)):
-            raise ArchiveError(f"{key} has come into being meanwhile. Use --replace to put the archive's in its place.")
-        _put_over(unpacked, store, key)
-
-
-def _put_over(unpacked: ArtefactStore, store: ArtefactStore, key: ModelKey) -> None:
-    """Bring a ROI into a folder that is in use: images, then each memory with its calibration, then the old goes."""
+def _put(entries: list[Entry], unpacked: ArtefactStore, store: ArtefactStore, key: ModelKey) -> None:
+    """Bring an unpacked ROI into its folder: images, then each memory with its calibration, then the old ones go."""
     source, target = unpacked.roi_folder(key), store.roi_folder(key)
     new: set[Path] = set()
-    models: list[tuple[ModelKey, Path]] = []
-    for path, place in sorted(carried_files(unpacked, key), key=lambda found: found[1].kind == "facts"):
-        if place.kind == "memory" and place.key is not None:
-            models.append((place.key, path))
-        elif place.kind != "calibration":
-            aim = target / path.relative_to(source)
-            store.write(aim, path.read_bytes())
-            new.add(aim)
-    for model, path in models:
-        bank = bank_from_bytes(path.read_bytes())
-        kept = path.with_name("calib.json")
-        calibrations = calibrations_from_bytes(kept.read_bytes()) if kept.exists() else []
-        own = next((each for each in calibrations if each.memory_checksum == bank.checksum), None)
-        store.save_bank(model, bank, own)
-        folder = store.model_folder(model)
-        new |= {folder / "memory.npz", folder / "index.faiss"}
-        if calibrations:
-            store.write(folder / "calib.json", kept.read_bytes())
-            new.add(folder / "calib.json")
-    old = {path for path, _ in files_below(target) if path.name != ".lock" and path not in new}
-    for label in ("ok", "ng"):
-        images = store.images(key)
-        gone = [image.digest for image in images.labelled(label) if _facts(target, label, image.digest) in old]
-        images.delete_all(gone, label)
-    store.remove(*(path for path in old if path.exists() and ".corrupt-" not in path.name))
+    for kinds in ({"image", "embeddings"}, {"facts"}):  # an image counts from the moment that its facts are there
+        moved = {
+            entry.path: target / entry.path.relative_to(source) for entry in entries if entry.artifact.kind in kinds
+        }
+        for path, final in moved.items():
+            make_folder(final.parent)
+            replace(path, final)
+        for folder in {final.parent for final in moved.values()}:
+            sync_folder(folder)
+        new |= {*moved.values()}
+    models = [entry.artifact.key for entry in entries if entry.artifact.kind in ("memory", "calibration")]
+    for model in dict.fromkeys(model for model in models if model is not None):
+        new |= _put_model(unpacked, store, model)
+    old = [entry for entry in walk(store.models_dir, target) if entry.artifact.key and entry.artifact.kind != "lock"]
+    # What was set aside stays for whoever wants to know why, where something has taken its place.
+    gone = [entry for entry in old if entry.path.with_name(entry.path.name.partition(CORRUPT_MARK)[0]) not in new]
+    store.remove(*(entry.path for entry in gone if entry.artifact.kind == "facts"))
+    store.remove(*(entry.path for entry in gone if entry.artifact.kind != "facts"))
 
 
-def _facts(target: Path, label: str, digest: str) -> Path:
-    return target / "images" / label / f"{digest}.json"
+def _put_model(unpacked: ArtefactStore, store: ArtefactStore, model: ModelKey) -> set[Path]:
+    """Make an unpacked memory and calibration a model's own; return the files that it has then."""
+    source, folder = unpacked.model_folder(model), store.model_folder(model)
+    names = {name for name in ("memory.npz", "calib.json") if (source / name).exists()}
+    written = {folder / name for name in names}
+    try:
+        stored = unpacked.load(model)
+    except ArtefactOutdated:
+        stored = None
+    if stored is not None and stored.bank is not None:
+        store.save_bank(model, stored.bank, None if stored.calibration_damaged else stored.calibration)
+        names.discard("memory.npz")
+        written.add(folder / "index.faiss")
+    for name in sorted(names, reverse=True):
+        store.write(folder / name, (source / name).read_bytes())
+    return written

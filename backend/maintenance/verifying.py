@@ -9,20 +9,21 @@ from __future__ import annotations
 import os
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Literal
 
 import cv2
 import numpy as np
 
 from backend.artifacts.files import is_ownerless
-from backend.artifacts.formats import bank_from_bytes, calibrations_from_bytes
-from backend.artifacts.image_store import StoredImage, facts_from_bytes, rows_from_bytes
-from backend.artifacts.layout import Place, files_below, leftover_of, place_of
+from backend.artifacts.formats import OutdatedFormat, bank_from_bytes, calibrations_from_bytes
+from backend.artifacts.image_store import embeddings_from_bytes
+from backend.artifacts.layout import ArtifactPath, Entry, Kind, orphans, unreplaced, walk
 from backend.artifacts.model_key import ModelKey
+from backend.artifacts.stored_image import StoredImage, facts_from_bytes
 from backend.errors import InspectionError
 from backend.imaging.image_codec import decode_image, pixel_digest
 from backend.memory_bank.nearest import faiss_bytes
@@ -30,12 +31,21 @@ from backend.services.jobs import job_from_bytes
 from backend.storage import ArtefactStore
 from backend.utils import sha256_hex
 
-Fault = Literal["damaged", "missing", "mismatch", "set_aside", "leftover", "unknown", "unreadable"]
-Progress = Callable[[int, int], None]
-"""Told (files looked at, files in all)."""
+Fault = Literal["damaged", "missing", "mismatch", "outdated", "set_aside", "leftover", "unknown", "unreadable"]
+Finding = tuple[Fault, str]
 
 _LOCK_PATIENCE_S = 60.0
 _ANY_PIXELS = 2**31
+_REMEDIES: dict[Kind, str] = {
+    "memory": "fit the ROI again with /fit_ok",
+    "calibration": "calibrate the ROI again",
+    "image": "upload it again, or delete it",
+    "facts": "upload the image again, or delete it",
+    "embeddings": "a fit makes them again by itself; delete them",
+    "heatmap": "delete it",
+    "job": "nobody can ask for this job any more, delete it",
+    "engine": "a converted network that is not used; a service makes it again at its start",
+}
 
 
 @dataclass(frozen=True, kw_only=True, order=True)
@@ -45,233 +55,154 @@ class Problem:
     Attributes:
         path: Below the models folder, with forward slashes.
         fault: ``damaged`` (its digest does not match), ``missing``, ``mismatch`` (sound, but not what belongs there),
-            ``set_aside`` (found damaged earlier; what it held is missing until it is made again), ``leftover`` (of a
-            crash; a service sweeps it when it starts), ``unknown`` (nothing of ours) or ``unreadable``.
-        sentence: What it is and what to do.
+            ``outdated`` (sound, but of an older format), ``set_aside`` (found damaged earlier; what it held is missing
+            until it is made again), ``leftover`` (of a crash; a service sweeps it when it starts), ``unknown`` (nothing
+            of ours) or ``unreadable``.
+        message: What it is and what to do.
     """
 
     path: str
     fault: Fault
-    sentence: str
+    message: str
 
     def __str__(self) -> str:
-        return f"{self.path}: {self.fault}: {self.sentence}"
+        return f"{self.path}: {self.fault}: {self.message}"
 
 
-def verify_folder(models_dir: Path, *, progress: Progress | None = None) -> list[Problem]:
+def verify_folder(
+    models_dir: Path, *, progress: Callable[[int, int], None] = lambda _done, _total: None
+) -> list[Problem]:
     """Return what is wrong below a models folder, by path; an empty list when all is well.
 
     Args:
         models_dir: The folder; one that does not exist has nothing wrong with it.
-        progress: Told after each file.
+        progress: Called with (files looked at, files in all) after each file.
 
     Raises:
         OSError: If a folder cannot be listed.
     """
     store = ArtefactStore(models_dir)
-    rois: dict[ModelKey | None, list[PurePosixPath]] = defaultdict(list)
-    for path in _paths(models_dir):
-        place = place_of(path)
-        rois[None if place is None or place.key is None else _roi(place.key)].append(path)
-    total, done = sum(map(len, rois.values())), 0
+    by_roi: dict[ModelKey | None, list[Entry]] = defaultdict(list)
+    for entry in walk(models_dir):
+        by_roi[None if entry.artifact.key is None else entry.artifact.key.roi].append(entry)
+    done, total = 0, sum(map(len, by_roi.values()))
     problems: list[Problem] = []
-    for key, paths in rois.items():
-
-        def advance() -> None:
-            nonlocal done
+    for key, entries in by_roi.items():
+        found = []
+        for problem in _each(entries):
             done += 1
-            if progress is not None:
-                progress(min(done, total), total)
-
-        found = [*_look(models_dir, paths, advance)]
-        if found and key is not None:
-            found = _look_again(store, key)
-        problems += found
+            progress(done, total)
+            found += [] if problem is None else [problem]
+        problems += _look_again(store, key) if found and key is not None else found
     return sorted(problems)
 
 
-def verify_roi(models_dir: Path, key: ModelKey) -> list[Problem]:
-    """Return what is wrong with one ROI, by path. Hold its lock, or be the only one who knows of it."""
-    folder = ArtefactStore(models_dir).roi_folder(key)
-    return sorted(_look(models_dir, _paths(models_dir, folder), lambda: None))
+def verify_entries(entries: Sequence[Entry]) -> list[Problem]:
+    """Return what is wrong with all files of a ROI. Hold its lock, or be the only one who knows of it."""
+    return [problem for problem in _each(entries) if problem is not None]
 
 
 def _look_again(store: ArtefactStore, key: ModelKey) -> list[Problem]:
+    folder = store.roi_folder(key)
     try:
         with store.lock(key, timeout_s=_LOCK_PATIENCE_S):
-            return verify_roi(store.models_dir, key)
+            return verify_entries([*walk(store.models_dir, folder)])
     except InspectionError:
         # Somebody fits for long, or we may not write here. Two looks that agree are the best there is.
-        first = verify_roi(store.models_dir, key)
+        first = verify_entries([*walk(store.models_dir, folder)])
         time.sleep(1.0)
-        second = {*verify_roi(store.models_dir, key)}
+        second = verify_entries([*walk(store.models_dir, folder)])
         return [problem for problem in first if problem in second]
 
 
-def _paths(models_dir: Path, below: Path | None = None) -> list[PurePosixPath]:
-    found = files_below(below or models_dir)
-    return [PurePosixPath(path.relative_to(models_dir).as_posix()) for path, _ in found]
-
-
-def _look(models_dir: Path, paths: Iterable[PurePosixPath], advance: Callable[[], None]) -> Iterator[Problem]:
-    """Yield what is wrong with files, and with what should lie beside them."""
-    places: dict[PurePosixPath, Place] = {}
-    for path in paths:
-        place = place_of(path)
-        if place is None:
-            yield Problem(path=str(path), fault="unknown", sentence="no file of this service; move it elsewhere")
-            advance()
+def _each(entries: Sequence[Entry]) -> Iterator[Problem | None]:
+    """Yield what is wrong with each file of a ROI, or of what belongs to none."""
+    missing = unreplaced(entry.artifact for entry in entries)
+    undescribed = {entry.path for entry in orphans(entries) if entry.artifact.kind == "image"}
+    for entry in entries:
+        if entry.artifact.set_aside:
+            message = _REMEDIES.get(entry.artifact.kind, "delete it")
+            finding: Finding | None = ("set_aside", message) if entry.artifact.in_use in missing else None
+        elif entry.path in undescribed:
+            finding = "leftover", "an image without its facts, which counts as not stored; a service sweeps it"
         else:
-            places[path] = place
-    live = {_identity(place) for place in places.values() if not place.set_aside}
-    described = {(place.key, place.label, place.digest) for place in places.values() if place.kind == "facts"}
-    for path, place in places.items():
-        if place.set_aside:
-            if _identity(place) not in live:
-                yield Problem(path=str(path), fault="set_aside", sentence=_REMEDIES[place.kind])
-        elif (leftover := leftover_of(path)) is not None:
-            if is_ownerless(models_dir / leftover, time.time()):
-                yield Problem(
-                    path=str(path), fault="leftover", sentence="of a crash; a service sweeps it when it starts"
-                )
-        else:
-            yield from _checked(models_dir, path, place)
-            if place.kind == "image" and (place.key, place.label, place.digest) not in described:
-                sentence = "an image without its facts, which counts as not stored; a service sweeps it when it starts"
-                yield Problem(path=str(path), fault="leftover", sentence=sentence)
-        advance()
+            finding = _finding(entry.path, entry.artifact)
+        yield None if finding is None else Problem(path=entry.name, fault=finding[0], message=finding[1])
 
 
-def _checked(models_dir: Path, path: PurePosixPath, place: Place) -> Iterator[Problem]:
+def _finding(path: Path, artifact: ArtifactPath) -> Finding | None:
+    """Return what is wrong with a file that is in use."""
     try:
-        if place.kind in _CHECKS:
-            file = _File(Path(models_dir, path).read_bytes(), place, Path(models_dir, path))
-            for fault, sentence in _CHECKS[place.kind](file):
-                yield Problem(path=str(path), fault=fault, sentence=sentence)
-    except FileNotFoundError:
-        return  # deleted since it was listed
+        match artifact.kind:
+            case "unknown":
+                return "unknown", "no file of this service; move it elsewhere"
+            case "temporary" if is_ownerless(path, time.time()):
+                return "leftover", "of a crash; a service sweeps it when it starts"
+            case "memory":
+                bank_from_bytes(path.read_bytes())
+            case "calibration":
+                calibrations_from_bytes(path.read_bytes())
+            case "index":
+                return _index(path)
+            case "facts":
+                label = artifact.label or "ok"
+                return _image(path, facts_from_bytes(path.read_bytes(), artifact.digest, label))
+            case "embeddings":
+                embeddings_from_bytes(path.read_bytes())
+            case "heatmap":
+                data = path.read_bytes()
+                if not data or cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) is None:
+                    raise ValueError("it cannot be decoded")
+            case "job":
+                if job_from_bytes(path.read_bytes()).job_id != path.stem:
+                    return "mismatch", "the file of another job; delete it"
+            case "engine" if path.name == "model.xml":
+                _check_engine(path.parent)
+    except OutdatedFormat:
+        return "outdated", f"of an older format; {_REMEDIES[artifact.kind]}"
+    except ValueError as error:
+        return "damaged", f"{error}; {_REMEDIES[artifact.kind]}"
+    except FileNotFoundError:  # deleted since it was listed
+        return None
     except OSError as error:
-        yield Problem(path=str(path), fault="unreadable", sentence=os.strerror(error.errno or 0))
+        return "unreadable", os.strerror(error.errno or 0)
+    return None
 
 
-@dataclass(frozen=True)
-class _File:
-    data: bytes
-    place: Place
-    path: Path
-
-
-Findings = Iterator[tuple[Fault, str]]
-
-
-def _memory(file: _File) -> Findings:
+def _index(path: Path) -> Finding | None:
+    data = path.read_bytes()
     try:
-        bank_from_bytes(file.data)
-    except ValueError as error:
-        yield "damaged", f"{error}; {_REMEDIES['memory']}"
-
-
-def _index(file: _File) -> Findings:
-    try:
-        bank = bank_from_bytes(file.path.with_name("memory.npz").read_bytes())
+        expected = faiss_bytes(bank_from_bytes(path.with_name("memory.npz").read_bytes()).vectors)
     except FileNotFoundError:
-        yield "mismatch", "an index without a memory; delete it"
+        return "mismatch", "an index without a memory; delete it"
     except ValueError:
-        return  # told of under the memory's own name
-    else:
-        expected = faiss_bytes(bank.vectors)
-        if expected is not None and expected != file.data:
-            yield "mismatch", "not the index of the memory beside it; delete it, a service writes it at its start"
+        return None  # reported under the memory's own name
+    if expected is None or expected == data:
+        return None
+    return "mismatch", "not the index of the memory beside it; delete it, a service writes it at its start"
 
 
-def _calibration(file: _File) -> Findings:
+def _image(facts: Path, image: StoredImage) -> Finding | None:
     try:
-        calibrations_from_bytes(file.data)
-    except ValueError as error:
-        yield "damaged", f"{error}; {_REMEDIES['calibration']}"
-
-
-def _facts(file: _File) -> Findings:
-    try:
-        image = facts_from_bytes(file.data, file.place.digest, "ng" if file.place.label == "ng" else "ok")
-    except ValueError as error:
-        yield "damaged", f"{error}; {_REMEDIES['facts']}"
-        return
-    yield from _pixels(image, file.path.with_suffix(image.suffix))
-
-
-def _pixels(image: StoredImage, path: Path) -> Findings:
-    try:
-        data = path.read_bytes()
+        data = facts.with_suffix(image.suffix).read_bytes()
     except FileNotFoundError:
-        yield "missing", f"the image that it describes, {image.file_name}, is gone; upload it again, or delete it"
-        return
+        return "missing", f"the image that it describes, {image.file_name}, is gone; {_REMEDIES['image']}"
     if sha256_hex(data) != image.bytes_sha256:
-        yield "damaged", f"the image that it describes, {image.file_name}, has changed; {_REMEDIES['image']}"
-        return
+        return "damaged", f"the image that it describes, {image.file_name}, has changed; {_REMEDIES['image']}"
     try:
         digest = pixel_digest(decode_image(data, max_pixels=_ANY_PIXELS))
     except InspectionError as error:
-        yield "damaged", f"{error}; {_REMEDIES['image']}"
-        return
+        return "damaged", f"{error}; {_REMEDIES['image']}"
     if digest != image.digest:
-        yield "mismatch", f"the pixels of {image.file_name} are not those of its name; {_REMEDIES['image']}"
+        return "mismatch", f"the pixels of {image.file_name} are not those of its name; {_REMEDIES['image']}"
+    return None
 
 
-def _embeddings(file: _File) -> Findings:
-    if rows_from_bytes(file.data) is None:
-        yield "damaged", "embeddings that a fit makes again by itself; delete them"
-
-
-def _heatmap(file: _File) -> Findings:
-    if not file.data or cv2.imdecode(np.frombuffer(file.data, np.uint8), cv2.IMREAD_UNCHANGED) is None:
-        yield "damaged", "a heat map that cannot be read; delete it"
-
-
-def _job(file: _File) -> Findings:
+def _check_engine(folder: Path) -> None:
     try:
-        job = job_from_bytes(file.data)
-    except ValueError as error:
-        yield "damaged", f"{error}; nobody can ask for this job any more, delete it"
-        return
-    if job.job_id != file.path.stem:
-        yield "mismatch", "the file of another job; delete it"
-
-
-def _engine(file: _File) -> Findings:
-    if file.path.name != "model.xml":
-        return
-    try:
-        sums = file.path.with_name("SHA256SUMS").read_text("ascii", errors="replace").splitlines()
-        names = ("model.xml", "model.bin")
-        sound = all(f"{sha256(file.path.with_name(name).read_bytes()).hexdigest()}  {name}" in sums for name in names)
-    except FileNotFoundError:
-        sound = False
-    if not sound:
-        yield "damaged", "a converted network that is not used; a service makes it again at its start"
-
-
-def _identity(place: Place) -> tuple[object, ...]:
-    return place.kind, place.key, place.label, place.digest
-
-
-def _roi(key: ModelKey) -> ModelKey:
-    return ModelKey(recipe_id=key.recipe_id, role_id=key.role_id, roi_id=key.roi_id)
-
-
-_REMEDIES: dict[str, str] = {
-    "memory": "fit the ROI again with /fit_ok",
-    "calibration": "calibrate the ROI again",
-    "image": "upload it again, or delete it",
-    "facts": "upload the image again, or delete it",
-}
-_CHECKS: dict[str, Callable[[_File], Findings]] = {
-    "memory": _memory,
-    "index": _index,
-    "calibration": _calibration,
-    "facts": _facts,
-    "embeddings": _embeddings,
-    "heatmap": _heatmap,
-    "job": _job,
-    "engine": _engine,
-}
+        sums = (folder / "SHA256SUMS").read_text("ascii", errors="replace").splitlines()
+        digests = {name: sha256((folder / name).read_bytes()).hexdigest() for name in ("model.xml", "model.bin")}
+    except FileNotFoundError as error:
+        raise ValueError("incomplete") from error
+    if not all(f"{digest}  {name}" in sums for name, digest in digests.items()):
+        raise ValueError("digest mismatch")

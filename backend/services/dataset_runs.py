@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from backend.artifacts.image_store import Label, StoredImage
 from backend.artifacts.model_key import ModelKey
+from backend.artifacts.stored_image import Label, StoredImage
 from backend.calib import Calibration
 from backend.errors import InspectionError, InvalidInput, QueueFull, StorageFailed, Unavailable
 from backend.memory_bank.coreset import Progress

@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from backend.artifacts.image_store import ImageStore, Label, StoredImage, safe_stem
+from backend.artifacts.image_store import ImageStore
 from backend.artifacts.model_key import ModelKey
+from backend.artifacts.stored_image import Label, StoredImage, safe_stem
 from backend.errors import ArtefactCorrupt, InvalidInput, NotFound
 from backend.imaging.image_codec import decode_image, image_suffix, pixel_digest
 from backend.services.consistency import check_mm_per_px

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from backend.artifacts.formats import LearnedFacts
-from backend.artifacts.image_store import ImageStore, StoredImage
+from backend.artifacts.image_store import ImageStore
 from backend.artifacts.model_key import ModelKey
+from backend.artifacts.stored_image import StoredImage
 from backend.calib import Calibration
 from backend.errors import ArtefactCorrupt, InspectionError, InvalidInput, Unavailable
 from backend.extractors.base import FeatureExtractor

@@ -9,7 +9,8 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from backend.artifacts.image_store import ImageStore, StoredImage, safe_stem
+from backend.artifacts.image_store import ImageStore
+from backend.artifacts.stored_image import StoredImage, safe_stem
 from backend.errors import ArtefactCorrupt
 from backend.extractors.base import FeatureExtractor, embeddings_key
 from backend.extractors.extraction import Extraction

@@ -305,7 +305,9 @@ def test_the_reason_names_a_few_and_counts_the_rest_and_asks_nothing_of_the_disk
     quarantine = Quarantine(tmp_path / "nowhere")
     assert quarantine.reason is None
     for number in range(10):
-        quarantine.remember(tmp_path / "nowhere" / "r" / f"roi-{number}" / "memory.npz", is_aside=True)
+        quarantine.remember(
+            tmp_path / "nowhere" / "r" / f"roi-{number}" / "memory.npz",
+        )
     assert quarantine.reason is not None
     assert quarantine.reason.count("/fit_ok") == 3
     assert "7 more" in quarantine.reason

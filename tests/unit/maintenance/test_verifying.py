@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -131,6 +130,9 @@ def test_a_file_that_is_gone_is_missed_where_something_needs_it(
 
 
 def test_a_sound_file_in_the_wrong_place_is_found(models: Path) -> None:
+    (models / ROI / "index.faiss").write_bytes((models / ROI / "keys" / "other" / "index.faiss").read_bytes())
+    assert faults(models) == [(f"{ROI}/index.faiss", "mismatch")]
+    (models / ROI / "index.faiss").unlink()
     one, other = sorted((models / ROI / "images" / "ok").glob("*.png"))[:2]
     one.write_bytes(other.read_bytes())
     assert [fault for _, fault in faults(models)] == ["damaged"]
@@ -148,37 +150,13 @@ def test_another_image_under_facts_that_were_made_to_fit_is_found(models: Path) 
     assert faults(models) == [(one.with_suffix(".json").relative_to(models).as_posix(), "mismatch")]
 
 
-def test_an_index_of_another_memory_is_found(models: Path) -> None:
-    (models / ROI / "index.faiss").write_bytes((models / ROI / "keys" / "other" / "index.faiss").read_bytes())
-    assert faults(models) == [(f"{ROI}/index.faiss", "mismatch")]
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "notes.txt",
-        "Inspection/loose.npz",
-        f"{ROI}/memory.npz.bak",
-        f"{ROI}/memory.npz.corrupt-yesterday",
-        f"{ROI}/images/ok/readme.txt",
-        f"{ROI}/images/maybe/{'a' * 64}.png",
-        f"{ROI}/keys/other/images/ok/{'a' * 64}.png",
-        "recipes/last/Inspection/inspection-1/memory.npz",
-        ".jobs/x.json",
-        ".engines/x",
-        ".hidden/x",
-    ],
-)
-def test_what_the_service_did_not_write_is_unknown(models: Path, name: str) -> None:
+@pytest.mark.parametrize("name", ["notes.txt", f"{ROI}/memory.npz.bak", ".jobs/x.json"])
+def test_what_the_service_did_not_write_is_unknown_and_a_link_is_not_followed(models: Path, name: str) -> None:
     path = models / name
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(b"x")
-    assert faults(models) == [(name, "unknown")]
-
-
-def test_a_link_is_not_followed(models: Path, tmp_path: Path) -> None:
     (models / "loop").symlink_to(models, target_is_directory=True)
-    assert faults(models) == [("loop", "unknown")]
+    assert sorted(faults(models)) == sorted([(name, "unknown"), ("loop", "unknown")])
 
 
 def test_what_was_set_aside_is_a_problem_until_it_is_replaced(models: Path) -> None:
@@ -190,12 +168,6 @@ def test_what_was_set_aside_is_a_problem_until_it_is_replaced(models: Path) -> N
     assert [fault for _, fault in faults(models)] == ["damaged"]
     aside.unlink()
     assert [fault for _, fault in faults(models)] == ["damaged"]
-
-
-@pytest.mark.skipif(os.geteuid() == 0 if hasattr(os, "geteuid") else True, reason="root may read everything")
-def test_a_file_that_may_not_be_read_is_unreadable(models: Path) -> None:
-    (models / ROI / "memory.npz").chmod(0)
-    assert (f"{ROI}/memory.npz", "unreadable") in faults(models)
 
 
 def test_a_file_that_cannot_be_read_is_unreadable_and_the_others_are_checked(
@@ -260,11 +232,10 @@ def test_damage_is_found_while_the_roi_is_locked_for_long(models: Path, monkeypa
 
 
 def test_progress_counts_every_file_once(models: Path) -> None:
-    told: list[tuple[int, int]] = []
-    verify_folder(models, progress=lambda done, total: told.append((done, total)))
+    calls: list[tuple[int, int]] = []
+    verify_folder(models, progress=lambda done, total: calls.append((done, total)))
     n_files = sum(path.is_file() for path in models.rglob("*"))
-    assert told[-1] == (n_files, n_files)
-    assert [done for done, _ in told] == [*range(1, n_files + 1)]
+    assert calls == [(done, n_files) for done in range(1, n_files + 1)]
 
 
 # -- the command --------------------------------------------------------------------------------------------------
@@ -280,9 +251,10 @@ def say(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
 
 
 def test_the_command_exits_with_0_when_all_is_well_and_with_1_when_not(
-    models: Path, say: Callable[..., tuple[int, str]]
+    models: Path, say: Callable[..., tuple[int, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    status, said = say("--models", str(models))
+    monkeypatch.setenv("BDI_MODELS_DIR", str(models))
+    status, said = say()
     assert (status, said.splitlines()[-1].split(" files")[1]) == (0, ", no problems.")
     write_atomic(models / ROI / "calib.json", b"{}")
     write_atomic(models / "notes.txt", b"x")
@@ -293,13 +265,6 @@ def test_the_command_exits_with_0_when_all_is_well_and_with_1_when_not(
     assert "calibrate" in first
     assert second.startswith("notes.txt: unknown: ")
     assert summary.endswith("2 problems.")
-
-
-def test_the_command_takes_the_folder_of_the_settings(
-    models: Path, say: Callable[..., tuple[int, str]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("BDI_MODELS_DIR", str(models))
-    assert say()[0] == 0
 
 
 def test_a_folder_that_is_not_there_is_a_problem(tmp_path: Path, say: Callable[..., tuple[int, str]]) -> None:

@@ -9,9 +9,10 @@ import cv2
 import numpy as np
 import pytest
 
-from backend import storage
-from backend.artifacts.image_store import ImageStore, StoredImage
+from backend.artifacts import store as artifact_store
+from backend.artifacts.image_store import ImageStore
 from backend.artifacts.model_key import ModelKey
+from backend.artifacts.stored_image import StoredImage
 from backend.errors import (
     AspectRatioMismatch,
     BadImage,
@@ -491,7 +492,7 @@ def calls(monkeypatch):
 
     count(training_images, "decode_image")
     count(fitting, "leave_one_out_scores")
-    count(storage, "read_file", key=lambda path: path.name)
+    count(artifact_store, "read_file", key=lambda path: path.name)
     return counted
 
 
