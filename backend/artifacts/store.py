@@ -17,7 +17,7 @@ that rename and put back after it: a reader finds the index of the memory beside
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
@@ -118,15 +118,28 @@ class ArtefactStore:
             bank=bank, calibrations=tuple(calibrations), calibration_fault=calibration_fault, stamps=before
         )
 
-    def save_bank(self, key: ModelKey, bank: MemoryBank, calibration: Calibration | None = None) -> None:
+    def save_bank(
+        self,
+        key: ModelKey,
+        bank: MemoryBank,
+        calibration: Calibration | None = None,
+        *,
+        stored: Sequence[Calibration] | None = None,
+    ) -> None:
         """Make a memory, and its calibration where it brings one, the model's own. Call it under ``lock``.
+
+        Args:
+            key: The model.
+            bank: The memory.
+            calibration: Its calibration.
+            stored: As of ``save_calibration``.
 
         Raises:
             StorageFull, StorageFailed: If it cannot be written; the old model serves on.
         """
         path = self.model_folder(key) / "memory.npz"
         if calibration is not None:
-            self.save_calibration(key, calibration)
+            self.save_calibration(key, calibration, stored=stored)
         data, index = bank_bytes(bank), faiss_bytes(bank.vectors)
         with writing(), self.disk.room_for(path, len(data)), staged(path, data) as new:
             if index is None:
@@ -147,17 +160,26 @@ class ArtefactStore:
         self.write(index_of(path), index)
         return True
 
-    def save_calibration(self, key: ModelKey, calibration: Calibration) -> None:
+    def save_calibration(
+        self, key: ModelKey, calibration: Calibration, *, stored: Sequence[Calibration] | None = None
+    ) -> None:
         """Store a calibration; the one of another memory is kept beside it until the next. Call it under ``lock``.
+
+        Args:
+            key: The model.
+            calibration: The calibration.
+            stored: Those that are stored, where the caller has read them under the lock; None reads them.
 
         Raises:
             StorageFull, StorageFailed: If it cannot be written; the old one serves on.
         """
         path = self.model_folder(key) / "calib.json"
-        try:
-            others = [c for c in self.calibrations(key) if c.memory_checksum != calibration.memory_checksum]
-        except ArtefactCorrupt:
-            others = []
+        if stored is None:
+            try:
+                stored = self.calibrations(key)
+            except ArtefactCorrupt:
+                stored = ()
+        others = [each for each in stored if each.memory_checksum != calibration.memory_checksum]
         if len(others) >= _KEPT_CALIBRATIONS:  # A fit whose memory could not be written left its calibration behind.
             in_force = self._checksum_in_force(key)
             others.sort(key=lambda other: other.memory_checksum != in_force)

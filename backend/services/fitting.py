@@ -174,7 +174,7 @@ class Fitter:
             scores = leave_one_out_scores(bank, rule_in_force(bank, previous))
         new = None if previous is None or previous is own else renewed(previous, bank, scores)
         with watch.lap("write"):
-            self._store.save_bank(key, bank, new)
+            self._store.save_bank(key, bank, new, stored=before.calibrations)
         in_force = new or own
         area_mm2_thr = bank.options.area_mm2_thr if previous is None else previous.area_mm2_thr
         return FitReport(

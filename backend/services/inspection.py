@@ -187,7 +187,7 @@ class InspectionService:
             calibration = calibrated(bank, request, leave_one_out_scores(bank, rule))
             if model.calibration_damaged:
                 calibration = replace(calibration, warnings=(*calibration.warnings, _CALIBRATION_LOST))
-            self.store.save_calibration(key, calibration)
+            self.store.save_calibration(key, calibration, stored=model.calibrations)
         return calibration
 
     def rule_after(
