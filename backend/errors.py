@@ -255,6 +255,7 @@ STATUS_BY_ERROR: dict[type[InspectionError], HTTPStatus] = {
     Conflict: HTTPStatus.CONFLICT,
     Unavailable: HTTPStatus.SERVICE_UNAVAILABLE,
     ArtefactCorrupt: HTTPStatus.INTERNAL_SERVER_ERROR,
+    ArtefactOutdated: HTTPStatus.CONFLICT,  # nothing is broken: the ROI was fitted for another version
 }
 """One row per branch of the tree; a leaf has the status of its nearest ancestor here."""
 

@@ -1,4 +1,4 @@
-"""What a fit is asked for, and what came of it."""
+"""What a fit is asked for, how far it is, and what came of it."""
 
 from __future__ import annotations
 
@@ -8,12 +8,16 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from backend.memory_bank.bank import FitOptions, MemoryBank
+from backend.memory_bank.coreset import Progress
 from backend.roi_mask import Shape
 from backend.scoring.leave_one_out import LeaveOneOutScores
 
 Mode = Literal["add", "replace"]
 
 FEW_PARTS = 20
+
+_IMAGES_PER_CORESET_STEP = 4
+"""Picking the coreset counts as one image for every so many: about the time it takes with DINOv2 on a processor."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +48,34 @@ class FitRequest:
     mode: Mode
     use_dataset: bool
     options: FitOptions
+
+
+class FitProgress:
+    """One count over all stages of a fit: a step for each image, and some for the coreset.
+
+    Args:
+        report: Called with (steps done, steps in all); None for nobody.
+        n_images: Images of the fit, uploaded or stored.
+    """
+
+    def __init__(self, report: Progress | None, n_images: int) -> None:
+        self._report = report
+        self._n_images = n_images
+        self._n_done = 0
+        self._coreset_steps = -(-n_images // _IMAGES_PER_CORESET_STEP)
+
+    def image_done(self) -> None:
+        """Count one more image."""
+        self._n_done = min(self._n_done + 1, self._n_images)
+        self._tell(self._n_done)
+
+    def picks(self, done: int, n_picks: int) -> None:
+        """Count the coreset's picks."""
+        self._tell(self._n_images + self._coreset_steps * done // n_picks)
+
+    def _tell(self, done: int) -> None:
+        if self._report is not None:
+            self._report(done, self._n_images + self._coreset_steps)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,37 +3,36 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-
-import numpy as np
+from typing import Literal
 
 from backend.artifacts.formats import LearnedFacts
 from backend.artifacts.image_store import ImageStore
 from backend.artifacts.model_key import ModelKey
 from backend.artifacts.stored_image import StoredImage
 from backend.calib import Calibration
-from backend.errors import ArtefactCorrupt, InspectionError, InvalidInput, Unavailable
+from backend.errors import ArtefactCorrupt, ArtefactOutdated, InspectionError, InvalidInput, Unavailable
 from backend.extractors.base import FeatureExtractor
 from backend.extractors.extraction import Extraction
 from backend.extractors.loader import ExtractorLoader
 from backend.imaging.placement import Placement
 from backend.memory_bank.bank import MemoryBank
 from backend.memory_bank.coreset import Progress
-from backend.memory_bank.learning import learn
-from backend.memory_bank.whitening import fit_whitening
-from backend.roi_mask import Shape, scale_shape, shape_fields, shape_from_fields, shape_mask
+from backend.roi_mask import shape_mask
 from backend.scoring.inspection import rule_in_force
 from backend.scoring.leave_one_out import leave_one_out_scores
 from backend.services.calibration import renewed
 from backend.services.consistency import check_aspect_ratio, check_extractor, check_mm_per_px
 from backend.services.fit_request import FitReport, FitRequest, fit_warnings
 from backend.services.model_cache import ModelCache
-from backend.services.training_images import FitProgress, TrainingImage, TrainingImages
+from backend.services.training_images import FitProgress, TrainingImages, memory_of
 from backend.storage import ArtefactStore
 from backend.utils import Stopwatch
 
 _log = logging.getLogger(__name__)
+
+_Fault = Literal["damaged", "of an older format"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,14 +43,14 @@ class _Before:
         known: The memory that the fit adds to; of a damaged one only the facts that are certain, if any. None where
             the fit begins anew.
         memory: The memory in force, whether the fit adds to it or not.
-        memory_damaged: The fit adds to a memory that is damaged.
+        memory_fault: Why the memory that the fit adds to cannot be read, if it cannot.
         calibrations: Newest first.
         calibration_damaged: What is stored of a calibration cannot be used.
     """
 
     known: MemoryBank | LearnedFacts | None
     memory: MemoryBank | None = None
-    memory_damaged: bool = False
+    memory_fault: _Fault | None = None
     calibrations: Sequence[Calibration]
     calibration_damaged: bool
 
@@ -118,7 +117,7 @@ class Fitter:
                 fresh = training.keep(fresh, request.mm_per_px)
                 stored = training.of_stored(_stored_before(images, before, request), first, mm_per_px=scale)
             with watch.lap("coreset"):
-                bank = _learn({**stored, **fresh}, before.known, request, extractor, first.image_hw, steps)
+                bank = memory_of({**stored, **fresh}, before.known, request, extractor, first.image_hw, steps)
             unused = self._unused(key, request, before, bank)
             n_repeats = len(request.uploads) - len(set(fresh) - before.known_digests)
             try:
@@ -153,9 +152,10 @@ class Fitter:
                 calibrations, calibration_damaged = self._store.calibrations(key), False
             except ArtefactCorrupt:
                 calibrations, calibration_damaged = [], True
+            fault: _Fault = "of an older format" if isinstance(error, ArtefactOutdated) else "damaged"
             return _Before(
                 known=facts,
-                memory_damaged=adds,
+                memory_fault=fault if adds else None,
                 calibrations=calibrations,
                 calibration_damaged=calibration_damaged,
             )
@@ -243,43 +243,6 @@ def _stored_before(images: ImageStore, before: _Before, request: FitRequest) -> 
     return [image for image in learned if image is not None]
 
 
-def _learn(
-    training: Mapping[str, TrainingImage],
-    known: MemoryBank | LearnedFacts | None,
-    request: FitRequest,
-    extractor: FeatureExtractor,
-    upload_hw: tuple[int, int],
-    steps: FitProgress,
-) -> MemoryBank:
-    """Return the memory of images by digest, with the shape that is asked for or the one that was learned before.
-
-    Raises:
-        ShapeOutsideImage: If the shape covers no pixel.
-    """
-    first = training[min(training)].grid.placement
-    shape: Shape | None = None
-    if request.shape is not None:
-        shape = scale_shape(request.shape, upload_hw, first.image_hw)
-    elif known is not None and known.shape is not None:
-        shape = scale_shape(shape_from_fields(known.shape), known.placement.image_hw, first.image_hw)
-    mask_cells = first.cell_coverage(shape_mask(shape, first.image_hw)).reshape(-1) > 0
-    whitening = None
-    if extractor.whitens:
-        rows = [training[digest].grid.embeddings[mask_cells] for digest in sorted(training)]
-        whitening = fit_whitening(np.concatenate(rows))
-    return learn(
-        {digest: image.grid for digest, image in training.items()},
-        part_ids={digest: image.part_id for digest, image in training.items()},
-        mask_cells=mask_cells,
-        shape=None if shape is None else shape_fields(shape),
-        whitening=whitening,
-        options=request.options,
-        mm_per_px=request.mm_per_px if known is None else known.mm_per_px,
-        precision=extractor.precision,
-        progress=steps.picks,
-    )
-
-
 def _warnings_about(before: _Before, bank: MemoryBank, *, is_stale: bool) -> Iterable[str]:
     """Yield what a fit has changed that its caller may not expect."""
     if before.calibration_damaged:
@@ -291,11 +254,14 @@ def _warnings_about(before: _Before, bank: MemoryBank, *, is_stale: bool) -> Ite
             "The calibration belongs to the memory before this fit and is set aside; until you calibrate again, "
             "inspections have no decision."
         )
-    if before.memory_damaged and before.known is None:
+    if before.memory_fault is not None and before.known is None:
         yield (
-            "The memory before this fit was damaged, and so was its list of the images that it had learned: "
-            f"{len(bank.image_digests)} images, all good ones that are stored, were learned in their place."
+            f"The memory before this fit was {before.memory_fault}, and so was its list of the images that it had "
+            f"learned: {len(bank.image_digests)} images, all good ones that are stored, were learned in their place."
         )
-    elif before.memory_damaged:
+    elif before.memory_fault is not None:
         n_again = len(before.known_digests & set(bank.image_digests))
-        yield f"The memory before this fit was damaged; {n_again} images that it had learned were learned again."
+        yield (
+            f"The memory before this fit was {before.memory_fault}; {n_again} images that it had learned were learned "
+            "again."
+        )

@@ -9,6 +9,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
+from backend.artifacts.formats import LearnedFacts
 from backend.artifacts.image_store import ImageStore
 from backend.artifacts.stored_image import StoredImage, safe_stem
 from backend.errors import ArtefactCorrupt
@@ -16,14 +17,13 @@ from backend.extractors.base import FeatureExtractor, embeddings_key
 from backend.extractors.extraction import Extraction
 from backend.imaging.image_codec import decode_image, image_size, image_suffix, pixel_digest
 from backend.imaging.placement import Placement
-from backend.memory_bank.bank import PatchGrid
-from backend.memory_bank.coreset import Progress
+from backend.memory_bank.bank import MemoryBank, PatchGrid
+from backend.memory_bank.learning import learn
+from backend.memory_bank.whitening import fit_whitening
+from backend.roi_mask import Shape, scale_shape, shape_fields, shape_from_fields, shape_mask
 from backend.services.consistency import check_aspect_ratio, check_same_scale
-from backend.services.fit_request import Upload
+from backend.services.fit_request import FitProgress, FitRequest, Upload
 from backend.utils import Stopwatch, sha256_hex
-
-_IMAGES_PER_CORESET_STEP = 4
-"""Picking the coreset counts as one image for every so many: about the time it takes with DINOv2 on a processor."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,34 +35,6 @@ class TrainingImage:
     grid: PatchGrid
     name: str = ""
     data: bytes | None = None
-
-
-class FitProgress:
-    """One count over all stages of a fit: a step for each image, and some for the coreset.
-
-    Args:
-        report: Called with (steps done, steps in all); None for nobody.
-        n_images: Images of the fit, uploaded or stored.
-    """
-
-    def __init__(self, report: Progress | None, n_images: int) -> None:
-        self._report = report
-        self._n_images = n_images
-        self._n_done = 0
-        self._coreset_steps = -(-n_images // _IMAGES_PER_CORESET_STEP)
-
-    def image_done(self) -> None:
-        """Count one more image."""
-        self._n_done = min(self._n_done + 1, self._n_images)
-        self._tell(self._n_done)
-
-    def picks(self, done: int, n_picks: int) -> None:
-        """Count the coreset's picks."""
-        self._tell(self._n_images + self._coreset_steps * done // n_picks)
-
-    def _tell(self, done: int) -> None:
-        if self._report is not None:
-            self._report(done, self._n_images + self._coreset_steps)
 
 
 class TrainingImages:
@@ -237,18 +209,18 @@ class TrainingImages:
                 progress.image_done()
 
         for digest, pixels in sources:
-            stored = None if digest in rows or digest in batch else self._images.get_embeddings(digest, self._made_by)
-            if digest in rows or digest in batch or stored is not None:
-                if stored is not None:
-                    rows[digest] = stored
-                count()
-                continue
-            image = pixels()
-            if batch and next(iter(batch.values())).shape != image.shape:
-                extract()
-            batch[digest] = image
-            if len(batch) == self._extractor.batch_size:
-                extract()
+            if digest not in rows and digest not in batch:
+                stored = self._images.get_embeddings(digest, self._made_by)
+                if stored is None:
+                    image = pixels()
+                    if batch and next(iter(batch.values())).shape != image.shape:
+                        extract()
+                    batch[digest] = image
+                    if len(batch) == self._extractor.batch_size:
+                        extract()
+                    continue
+                rows[digest] = stored
+            count()
         extract()
         return rows
 
@@ -257,6 +229,43 @@ class TrainingImages:
 
     def _grid(self, rows: NDArray[np.float32], placement: Placement) -> PatchGrid:
         return PatchGrid(embeddings=rows, placement=placement, extractor_id=self._extractor.extractor_id)
+
+
+def memory_of(
+    images: Mapping[str, TrainingImage],
+    known: MemoryBank | LearnedFacts | None,
+    request: FitRequest,
+    extractor: FeatureExtractor,
+    upload_hw: tuple[int, int],
+    progress: FitProgress,
+) -> MemoryBank:
+    """Return the memory of images by digest, with the shape that is asked for or the one that was learned before.
+
+    Raises:
+        ShapeOutsideImage: If the shape covers no pixel.
+    """
+    first = images[min(images)].grid.placement
+    shape: Shape | None = None
+    if request.shape is not None:
+        shape = scale_shape(request.shape, upload_hw, first.image_hw)
+    elif known is not None and known.shape is not None:
+        shape = scale_shape(shape_from_fields(known.shape), known.placement.image_hw, first.image_hw)
+    mask_cells = first.cell_coverage(shape_mask(shape, first.image_hw)).reshape(-1) > 0
+    whitening = None
+    if extractor.whitens:
+        rows = [images[digest].grid.embeddings[mask_cells] for digest in sorted(images)]
+        whitening = fit_whitening(np.concatenate(rows))
+    return learn(
+        {digest: image.grid for digest, image in images.items()},
+        part_ids={digest: image.part_id for digest, image in images.items()},
+        mask_cells=mask_cells,
+        shape=None if shape is None else shape_fields(shape),
+        whitening=whitening,
+        options=request.options,
+        mm_per_px=request.mm_per_px if known is None else known.mm_per_px,
+        precision=extractor.precision,
+        progress=progress.picks,
+    )
 
 
 def _same(image: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -1,6 +1,6 @@
 """The progress of a fit: one count, whatever stages it has."""
 
-from backend.services.training_images import FitProgress
+from backend.services.fit_request import FitProgress
 
 
 def test_one_count_grows_over_all_stages_and_ends_at_the_total():
