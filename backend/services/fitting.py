@@ -24,9 +24,9 @@ from backend.scoring.inspection import rule_in_force
 from backend.scoring.leave_one_out import leave_one_out_scores
 from backend.services.calibration import renewed
 from backend.services.consistency import check_aspect_ratio, check_extractor, check_mm_per_px
-from backend.services.fit_request import FitReport, FitRequest, fit_warnings
+from backend.services.fit_request import FitProgress, FitReport, FitRequest, fit_warnings
 from backend.services.model_cache import ModelCache
-from backend.services.training_images import FitProgress, TrainingImages, memory_of
+from backend.services.training_images import TrainingImages, memory_of
 from backend.storage import ArtefactStore
 from backend.utils import Stopwatch
 
