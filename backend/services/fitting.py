@@ -45,14 +45,14 @@ class _Before:
         memory: The memory in force, whether the fit adds to it or not.
         memory_fault: Why the memory that the fit adds to cannot be read, if it cannot.
         calibrations: Newest first.
-        calibration_damaged: What is stored of a calibration cannot be used.
+        calibration_fault: Why what is stored of a calibration cannot be read, if it cannot.
     """
 
     known: MemoryBank | LearnedFacts | None
     memory: MemoryBank | None = None
     memory_fault: _Fault | None = None
     calibrations: Sequence[Calibration]
-    calibration_damaged: bool
+    calibration_fault: _Fault | None
 
     @property
     def known_digests(self) -> set[str]:
@@ -148,22 +148,22 @@ class Fitter:
                     "Fit again with use_dataset=true to learn all stored good images, or with mode=replace.",
                     details=error.details,
                 ) from error
+            calibrations, calibration_fault = [], None
             try:
-                calibrations, calibration_damaged = self._store.calibrations(key), False
-            except ArtefactCorrupt:
-                calibrations, calibration_damaged = [], True
-            fault: _Fault = "of an older format" if isinstance(error, ArtefactOutdated) else "damaged"
+                calibrations = self._store.calibrations(key)
+            except ArtefactCorrupt as of_calibration:
+                calibration_fault = _fault(type(of_calibration))
             return _Before(
                 known=facts,
-                memory_fault=fault if adds else None,
+                memory_fault=_fault(type(error)) if adds else None,
                 calibrations=calibrations,
-                calibration_damaged=calibration_damaged,
+                calibration_fault=calibration_fault,
             )
         return _Before(
             known=stored.bank if adds else None,
             memory=stored.bank,
             calibrations=stored.calibrations,
-            calibration_damaged=stored.calibration_damaged,
+            calibration_fault=_fault(stored.calibration_fault),
         )
 
     def _switch(self, key: ModelKey, before: _Before, bank: MemoryBank, n_repeats: int, watch: Stopwatch) -> FitReport:
@@ -216,6 +216,12 @@ class Fitter:
             _log.exception("images that are no longer learned could not be deleted")
 
 
+def _fault(error: type[ArtefactCorrupt] | None) -> _Fault | None:
+    if error is None:
+        return None
+    return "of an older format" if issubclass(error, ArtefactOutdated) else "damaged"
+
+
 def _reference(training: TrainingImages, request: FitRequest, of_dataset: Sequence[StoredImage]) -> Placement:
     """Return the placement that all images of the fit must agree with: the first upload's, or the data set's."""
     if request.uploads:
@@ -245,8 +251,8 @@ def _stored_before(images: ImageStore, before: _Before, request: FitRequest) -> 
 
 def _warnings_about(before: _Before, bank: MemoryBank, *, is_stale: bool) -> Iterable[str]:
     """Yield what a fit has changed that its caller may not expect."""
-    if before.calibration_damaged:
-        yield "The stored calibration is damaged; until you calibrate again, inspections are refused."
+    if before.calibration_fault is not None:
+        yield f"The stored calibration is {before.calibration_fault}; until you calibrate again, inspections are refused."
     if n_gone := len(before.known_digests - set(bank.image_digests)):
         yield f"{n_gone} learned images were deleted from the store and are no longer part of the memory."
     if is_stale:

@@ -185,7 +185,7 @@ class InspectionService:
                 min_parts=self.defaults.min_ok_samples,
             )
             calibration = calibrated(bank, request, leave_one_out_scores(bank, rule))
-            if model.calibration_damaged:
+            if model.calibration_fault is not None:
                 calibration = replace(calibration, warnings=(*calibration.warnings, _CALIBRATION_LOST))
             self.store.save_calibration(key, calibration, stored=model.calibrations)
         return calibration

@@ -9,7 +9,7 @@ from functools import cached_property
 
 from backend.artifacts.model_key import ModelKey
 from backend.calib import Calibration
-from backend.errors import MemoryNotFound
+from backend.errors import ArtefactCorrupt, MemoryNotFound
 from backend.memory_bank.bank import MemoryBank
 from backend.scoring.leave_one_out import leave_one_out_scores
 from backend.storage import ArtefactStore, StoredModel
@@ -46,9 +46,9 @@ class LoadedModel:
         return next(iter(self.calibrations), None)
 
     @property
-    def calibration_damaged(self) -> bool:
-        """True when what is stored of a calibration cannot be used."""
-        return self._stored.calibration_damaged
+    def calibration_fault(self) -> type[ArtefactCorrupt] | None:
+        """What is wrong with what is stored of a calibration, if anything."""
+        return self._stored.calibration_fault
 
     @cached_property
     def heatmap_full_scale(self) -> float:
@@ -57,7 +57,7 @@ class LoadedModel:
         Twice the threshold; without one, twice the p99 of the memory's own leave-one-image-out scores; without those,
         the whole range of distances.
         """
-        if not self.calibration_damaged and self.calibration is not None:
+        if self.calibration_fault is None and self.calibration is not None:
             return 2 * self.calibration.threshold
         summary = None if self.bank is None else leave_one_out_scores(self.bank, self.bank.options.rule).summary()
         return _WHOLE_RANGE if summary is None or summary["p99"] <= 0 else 2 * float(summary["p99"])
