@@ -252,7 +252,9 @@ def _stored_before(images: ImageStore, before: _Before, request: FitRequest) -> 
 def _warnings_about(before: _Before, bank: MemoryBank, *, is_stale: bool) -> Iterable[str]:
     """Yield what a fit has changed that its caller may not expect."""
     if before.calibration_fault is not None:
-        yield f"The stored calibration is {before.calibration_fault}; until you calibrate again, inspections are refused."
+        yield (
+            f"The stored calibration is {before.calibration_fault}; until you calibrate again, inspections are refused."
+        )
     if n_gone := len(before.known_digests - set(bank.image_digests)):
         yield f"{n_gone} learned images were deleted from the store and are no longer part of the memory."
     if is_stale:

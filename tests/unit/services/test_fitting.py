@@ -9,11 +9,13 @@ import cv2
 import numpy as np
 import pytest
 
+from backend.artifacts import formats
 from backend.artifacts import store as artifact_store
 from backend.artifacts.image_store import ImageStore
 from backend.artifacts.model_key import ModelKey
 from backend.artifacts.stored_image import StoredImage
 from backend.errors import (
+    ArtefactOutdated,
     AspectRatioMismatch,
     BadImage,
     Conflict,
@@ -471,6 +473,27 @@ def test_replacing_a_memory_deletes_what_it_had_learned_and_nothing_else_of_the_
     datasets.add(key, "ok", [DatasetUpload(name="kept.png", data=uploads(2)[0].data)])
     fit(service, key, uploads(3), mode="replace")
     assert {image.digest for image in datasets.list(key)["ok"]} == {digest(2), digest(3)}
+
+
+def test_a_memory_of_an_older_format_is_refused_untouched_and_learned_again_by_any_fit(
+    services, key, tmp_path, monkeypatch
+):
+    with monkeypatch.context() as older:
+        older.setattr(formats, "FORMAT_VERSION", formats.FORMAT_VERSION - 1)
+        service = services()
+        fit(service, key, uploads(0, 1, 2))
+        service.calibrate(key)
+    service, before = services(), memory_bytes(tmp_path)
+    with pytest.raises(ArtefactOutdated, match="learns the stored good images again"):
+        service.infer(key, good_image(9), mm_per_px=0.2)
+    assert memory_bytes(tmp_path) == before
+    report = fit(service, key, uploads(3))
+    assert len(report.bank.image_digests) == 4
+    assert sum("of an older format" in warning for warning in report.warnings) == 2  # the memory, the calibration
+    with pytest.raises(ArtefactOutdated, match="Calibrate it again"):
+        service.infer(key, good_image(9), mm_per_px=0.2)
+    service.calibrate(key)
+    assert service.infer(key, good_image(9), mm_per_px=0.2).decision == "ok"
 
 
 # -- nothing is done twice ----------------------------------------------------------------------------------------
