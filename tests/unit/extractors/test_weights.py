@@ -81,7 +81,7 @@ def test_a_named_file_that_is_not_one_is_an_error_and_not_replaced_by_the_hub_ca
 
 
 @pytest.mark.parametrize("filename", ["model.safetensors", "pytorch_model.bin"])
-def test_the_hub_cache_is_used_under_the_name_that_tells_the_format(
+def test_the_hub_cache_is_used_under_the_name_whose_ending_is_the_format(
     filename: str, tmp_path: Path, hub_cache: Path
 ) -> None:
     (tmp_path / "weights").write_bytes(b"w")
