@@ -17,7 +17,7 @@ from backend.imaging.image_codec import encode_png
 from benchmarks.servers import MM_PER_PX, ROLE, SERVICE, STUBBED, infer_form, serving, stub_settings
 from benchmarks.workbench import FITTED, Row, Workbench
 
-_REST_MS, _HEALTH_S, _ROIS_MB = 10.0, 3.0, 200.0
+_REST_MS, _HEALTH_S, _ROIS_MB = 12.0, 3.0, 200.0
 _HOT = 0.05
 _LAPS = ("decode", "post", "encode")
 

@@ -66,6 +66,11 @@ def test_with_dinov2_it_starts_and_says_what_to_install(tmp_path: Path) -> None:
             assert 'pip install ".[torch]"' in health["reason"], health
             refused = error_of(api.fit(plates(range(2))), 503, "weights_unavailable")
             assert refused["error"] == health["reason"]
+        try:
+            with running_app(models, require_cuda=True):
+                raise AssertionError("it started")
+        except RuntimeError as error:
+            assert 'pip install ".[torch]"' in str(error)
     """
     run(tmp_path / "models", program)
 

@@ -105,7 +105,7 @@ def test_inspections_go_before_fits_and_each_kind_in_order(queue, callers):
     assert done == ["inspection 1", "inspection 2", "inspection 3", "fit 1", "fit 2"]
 
 
-def test_one_inspection_more_than_may_wait_is_told_at_once_that_the_queue_is_full(queue, callers):
+def test_one_inspection_more_than_may_wait_is_refused_at_once(queue, callers):
     gate = Gate(queue, callers)
     waiting = [callers.submit(queue.run, lambda n=n: n) for n in range(3)]
     wait_for(lambda: queue.waiting == 4)  # one runs, three wait

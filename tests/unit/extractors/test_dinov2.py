@@ -81,7 +81,7 @@ def test_rows_left_on_the_device_are_those_that_are_handed_out(features: DinoV2F
         on_device.extract_on_device([photo(112, 112), photo(56, 112)])
 
 
-def test_it_tells_what_computes_and_which_sizes_wait_for_nothing(both_forms: files.DinoV2Files) -> None:
+def test_the_engine_facts_name_what_computes_and_which_sizes_are_warm(both_forms: files.DinoV2Files) -> None:
     features = DinoV2Features(device="cpu", weights=both_forms.timm, engine="torch", input_size=112)
     assert features.engine_facts() == EngineFacts(name="torch", precision="fp32", origin="as it is", warm_input_hw=())
     features.warm_up((64, 64))
@@ -126,7 +126,7 @@ def test_384_px_give_27_by_27_tokens_of_two_times_384_numbers(both_forms: files.
     ("image_hw", "square", "grid_hw"),
     [((300, 300), False, (8, 8)), ((100, 400), False, (4, 16)), ((100, 400), True, (8, 8))],
 )
-def test_the_grid_keeps_the_aspect_ratio_unless_told_otherwise(
+def test_the_grid_keeps_the_aspect_ratio_unless_resize_is_square(
     image_hw: tuple[int, int], square: bool, grid_hw: tuple[int, int], both_forms: files.DinoV2Files
 ) -> None:
     features = DinoV2Features(

@@ -230,7 +230,7 @@ def _flip_a_byte(folder: Path) -> None:
         pytest.param(lambda folder: (folder / "SHA256SUMS").write_text(""), id="no digests"),
     ],
 )
-def test_a_cache_that_does_not_match_its_digests_is_rebuilt_aloud(
+def test_a_cache_that_does_not_match_its_digests_is_rebuilt_with_a_warning(
     spoil: Callable[[Path], object],
     make_openvino: Callable[..., OpenVinoEngine],
     own_cache: Path,
@@ -419,7 +419,7 @@ def test_the_device_is_the_one_asked_for_or_an_error(
             resolve_device(device)
 
 
-def test_a_cuda_device_that_is_there_but_does_not_compute_is_passed_over_aloud(
+def test_a_cuda_device_that_is_there_but_does_not_compute_is_passed_over_with_a_warning(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fail(*_: object, **__: object) -> None:

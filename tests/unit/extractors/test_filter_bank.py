@@ -49,7 +49,7 @@ def test_a_square_roi_of_384_px_gets_a_grid_of_27_by_27() -> None:
     assert rows.flags.c_contiguous
 
 
-def test_a_long_roi_keeps_its_aspect_ratio_unless_told_to_squash() -> None:
+def test_a_long_roi_keeps_its_aspect_ratio_unless_resize_is_square() -> None:
     image = _texture(200, 500)
     rows, grid_hw = FilterBankFeatures().extract(image)
     assert grid_hw == FilterBankFeatures().placement((200, 500)).grid_hw == (17, 43)
@@ -223,7 +223,7 @@ def test_parameters_out_of_range_are_refused(parameters: dict[str, Any], message
         FilterBankFeatures(**parameters)
 
 
-def test_the_extractor_id_tells_apart_what_gives_other_numbers() -> None:
+def test_what_gives_other_numbers_has_another_extractor_id() -> None:
     variants = [{}, {"input_size": 512}, {"cell_px": 16}, {"resize": "square"}]
     assert len({FilterBankFeatures(**parameters).extractor_id for parameters in variants}) == len(variants)
     assert FilterBankFeatures().extractor_id == FilterBankFeatures(input_size=384).extractor_id

@@ -67,7 +67,7 @@ def test_an_extractor_that_is_not_the_one_hoped_for_works_and_says_why():
         (ImportError("no module named torch"), WeightsUnavailable, "the service's log says why"),
     ],
 )
-def test_a_failure_is_told_to_everyone_who_asks_and_holds_nothing_internal(failure, error, reason, caplog):
+def test_everyone_who_asks_gets_the_failure_which_holds_nothing_internal(failure, error, reason, caplog):
     def make():
         raise failure
 

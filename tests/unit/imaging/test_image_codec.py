@@ -389,7 +389,7 @@ def test_damaged_bytes_never_raise_anything_but_an_error_for_the_caller(name):
 # -- digests, suffixes, PNG ---------------------------------------------------------------------------------------
 
 
-def test_a_digest_tells_pictures_apart_by_pixels_and_by_size():
+def test_pictures_that_differ_in_pixels_or_size_have_different_digests():
     one = np.zeros((2, 6, 3), np.uint8)
     assert pixel_digest(one) != pixel_digest(one.reshape(3, 4, 3))
     other = one.copy()
