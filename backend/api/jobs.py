@@ -9,7 +9,7 @@ from fastapi import APIRouter, Path, Request
 
 from backend.api.dependencies import JobsOf
 from backend.api.store_schemas import JobAnswer
-from backend.services.jobs import Job
+from backend.artifacts.job_files import Job
 from backend.serving.access import ADMIN, INSPECT
 
 router = APIRouter(tags=["jobs"])

@@ -27,7 +27,7 @@ from backend.api.schemas import (
     Size,
 )
 from backend.artifacts.image_store import Label
-from backend.services.jobs import State
+from backend.artifacts.job_files import State
 
 
 class StateAnswer(Answer):

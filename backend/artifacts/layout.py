@@ -156,6 +156,8 @@ def is_recipe_folder(name: str) -> bool:
 
 
 def _job_place(parts: tuple[str, ...]) -> Place | None:
+    if parts == (".lock",):
+        return Place(kind="lock")
     if len(parts) != 1 or not _JOB.fullmatch(parts[0]):
         return None
     return Place(kind="job" if parts[0].endswith(".json") else "job_mark")

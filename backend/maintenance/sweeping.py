@@ -14,9 +14,8 @@ from collections import Counter
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
-from filelock import FileLock, Timeout
-
 from backend.artifacts.files import SETTLED_S, is_ownerless
+from backend.artifacts.job_files import is_abandoned
 from backend.artifacts.layout import Place, files_below, leftover_of, place_of
 from backend.artifacts.model_key import ModelKey
 from backend.artifacts.quarantine import unreplaced
@@ -122,19 +121,10 @@ def _sweep_mark(path: Path, now_s: float) -> int:
     with suppress(OSError):
         if now_s - path.stat().st_mtime < SETTLED_S:
             return 0
-        if not path.with_suffix(".json").exists() if path.suffix == ".cancel" else _is_gone(path):
-            path.unlink()
+        if not path.with_suffix(".json").exists() if path.suffix == ".cancel" else is_abandoned(path):
+            path.unlink(missing_ok=True)
             return 1
     return 0
-
-
-def _is_gone(alive: Path) -> bool:
-    """Return whether a process has left its mark behind: while it lives, it holds a lock on it."""
-    try:
-        with FileLock(alive, timeout=0, thread_local=False):
-            return True
-    except Timeout:
-        return False
 
 
 def _sweep_roi(store: ArtefactStore, roi: ModelKey, places: list[Place]) -> Counter[str]:
