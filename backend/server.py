@@ -15,7 +15,7 @@ from backend.app import create_app
 from backend.services.jobs import Jobs
 from backend.serving.access import is_loopback, warn_of_open_service
 from backend.serving.draining import Gate
-from backend.serving.http_protocol import BoundedHttp
+from backend.serving.http_protocol import H11WithHeadTimeout
 from backend.serving.logs import json_lines
 from backend.settings import Settings
 
@@ -92,7 +92,7 @@ def serve(settings: Settings, *, host: str, port: int) -> int:
             server_header=False,
             log_config=None,
             access_log=False,
-            http=BoundedHttp,
+            http=H11WithHeadTimeout,
             # A client that stalls in the middle of an upload must not keep the service from stopping.
             timeout_graceful_shutdown=1,
         )
