@@ -28,8 +28,8 @@ from backend.services.datasets import Datasets
 from backend.services.inspection import InspectionService
 from backend.services.jobs import Jobs
 from backend.services.recipes import Recipes
-from backend.serving.body_budget import HeldBody
 from backend.serving.draining import Gate
+from backend.serving.limits import HeldBody
 from backend.serving.metrics import Metrics
 from backend.settings import Settings
 

@@ -93,11 +93,11 @@ class _Handover(logging.handlers.QueueHandler):
             )
         )
 
-    def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
-        """Return a record whose message is the line: what is logged later can no longer change it."""
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line; it is made here, before what was logged can change."""
         if self._dropped:
             record.dropped_before = self._dropped
-        return super().prepare(record)
+        return super().format(record)
 
     def enqueue(self, record: logging.LogRecord) -> None:
         """Hand one line over, without waiting: a slow disk must not hold up inspections, nor fill the memory."""
