@@ -19,7 +19,7 @@ JobId = Annotated[str, Path(min_length=1, max_length=64, description="As answere
 
 @router.get("/jobs/{job_id}", summary="How far a job is", **INSPECT)
 def get_job(request: Request, jobs: JobsOf, job_id: JobId) -> JobAnswer:
-    """Tell the progress of a job and, once it is done, its result."""
+    """Return the progress of a job and, once it is done, its result."""
     return _answer(request, jobs.get(job_id))
 
 
