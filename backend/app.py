@@ -84,6 +84,7 @@ def _middleware() -> list[Middleware]:
         Middleware(RequestFrame),  # an id and a line in the log for whatever comes of the request
         Middleware(Cors),  # also refusals must be readable for the pages that may call
         Middleware(ErrorAnswers),  # answers for what those below refuse
+        # before anything of a body is read
         Middleware(KeyCheck, table=AccessTable(route for router in ROUTERS for route in router.routes)),
         Middleware(Draining),  # strangers are not counted as work under way
         Middleware(RequestLimits),  # innermost: it guards the body that the route reads

@@ -127,7 +127,9 @@ class _SharedFile(logging.handlers.RotatingFileHandler):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.open("ab").close()  # to fail at once where it cannot be written
         super().__init__(path, maxBytes=int(max_mb * 1e6), backupCount=files, encoding="utf-8", delay=True)
-        self._turn = FileLock(f"{path}.lock", timeout=_FILE_LOCK_S, poll_interval=0.005, thread_local=False)
+        self._turn = FileLock(
+            path.with_name(f".{path.name}.lock"), timeout=_FILE_LOCK_S, poll_interval=0.005, thread_local=False
+        )
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write one line."""
