@@ -10,6 +10,7 @@ import anyio.to_thread
 from fastapi import APIRouter, Depends, FastAPI, Response
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.routing import Route
 
@@ -20,12 +21,11 @@ from backend.api.http_errors import ERROR_RESPONSES, ErrorAnswers, install_error
 from backend.maintenance.sweeping import Upkeep
 from backend.services.inspection import InspectionService
 from backend.serving.access import SECURITY_SCHEMES, AccessTable, KeyCheck
-from backend.serving.access_log import AccessLog
 from backend.serving.draining import Draining, Gate
+from backend.serving.limits import RequestLimits
 from backend.serving.logs import json_lines
 from backend.serving.metrics import Metrics
-from backend.serving.middleware import BodyLimit, Cors, HeadAsGet, RequestIds
-from backend.serving.time_limits import TimeLimits
+from backend.serving.middleware import Cors, RequestFrame
 from backend.settings import Settings
 from backend.wiring import (
     build_api_keys,
@@ -37,6 +37,8 @@ from backend.wiring import (
     build_service,
     check_requirements,
 )
+
+ROUTERS = tuple(module.router for module in (inspection, models, datasets, dataset_runs, jobs, audit, monitoring))
 
 _ALL_METHODS = ["OPTIONS", "GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "TRACE"]
 _THREADS_BESIDE_INSPECTIONS = 24  # fits, calibrations, listings
@@ -52,32 +54,10 @@ def create_app(settings: Settings | None = None, service: InspectionService | No
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        state = app.state
-        state.settings = settings or Settings()
-        with json_lines(state.settings):
-            state.api_keys = build_api_keys(state.settings)
-            check_requirements(state.settings)
-            state.service = service or build_service(state.settings)
-            state.datasets = build_datasets(state.settings, state.service.store)
-            state.recipes = build_recipes(state.settings, state.service.store)
-            upkeep = Upkeep(state.service.store)
-            state.audit = build_audit(state.settings)
-            state.gate = Gate()
-            state.metrics = Metrics()
-            state.metrics.watch_in_flight(lambda: state.gate.in_flight)
-            state.jobs = build_jobs(state.settings)
-            state.body_budget = build_body_budget(state.settings)
-            # Every waiting inspection holds a thread; the queue must be what bounds them, with its 503.
-            threads = state.settings.queue_length + _THREADS_BESIDE_INSPECTIONS
-            anyio.to_thread.current_default_thread_limiter().total_tokens = threads
-            state.service.start()
-            upkeep.start()
-            yield
-            state.gate.stopping = True
-            for close in (upkeep.close, state.jobs.close, state.service.close, state.audit.close):
-                # A job's step that does not end must not keep the service from ending: it writes whole files or none.
-                with anyio.move_on_after(state.settings.shutdown_s):
-                    await anyio.to_thread.run_sync(close, abandon_on_cancel=True)
+        chosen = settings or Settings()
+        with json_lines(chosen):
+            async with _running(app, chosen, service):
+                yield
 
     # Not FastAPI itself: its pages at /docs and /redoc load their scripts from the internet, which a line PC has not.
     app = FastAPIOffline(
@@ -85,30 +65,62 @@ def create_app(settings: Settings | None = None, service: InspectionService | No
         version=__version__,
         description="Learns from good images of a region of interest, and finds what is not normal.",
         lifespan=lifespan,
+        middleware=_middleware(),
         responses=cast("dict[int | str, dict[str, Any]]", ERROR_RESPONSES),
         generate_unique_id_function=lambda route: route.name,  # what a generated client calls its methods
     )
     app.router.routes.extend([*_options_routes(app.router)])  # of /docs and /openapi.json
-    rooms = (inspection, models, datasets, dataset_runs, jobs, audit, monitoring)
-    for room in rooms:
-        app.include_router(room.router, dependencies=[Depends(documented_headers)])
-        app.router.routes.extend(_options_routes(room.router))
-    app.add_middleware(BodyLimit)
-    app.add_middleware(TimeLimits)
-    app.add_middleware(Draining)
-    app.add_middleware(KeyCheck, table=AccessTable(route for room in rooms for route in room.router.routes))
-    app.add_middleware(ErrorAnswers)
-    app.add_middleware(Cors)
-    app.add_middleware(AccessLog)
-    app.add_middleware(HeadAsGet)
-    app.add_middleware(RequestIds)  # the outermost
+    for router in ROUTERS:
+        app.include_router(router, dependencies=[Depends(documented_headers)])
+        app.router.routes.extend(_options_routes(router))
     install_error_handlers(app)
     _declare_keys(app)
     return app
 
 
+def _middleware() -> list[Middleware]:
+    """Return what a request passes on its way to a route, the outermost first."""
+    return [
+        Middleware(RequestFrame),  # an id and a line in the log for whatever comes of the request
+        Middleware(Cors),  # also refusals must be readable for the pages that may call
+        Middleware(ErrorAnswers),  # answers for what those below refuse
+        # before anything of a body is read
+        Middleware(KeyCheck, table=AccessTable(route for router in ROUTERS for route in router.routes)),
+        Middleware(Draining),  # strangers are not counted as work under way
+        Middleware(RequestLimits),  # innermost: it guards the body that the route reads
+    ]
+
+
+@asynccontextmanager
+async def _running(app: FastAPI, settings: Settings, service: InspectionService | None) -> AsyncIterator[None]:
+    """Put the parts together and keep them running for as long as the ``with`` block lasts."""
+    state = app.state
+    state.settings = settings
+    state.api_keys = build_api_keys(settings)
+    check_requirements(settings)
+    state.service = service or build_service(settings)
+    state.datasets = build_datasets(settings, state.service.store)
+    state.recipes = build_recipes(settings, state.service.store)
+    state.audit = build_audit(settings)
+    state.jobs = build_jobs(settings)
+    state.body_budget = build_body_budget(settings)
+    state.gate = gate = Gate()
+    state.metrics = Metrics(in_flight=lambda: gate.in_flight)
+    upkeep = Upkeep(state.service.store)
+    # Every waiting inspection holds a thread; the queue must be what bounds them, with its 503.
+    anyio.to_thread.current_default_thread_limiter().total_tokens = settings.queue_length + _THREADS_BESIDE_INSPECTIONS
+    state.service.start()
+    upkeep.start()
+    yield
+    gate.stopping = True
+    for close in (upkeep.close, state.jobs.close, state.service.close, state.audit.close):
+        # A job's step that does not end must not keep the service from ending: it writes whole files or none.
+        with anyio.move_on_after(settings.shutdown_s):
+            await anyio.to_thread.run_sync(close, abandon_on_cancel=True)
+
+
 def _declare_keys(app: FastAPI) -> None:
-    """Let the document say how a key is sent, in the words that the page at /docs has a button for."""
+    """Add to the OpenAPI document how a key is sent; the page at /docs then has a button for it."""
     generate = app.openapi
 
     def openapi() -> dict[str, Any]:
@@ -120,9 +132,9 @@ def _declare_keys(app: FastAPI) -> None:
 
 
 def _options_routes(router: APIRouter) -> Iterator[Route]:
-    """Answer OPTIONS on every path with the methods that it knows: clients probe an endpoint so.
+    """Yield a route for each path that answers OPTIONS with its methods: clients probe an endpoint so.
 
-    And refuse every other method that the path does not know with the same list; Starlette would name one of them.
+    It also refuses the methods that the path does not know with the whole list; Starlette would name one of them.
     """
     methods_of: dict[str, set[str]] = {}
     for route in router.routes:

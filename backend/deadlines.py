@@ -1,4 +1,4 @@
-"""Until when the request that is being worked on may take; told to whatever works for it, on whichever thread."""
+"""Until when the work for a request may take; known to all code that works for it, on whichever thread."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def remaining_s() -> float | None:
 
 
 def end_if_late(_done: int, _total: int) -> None:
-    """Be told of the progress of a long call, and end it once its request has taken too long.
+    """End a long call once its request has taken too long; takes the place of a progress callback.
 
     Raises:
         RequestTimeout: If nothing of the time is left.

@@ -1,4 +1,4 @@
-"""The server process of ``roi-inspector serve``: how it starts, and how it ends when it is told to."""
+"""The server process of ``roi-inspector serve``: how it starts, and how it ends on a signal."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from backend.app import create_app
 from backend.services.jobs import Jobs
 from backend.serving.access import is_loopback, warn_of_open_service
 from backend.serving.draining import Gate
-from backend.serving.http_protocol import BoundedHttp
+from backend.serving.http_protocol import H11WithHeadTimeout
 from backend.serving.logs import json_lines
 from backend.settings import Settings
 
 _log = logging.getLogger(__name__)
 
 _ENDED_BY_FORCE = 1
-_NOT_STARTED = 3  # as uvicorn says it
-_LAST_WORDS_S = 0.2
+_NOT_STARTED = 3  # uvicorn's own status
+_LOG_WRITING_S = 0.2
 
 
 class DrainingServer(uvicorn.Server):
@@ -37,16 +37,16 @@ class DrainingServer(uvicorn.Server):
         self._state = app.state
         self._limit_s = limit_s
         self._ends_at_s: float | None = None
-        self._told = threading.Event()
+        self._signalled = threading.Event()
         # Before it is needed: a handler of signals must not start a thread, it may have interrupted such a start.
-        threading.Thread(target=self._end_by_force, name="last-resort", daemon=True).start()
+        threading.Thread(target=self._end_by_force, name="end-by-force", daemon=True).start()
 
     def handle_exit(self, sig: int, _frame: FrameType | None) -> None:
         """Begin to end on the first signal, and end at once on the second one."""
-        if self._told.is_set():
+        if self._signalled.is_set():
             os._exit(128 + sig)
         self._ends_at_s = time.monotonic() + self._limit_s
-        self._told.set()
+        self._signalled.set()
         gate: Gate | None = getattr(self._state, "gate", None)
         if gate is not None:  # else it has not even started
             gate.stopping = True
@@ -67,10 +67,10 @@ class DrainingServer(uvicorn.Server):
         Threads that hang would keep the interpreter, and with it the process, from ending. What they write, they write
         to a file of its own first: nothing is left half written.
         """
-        self._told.wait()
-        time.sleep(max(0.0, self._limit_s - _LAST_WORDS_S))
+        self._signalled.wait()
+        time.sleep(max(0.0, self._limit_s - _LOG_WRITING_S))
         _log.error("the service did not end within %s s and is ended now", self._limit_s)
-        time.sleep(_LAST_WORDS_S)
+        time.sleep(_LOG_WRITING_S)
         os._exit(_ENDED_BY_FORCE)
 
     @property
@@ -92,7 +92,7 @@ def serve(settings: Settings, *, host: str, port: int) -> int:
             server_header=False,
             log_config=None,
             access_log=False,
-            http=BoundedHttp,
+            http=H11WithHeadTimeout,
             # A client that stalls in the middle of an upload must not keep the service from stopping.
             timeout_graceful_shutdown=1,
         )

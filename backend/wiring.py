@@ -19,7 +19,7 @@ from backend.services.inspection import Defaults, InspectionService
 from backend.services.jobs import Jobs
 from backend.services.recipes import Recipes
 from backend.serving.api_keys import ApiKeys
-from backend.serving.body_budget import BodyBudget
+from backend.serving.limits import BodyBudget
 from backend.settings import Settings
 from backend.storage import ArtefactStore
 

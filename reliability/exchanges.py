@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import h11
-import httptools
 
 ANSWER_S = 30.0
 """A whole request must be answered, or its connection closed, within this."""
@@ -39,14 +38,7 @@ class Exchange:
 
 
 def is_whole(data: bytes) -> bool:
-    """Return whether bytes begin with something that a server can answer: a whole request, or no HTTP at all.
-
-    The parsers that uvicorn chooses from disagree on what is no HTTP; a server must answer what both can tell.
-    """
-    return _is_whole_to_h11(data) and _is_whole_to_httptools(data)
-
-
-def _is_whole_to_h11(data: bytes) -> bool:
+    """Return whether bytes begin with something that a server can answer: a whole request, or no HTTP at all."""
     parser = h11.Connection(h11.SERVER)
     try:
         parser.receive_data(data)
@@ -58,24 +50,6 @@ def _is_whole_to_h11(data: bytes) -> bool:
                 return True
     except h11.RemoteProtocolError:
         return True
-
-
-class _Whole:
-    """Notes the end of a message, in httptools' words."""
-
-    seen = False
-
-    def on_message_complete(self) -> None:
-        self.seen = True
-
-
-def _is_whole_to_httptools(data: bytes) -> bool:
-    messages = _Whole()
-    try:
-        httptools.HttpRequestParser(messages).feed_data(data)
-    except (httptools.HttpParserError, httptools.HttpParserUpgrade):
-        return True
-    return messages.seen
 
 
 def exchange(port: int, pieces: Sequence[bytes], *, hang_up: bool = False) -> Exchange:

@@ -28,8 +28,8 @@ from backend.services.datasets import Datasets
 from backend.services.inspection import InspectionService
 from backend.services.jobs import Jobs
 from backend.services.recipes import Recipes
-from backend.serving.body_budget import HeldBody
 from backend.serving.draining import Gate
+from backend.serving.limits import HeldBody
 from backend.serving.metrics import Metrics
 from backend.settings import Settings
 
@@ -109,7 +109,7 @@ async def documented_headers(
         str | None, Header(description="The recipe, where no field recipe_id names one.", examples=["default"])
     ] = None,
 ) -> None:
-    """Tell the OpenAPI document of the headers that every route knows; middleware and ``model_key_of`` read them."""
+    """Declare the headers that every route knows, for the document; middleware and ``model_key_of`` read them."""
 
 
 def model_key_of(request: Request, role_id: str, roi_id: str, model_key: str | None, recipe_id: str | None) -> ModelKey:

@@ -43,9 +43,8 @@ ERROR_RESPONSES: dict[int, dict[str, Any]] = {
 
 def install_error_handlers(app: FastAPI) -> None:
     """Make every error of an application come out as the one error body."""
-    app.add_exception_handler(InspectionError, _on_inspection_error)
-    app.add_exception_handler(RequestValidationError, _on_validation_error)
-    app.add_exception_handler(HTTPException, _on_http_exception)
+    for error_class in (InspectionError, RequestValidationError, HTTPException):
+        app.add_exception_handler(error_class, _answer_to)
 
 
 class ErrorAnswers:
@@ -72,18 +71,26 @@ class ErrorAnswers:
         except Exception as error:
             if scope["type"] != "http" or begun:
                 raise  # nothing can be mended in an answer that has begun
-            request = Request(scope)
-            if isinstance(error, InspectionError):
-                answer = await _on_inspection_error(request, error)
-            else:
-                answer = _on_unexpected(request, error)
+            answer = await _answer_to(Request(scope), error)
             await answer(scope, receive, send)
+
+
+async def _answer_to(request: Request, error: Exception) -> JSONResponse:
+    if isinstance(error, InspectionError):
+        return _on_inspection_error(request, error)
+    if isinstance(error, RequestValidationError):
+        return _on_validation_error(request, error)
+    if isinstance(error, HTTPException):
+        return _on_http_exception(request, error)
+    _log.error("request %s failed", getattr(request.state, "request_id", "?"), exc_info=error)
+    message = "The service failed on this request. Its log has the reason under the request id."
+    return _answer(request, HTTPStatus.INTERNAL_SERVER_ERROR, message, "internal_error")
 
 
 def _answer(
     request: Request,
     status: int,
-    sentence: str,
+    message: str,
     code: str,
     details: Mapping[str, Any] | None = None,
     headers: Mapping[str, str] | None = None,
@@ -91,7 +98,7 @@ def _answer(
     request.app.state.metrics.count_error(code)
     request.state.error_code = code  # for the log
     body: dict[str, Any] = {
-        "error": sentence,
+        "error": message,
         "code": code,
         "request_id": getattr(request.state, "request_id", ""),
         "recipe_id": getattr(request.state, "recipe_id", DEFAULT_RECIPE),
@@ -101,8 +108,7 @@ def _answer(
     return JSONResponse(body, status, dict(headers or {}))
 
 
-async def _on_inspection_error(request: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, InspectionError)
+def _on_inspection_error(request: Request, error: InspectionError) -> JSONResponse:
     status = status_of(type(error))
     if isinstance(error, Unavailable):  # a full queue is no fault of the program; what caused it may be
         _log.warning("%s: %s", error.code, error.sentence, exc_info=error.__cause__)
@@ -118,41 +124,29 @@ async def _on_inspection_error(request: Request, error: Exception) -> JSONRespon
     return _answer(request, status, error.sentence, error.code, error.details, headers)
 
 
-async def _on_validation_error(request: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, RequestValidationError)
+def _on_validation_error(request: Request, error: RequestValidationError) -> JSONResponse:
     problems = error.errors()
     if any(problem["type"] == "json_invalid" for problem in problems):
         return _answer(request, HTTPStatus.BAD_REQUEST, "The body is not valid JSON.", "bad_request")
-    sentences = [f"{_field(problem['loc'])}: {_said(problem)}" for problem in problems]
+    messages = [f"{_field(problem['loc'])}: {_reason(problem)}" for problem in problems]
     details = {"field": _field(problems[0]["loc"]), "fields": [_field(problem["loc"]) for problem in problems]}
-    sentence = "; ".join(dict.fromkeys(sentences[:5])) + "."
-    return _answer(request, HTTPStatus.UNPROCESSABLE_ENTITY, sentence, "invalid_input", details)
+    message = "; ".join(dict.fromkeys(messages[:5])) + "."
+    return _answer(request, HTTPStatus.UNPROCESSABLE_ENTITY, message, "invalid_input", details)
 
 
-async def _on_http_exception(request: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, HTTPException)
-    status, sentence = error.status_code, str(error.detail)
+def _on_http_exception(request: Request, error: HTTPException) -> JSONResponse:
+    status, message = error.status_code, str(error.detail)
     if status == HTTPStatus.BAD_REQUEST:  # Only the readers of bodies raise it.
-        if "aximum" in sentence:  # Too many parts, or too large a one, for the reader of forms.
+        if "aximum" in message:  # Too many parts, or too large a one, for the reader of forms.
             status = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
-        reason = sentence.rstrip(".")
-        sentence = f"The body cannot be read: {reason[:1].lower()}{reason[1:]}. Send what its Content-Type announces."
+        reason = message.rstrip(".")
+        message = f"The body cannot be read: {reason[:1].lower()}{reason[1:]}. Send what its Content-Type announces."
     elif status == HTTPStatus.NOT_FOUND:
-        sentence = "There is no such address. See /docs for those that there are."
+        message = "There is no such address. See /docs for those that there are."
     elif status == HTTPStatus.METHOD_NOT_ALLOWED:
-        sentence = f"{request.method} is not possible here. See /docs."
+        message = f"{request.method} is not possible here. See /docs."
     code = _CODES.get(status, "bad_request")
-    return _answer(request, status, sentence, code, headers=error.headers)
-
-
-def _on_unexpected(request: Request, error: Exception) -> JSONResponse:
-    _log.error("request %s failed", getattr(request.state, "request_id", "?"), exc_info=error)
-    return _answer(
-        request,
-        HTTPStatus.INTERNAL_SERVER_ERROR,
-        "The service failed on this request. Its log has the reason under the request id.",
-        "internal_error",
-    )
+    return _answer(request, status, message, code, headers=error.headers)
 
 
 def _field(location: Sequence[int | str]) -> str:
@@ -160,7 +154,7 @@ def _field(location: Sequence[int | str]) -> str:
     return ".".join(names) or "body"
 
 
-def _said(problem: Mapping[str, Any]) -> str:
+def _reason(problem: Mapping[str, Any]) -> str:
     """Return pydantic's message with what was sent, where that is short: it names the allowed range."""
     message = str(problem["msg"]).removeprefix("Value error, ")
     if message.startswith("Expected UploadFile"):

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Path, Request
 
 from backend.api.dependencies import JobsOf
 from backend.api.store_schemas import JobAnswer
-from backend.services.jobs import Job
+from backend.artifacts.job_files import Job
 from backend.serving.access import ADMIN, INSPECT
 
 router = APIRouter(tags=["jobs"])
@@ -19,7 +19,7 @@ JobId = Annotated[str, Path(min_length=1, max_length=64, description="As answere
 
 @router.get("/jobs/{job_id}", summary="How far a job is", **INSPECT)
 def get_job(request: Request, jobs: JobsOf, job_id: JobId) -> JobAnswer:
-    """Tell the progress of a job and, once it is done, its result."""
+    """Return the progress of a job and, once it is done, its result."""
     return _answer(request, jobs.get(job_id))
 
 

@@ -23,8 +23,8 @@ from backend.api.fields import (
     Size,
 )
 from backend.api.schemas import Answer, CalibrateAnswer, CalibrationFacts, RegionAnswer
+from backend.artifacts.job_files import State
 from backend.artifacts.stored_image import Label
-from backend.services.jobs import State
 
 
 class StateAnswer(Answer):

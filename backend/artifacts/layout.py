@@ -52,6 +52,7 @@ _PATTERNS_IN_ROI: dict[Kind, re.Pattern[str]] = {
     }.items()
 }
 _PATTERNS_ELSEWHERE: dict[Kind, re.Pattern[str]] = {
+    "lock": re.compile(r"\.jobs/\.lock"),
     "note": re.compile(r"README\.md"),
     "audit": re.compile(r"audit\.sqlite3(-wal|-shm|-journal)?"),
     "job": re.compile(r"\.jobs/[0-9a-f]{32}\.json"),

@@ -16,6 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from backend.artifacts.files import SETTLED_S, is_ownerless
+from backend.artifacts.job_files import is_abandoned
 from backend.artifacts.layout import Entry, orphans, walk
 from backend.artifacts.model_key import ModelKey
 from backend.errors import InspectionError
@@ -80,16 +81,22 @@ def sweep(store: ArtefactStore, *, stop: threading.Event | None = None) -> Count
     for entry in by_roi.pop(None, []):
         if entry.artifact.kind == "temporary":
             swept["temporary files"] += _delete_ownerless(entry.path)
-        elif entry.artifact.kind == "job_mark" and not (entry.name.endswith(".cancel") and _has_job(entry.path)):
-            swept["marks of processes that are gone"] += _delete_ownerless(entry.path)
+        elif entry.artifact.kind == "job_mark":
+            swept["marks of processes that are gone"] += _sweep_mark(entry.path)
     for roi, entries in by_roi.items():
         if roi is not None and not stop.is_set():
             swept.update(_sweep_roi(store, roi, entries))
     return +swept
 
 
-def _has_job(mark: Path) -> bool:
-    return mark.with_suffix(".json").exists()
+def _sweep_mark(mark: Path) -> int:
+    with suppress(OSError):
+        if time.time() - mark.stat().st_mtime < SETTLED_S:
+            return 0
+        if not mark.with_suffix(".json").exists() if mark.suffix == ".cancel" else is_abandoned(mark):
+            mark.unlink(missing_ok=True)
+            return 1
+    return 0
 
 
 def _delete_ownerless(path: Path) -> int:

@@ -21,13 +21,13 @@ import numpy as np
 from backend.artifacts.files import is_ownerless
 from backend.artifacts.formats import OutdatedFormat, bank_from_bytes, calibrations_from_bytes
 from backend.artifacts.image_store import embeddings_from_bytes
+from backend.artifacts.job_files import job_from_bytes
 from backend.artifacts.layout import ArtifactPath, Entry, Kind, orphans, unreplaced, walk
 from backend.artifacts.model_key import ModelKey
 from backend.artifacts.stored_image import StoredImage, facts_from_bytes
 from backend.errors import InspectionError
 from backend.imaging.image_codec import decode_image, pixel_digest
 from backend.memory_bank.nearest import faiss_bytes
-from backend.services.jobs import job_from_bytes
 from backend.storage import ArtefactStore
 from backend.utils import sha256_hex
 

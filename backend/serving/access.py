@@ -55,19 +55,9 @@ class AccessTable:
 
     def __init__(self, routes: Iterable[BaseRoute]) -> None:
         self._routes = [route for route in routes if isinstance(route, Route)]
-        self._exact = {
-            (method, route.path): access_of(route)
-            for route in reversed(self._routes)  # of two with one address, the first one answers
-            for method in route.methods or ()
-            if "{" not in route.path
-        }
 
     def needed(self, scope: Scope) -> Access:
-        """Return what a request needs; an address that leads nowhere needs a key too, so that it tells nothing."""
-        path = scope["path"].removeprefix(scope.get("root_path", ""))
-        known = self._exact.get((scope["method"], path))
-        if known is not None:
-            return known
+        """Return what a request needs; an address that leads nowhere needs a key too, so that it says nothing."""
         found = (route for route in self._routes if route.matches(scope)[0] is Match.FULL)
         return next((access_of(route) for route in found), "inspect")
 
@@ -81,8 +71,8 @@ def access_of(route: Route) -> Access:
 class KeyCheck:
     """Refuses a request whose key does not allow it, before anything of its body is read.
 
-    Also a page of a foreign web site, opened on this machine, that would have the browser send a form: no key stops
-    it where there are none, and CORS only keeps it from reading the answer.
+    It also refuses a page of another web site that has the browser on this machine send a form: where there are no
+    keys nothing else would, and CORS only keeps the page from reading the answer.
     """
 
     def __init__(self, app: ASGIApp, table: AccessTable) -> None:
@@ -137,7 +127,7 @@ def is_loopback(host: str | None) -> bool:
 
 
 def warn_of_open_service() -> None:
-    """Log what it means that other machines reach a service that asks for no key."""
+    """Log what it means that other machines reach a service without keys."""
     _log.warning(
         "The service answers other machines and BDI_API_KEYS is not set: whoever is on this network can fit, delete "
         "and read images and recipes. Set BDI_API_KEYS, or bind to 127.0.0.1."

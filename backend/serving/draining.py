@@ -27,16 +27,8 @@ class Gate:
         self.in_flight = 0
 
 
-async def _read_on(receive: Receive) -> None:
-    """Take in what a client is still sending: closed under it, the connection would lose the answer as well."""
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(_READ_ON_S):
-            while (await receive()).get("more_body", False):
-                pass
-
-
 class Draining:
-    """Counts the requests under way; once the service is stopping, only questions are answered."""
+    """Counts the requests under way; once the service is stopping, answers only those that change nothing."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -47,6 +39,7 @@ class Draining:
             await self._app(scope, receive, send)
             return
         gate: Gate = scope["app"].state.gate
+        counted = not gate.stopping  # later ones are not: whoever keeps asking must not put off the end
 
         async def send_and_close(message: Message) -> None:
             # A client that keeps its connection would keep asking here, and not find the service that follows.
@@ -57,11 +50,16 @@ class Draining:
         if gate.stopping and scope["method"] not in READING:
             await _read_on(receive)
             raise ShuttingDown("The service is stopping. Send the request again to the one that follows.")
-        if gate.stopping:  # not counted: whoever keeps asking must not put off the end
-            await self._app(scope, receive, send_and_close)
-            return
-        gate.in_flight += 1
+        gate.in_flight += counted
         try:
             await self._app(scope, receive, send_and_close)
         finally:
-            gate.in_flight -= 1
+            gate.in_flight -= counted
+
+
+async def _read_on(receive: Receive) -> None:
+    """Take in what a client is still sending: closed under it, the connection would lose the answer as well."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_READ_ON_S):
+            while (await receive()).get("more_body", False):
+                pass

@@ -1,12 +1,11 @@
 """The log: one JSON object a line, to standard error and to a file that is rotated; written on a thread of its own.
 
-Nothing of a body, a key or an image is ever handed to it. What a caller chose himself (ids, file names) stands in JSON
-strings, where a line break is ``\\n``: nobody can write a line of his own.
+Nothing of a body, a key or an image is ever handed to it. What a caller chose (ids, file names) stands in JSON strings,
+where a line break is ``\\n``: nobody can write a line of his own.
 """
 
 from __future__ import annotations
 
-import copy
 import logging
 import logging.handlers
 import queue
@@ -17,6 +16,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import IO
 
+from filelock import FileLock, Timeout
 from pythonjsonlogger.core import RESERVED_ATTRS
 from pythonjsonlogger.json import JsonFormatter
 
@@ -24,13 +24,15 @@ from backend.settings import Settings
 
 REQUEST_ID: ContextVar[str | None] = ContextVar("REQUEST_ID", default=None)
 
-_FIELDS = ["timestamp", "levelname", "name", "message"]
-_UVICORN = ("uvicorn", "uvicorn.error", "uvicorn.access", "uvicorn.asgi")
-_MAX_WAITING = 10_000
+MAX_WAITING = 10_000
+"""Lines that wait for a slow disk; further ones are dropped and counted."""
+
+_UVICORN = {"uvicorn": True, "uvicorn.access": False}  # whose lines are ours; the access log has more than uvicorn's
+_FILE_LOCK_S = 10.0
 
 
 @contextmanager
-def json_lines(settings: Settings, stream: IO[str] | None = None) -> Iterator[None]:
+def json_lines(settings: Settings, stream: IO[str] | None = None, *, max_waiting: int = MAX_WAITING) -> Iterator[None]:
     """Let everything in the ``with`` block be logged as JSON lines, by the settings ``log_…``.
 
     Where the root logger has a handler already, an application around this one, or a test, has its own way to log, and
@@ -39,67 +41,66 @@ def json_lines(settings: Settings, stream: IO[str] | None = None) -> Iterator[No
     Args:
         settings: What is logged, and where.
         stream: Standard error by default.
+        max_waiting: Lines that wait for a slow disk at most.
 
     Raises:
         OSError: If the file cannot be opened.
     """
-    root = logging.getLogger()
+    root, ours = logging.getLogger(), logging.getLogger("backend")
     if root.handlers:
         yield
         return
     outputs: list[logging.Handler] = [logging.StreamHandler(stream or sys.stderr)]
     if settings.log_file is not None:
-        outputs.append(_rotating_file(settings.log_file, settings.log_max_mb, settings.log_files))
-    for output in outputs:
-        output.setFormatter(_formatter())
-    handler = _Handover(_MAX_WAITING)
+        outputs.append(_SharedFile(settings.log_file, settings.log_max_mb, settings.log_files))
+    handler = _Handover(max_waiting)
     listener = logging.handlers.QueueListener(handler.queue, *outputs)
-    before = [(logger, logger.handlers, logger.propagate) for logger in map(logging.getLogger, _UVICORN)]
-    ours = logging.getLogger("backend")
-    levels = root.level, ours.level
+    loggers = [root, ours, *map(logging.getLogger, _UVICORN)]
+    before = [(logger, logger.level, logger.handlers, logger.propagate) for logger in loggers]
     # The libraries' own details would bury ours, and nobody here knows what they hold.
     root.setLevel("INFO" if settings.log_level == "DEBUG" else settings.log_level)
     ours.setLevel(settings.log_level)
-    root.addHandler(handler)
-    for logger, *_ in before:
-        logger.handlers, logger.propagate = [], logger.name != "uvicorn.access"  # our own line tells more
+    root.handlers = [handler]
+    for name, propagate in _UVICORN.items():
+        logging.getLogger(name).handlers, logging.getLogger(name).propagate = [], propagate
     listener.start()
     try:
         yield
     finally:
-        root.removeHandler(handler)
-        root.setLevel(levels[0])
-        ours.setLevel(levels[1])
-        for logger, handlers, propagate in before:
+        for logger, level, handlers, propagate in before:
             logger.handlers, logger.propagate = handlers, propagate
+            logger.setLevel(level)
         listener.stop()  # writes what waits
         for output in outputs:
             output.close()
 
 
 class _Handover(logging.handlers.QueueHandler):
-    """Hands records to the thread that writes; where that cannot keep up, drops them and tells how many."""
+    """Hands lines to the thread that writes; where that cannot keep up, drops them and counts how many."""
 
     queue: queue.Queue[logging.LogRecord]
 
     def __init__(self, max_waiting: int) -> None:
         super().__init__(queue.Queue(max_waiting))
         self._dropped = 0
+        self.setFormatter(
+            _JsonLines(
+                ["timestamp", "levelname", "name", "message"],
+                rename_fields={"levelname": "level", "name": "logger", "exc_info": "traceback"},
+                reserved_attrs=[*RESERVED_ATTRS, "color_message"],
+                timestamp=True,
+                json_ensure_ascii=True,  # also against U+2028, which some viewers break lines at, and lone surrogates
+            )
+        )
 
-    def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
-        """Return a copy of the record that later changes of its arguments cannot reach."""
-        # Not the base class's own: it writes the traceback into the message, where it is no field of its own.
-        record = copy.copy(record)
-        record.msg, record.args = record.getMessage(), None
-        if getattr(record, "request_id", None) is None:
-            record.request_id = REQUEST_ID.get()
-        return record
-
-    def enqueue(self, record: logging.LogRecord) -> None:
-        """Hand one record over, without waiting."""
-        # A slow disk must not hold up inspections, nor fill the memory.
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line; it is made here, before what was logged can change."""
         if self._dropped:
             record.dropped_before = self._dropped
+        return super().format(record)
+
+    def enqueue(self, record: logging.LogRecord) -> None:
+        """Hand one line over, without waiting: a slow disk must not hold up inspections, nor fill the memory."""
         try:
             self.queue.put_nowait(record)
             self._dropped = 0
@@ -107,29 +108,34 @@ class _Handover(logging.handlers.QueueHandler):
             self._dropped += 1
 
 
-def _formatter() -> logging.Formatter:
-    return _JsonLines(
-        _FIELDS,
-        rename_fields={"levelname": "level", "name": "logger", "exc_info": "traceback"},
-        reserved_attrs=[*RESERVED_ATTRS, "color_message"],
-        timestamp=True,
-        json_ensure_ascii=True,  # also against U+2028, which some viewers break lines at, and lone surrogates
-    )
-
-
 class _JsonLines(JsonFormatter):
-    """JSON objects without the fields that have nothing to say."""
+    """JSON objects with the id of the request that is worked on, without the fields that have nothing to say."""
 
     def process_log_record(self, log_data: dict[str, object]) -> dict[str, object]:
         """Return what is written of a record."""
+        log_data["request_id"] = log_data.get("request_id") or REQUEST_ID.get()
         return {name: value for name, value in log_data.items() if value is not None}
 
 
-def _rotating_file(path: Path, max_mb: float, files: int) -> logging.Handler:
-    # Not the standard library's: two processes that rotate one file tear it apart.
-    from concurrent_log_handler import ConcurrentRotatingFileHandler
+class _SharedFile(logging.handlers.RotatingFileHandler):
+    """A rotated file that several processes write to: for each line it is locked, opened and closed.
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return ConcurrentRotatingFileHandler(
-        str(path), maxBytes=int(max_mb * 1_000_000), backupCount=files, encoding="utf-8"
-    )
+    Kept open, it could not be renamed on Windows, and elsewhere the others would go on writing to the renamed one.
+    """
+
+    def __init__(self, path: Path, max_mb: float, files: int) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.open("ab").close()  # to fail at once where it cannot be written
+        super().__init__(path, maxBytes=int(max_mb * 1e6), backupCount=files, encoding="utf-8", delay=True)
+        self._turn = FileLock(
+            path.with_name(f".{path.name}.lock"), timeout=_FILE_LOCK_S, poll_interval=0.005, thread_local=False
+        )
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one line."""
+        try:
+            with self._turn:
+                super().emit(record)
+                self.close()
+        except (Timeout, OSError):
+            self.handleError(record)

@@ -13,11 +13,15 @@ _BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5,
 
 
 class Metrics:
-    """The counters of one application; a registry of its own, so that two applications do not add up."""
+    """The counters of one application; a registry of its own, so that two applications do not add up.
+
+    Args:
+        in_flight: Returns how many requests are under way.
+    """
 
     content_type = CONTENT_TYPE_LATEST
 
-    def __init__(self) -> None:
+    def __init__(self, *, in_flight: Callable[[], int]) -> None:
         self._registry = CollectorRegistry()
         self._stages = Histogram(
             "bdi_inspection_seconds",
@@ -34,14 +38,9 @@ class Metrics:
         )
         self._fits = Counter("bdi_fits", "Fits by ROI.", ["recipe_id", "role_id", "roi_id"], registry=self._registry)
         self._errors = Counter("bdi_errors", "Error answers by code.", ["code"], registry=self._registry)
-
-        self._in_flight = Gauge(
+        Gauge(
             "bdi_requests_in_flight", "Requests that have begun and are not answered yet.", registry=self._registry
-        )
-
-    def watch_in_flight(self, count: Callable[[], int]) -> None:
-        """Let a function tell how many requests are under way."""
-        self._in_flight.set_function(count)
+        ).set_function(in_flight)
 
     def count_inspection(self, key: ModelKey, decision: Decision | None, timings_ms: Mapping[str, float]) -> None:
         """Count one inspection and its times."""

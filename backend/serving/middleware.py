@@ -1,25 +1,28 @@
-"""What happens to every request before a route sees it: an id, headers for browsers, and a limit on the body."""
+"""What happens to every request around its route: an id, headers for browsers, a line in the log, CORS."""
 
 from __future__ import annotations
 
+import logging
 import re
+import time
 import uuid
+from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from backend.artifacts.model_key import DEFAULT_RECIPE, checked_recipe
-from backend.errors import QueueFull, ReservedRecipe
-from backend.serving.body_budget import HeldBody
+from backend.artifacts.model_key import DEFAULT_RECIPE, ModelKey, checked_recipe
+from backend.errors import ReservedRecipe
 from backend.serving.logs import REQUEST_ID
+
+_log = logging.getLogger("backend.requests")
 
 REQUEST_ID_HEADER = "X-Request-Id"
 RECIPE_ID_HEADER = "X-Recipe-Id"
-_NO_ROOM = "Other uploads take all the room that there is for them (BDI_MAX_HELD_MB). Send this one again in a while."
 _USABLE_ID = re.compile(r"[!-~]{1,128}")
 
+_POLLED = frozenset({"/health", "/metrics"})
 _STATIC = "/static-offline-docs/"
 _PAGES = ("/docs", "/redoc")
 _SAFETY = [
@@ -44,8 +47,11 @@ _OF_PAGES = [
 ]
 
 
-class RequestIds:
-    """Gives every request an id, the client's where it sent a usable one, and echoes it beside what browsers obey."""
+class RequestFrame:
+    """Gives a request an id, the client's where it sent a usable one, its answer headers, and the log a line of it.
+
+    Answers HEAD as GET, without the body: monitors and proxies ask so (RFC 9110, 9.3.2).
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -58,19 +64,30 @@ class RequestIds:
         headers = Headers(scope=scope)
         sent = headers.get(REQUEST_ID_HEADER, "")
         request_id = sent if _USABLE_ID.fullmatch(sent) else uuid.uuid4().hex
+        REQUEST_ID.set(request_id)  # for what is logged on the way
         # What an error answers that comes before a route has looked at the recipe.
         recipe_id = _named_recipe(headers.get(RECIPE_ID_HEADER, ""))
         scope.setdefault("state", {}).update(request_id=request_id, recipe_id=recipe_id)
-        REQUEST_ID.set(request_id)  # for what is logged on the way
+        is_head = scope["method"] == "HEAD"
+        if is_head:
+            scope = {**scope, "method": "GET"}  # a copy: the server must still see that no body may follow
         safety = _safety_headers(scope)  # now: a mounted application changes the path
+        started_s, status = time.perf_counter(), 0
 
-        async def send_with_id(message: Message) -> None:
+        async def send_framed(message: Message) -> None:
+            nonlocal status
             if message["type"] == "http.response.start":
+                status = message["status"]
                 message.setdefault("headers", []).extend(safety)
                 MutableHeaders(scope=message)[REQUEST_ID_HEADER] = request_id
+            elif is_head:
+                message = {**message, "body": b""}
             await send(message)
 
-        await self._app(scope, receive, send_with_id)
+        try:
+            await self._app(scope, receive, send_framed)
+        finally:
+            _log_request(scope, status, time.perf_counter() - started_s)
 
 
 class Cors:
@@ -84,10 +101,7 @@ class Cors:
         """Handle one request."""
         # The settings are known from start-up on, middleware is put together before.
         origins = scope["app"].state.settings.cors_origins if scope["type"] == "http" else ()
-        if not origins:
-            await self._app(scope, receive, send)
-            return
-        if self._with_cors is None:
+        if origins and self._with_cors is None:
             self._with_cors = CORSMiddleware(
                 self._app,
                 allow_origins=origins,
@@ -95,62 +109,36 @@ class Cors:
                 allow_headers=["*"],
                 expose_headers=[REQUEST_ID_HEADER],
             )
-        await self._with_cors(scope, receive, send)
+        await (self._with_cors or self._app)(scope, receive, send)
 
 
-class HeadAsGet:
-    """Answers HEAD as GET, without the body: monitors and proxies ask so (RFC 9110, 9.3.2)."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handle one request."""
-        if scope["type"] != "http" or scope["method"] != "HEAD":
-            await self._app(scope, receive, send)
-            return
-
-        async def send_without_body(message: Message) -> None:
-            await send({**message, "body": b""} if message["type"] == "http.response.body" else message)
-
-        await self._app({**scope, "method": "GET"}, receive, send_without_body)
-
-
-class BodyLimit:
-    """Refuses a body over ``settings.max_body_mb``, or that there is no room for, while it streams in, not after."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handle one request."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        limit_mb = scope["app"].state.settings.max_body_mb
-        announced = Headers(scope=scope).get("content-length", "0")
-        too_much = announced.isdigit() and int(announced) > limit_mb * 1_000_000
-        received = 0
-        held = scope["state"]["held_body"] = HeldBody(scope["app"].state.body_budget)
-        has_room = too_much or not announced.isdigit() or held.grow_to(int(announced))
-
-        async def receive_some() -> Message:
-            nonlocal received, has_room
-            message: Message = {} if too_much or not has_room else await receive()
-            received += len(message.get("body", b""))
-            # HTTPExceptions, because FastAPI turns any other error while it reads a body into a 400.
-            if too_much or received > limit_mb * 1_000_000:
-                raise HTTPException(413, f"The request is larger than {limit_mb} MB. Send fewer images in one call.")
-            has_room = has_room and held.grow_to(received)
-            if not has_room:
-                raise HTTPException(503, _NO_ROOM, {"Retry-After": str(QueueFull.retry_after_s)})
-            return message
-
-        try:
-            await self._app(scope, receive_some, send)
-        finally:
-            if not held.is_handed_over:
-                held.release()
+def _log_request(scope: Scope, status: int, elapsed_s: float) -> None:
+    # The template of the address, not what was asked for: a query may hold what is nobody's business.
+    route = getattr(scope.get("route"), "path", None)
+    if status == 0 or status >= 500:  # 0: cut off without an answer
+        level = logging.ERROR
+    elif status >= 400:
+        level = logging.WARNING
+    else:
+        level = logging.DEBUG if route in _POLLED else logging.INFO
+    if not _log.isEnabledFor(level):
+        return
+    state = scope["state"]
+    fields: dict[str, Any] = {
+        "request_id": state["request_id"],
+        "method": scope["method"],
+        "route": route,
+        "status": status,
+        "code": state.get("error_code"),
+        "duration_ms": round(elapsed_s * 1e3, 3),
+        "client": (scope.get("client") or (None,))[0],
+        "caller": state.get("caller"),
+        "recipe_id": state["recipe_id"],
+    }
+    key: ModelKey | None = state.get("model")
+    if key is not None:
+        fields.update(recipe_id=key.recipe_id, role_id=key.role_id, roi_id=key.roi_id, model_key=key.model_key)
+    _log.log(level, "request", extra=fields | state.get("found", {}))
 
 
 def _safety_headers(scope: Scope) -> list[tuple[bytes, bytes]]:

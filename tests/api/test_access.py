@@ -13,9 +13,7 @@ from typing import Any
 import pytest
 from starlette.routing import Route
 
-from backend.api import audit as audit_routes
-from backend.api import datasets, inspection, jobs, models, monitoring
-from backend.app import create_app
+from backend.app import ROUTERS, create_app
 from backend.services import audit
 from backend.serving import access
 from backend.serving.access import DOCUMENTATION, AccessTable, access_of, is_loopback
@@ -23,8 +21,7 @@ from tests.testkit.http import REPOSITORY, Api, answer_of, error_of, plates, run
 
 ADMIN, INSPECT = "admin-0123456789abcdef", "inspect-0123456789abcdef"
 KEYS = f"admin:{ADMIN},inspect:{INSPECT}"
-ROOMS = (inspection, models, datasets, jobs, audit_routes, monitoring)
-ROUTES = [route for room in ROOMS for route in room.router.routes if isinstance(route, Route)]
+ROUTES = [route for router in ROUTERS for route in router.routes if isinstance(route, Route)]
 OPERATIONS = {(method, route.path): access_of(route) for route in ROUTES for method in route.methods or ()}
 
 # Whatever writes, deletes or stops something. Kept here a second time: a marker that is changed must be meant.
@@ -59,7 +56,7 @@ def test_every_route_of_the_application_declares_its_access() -> None:
     documented = {
         (method.upper(), path) for path, methods in create_app().openapi()["paths"].items() for method in methods
     }
-    assert documented == declared, "a room that is not walked here would be a hole"
+    assert documented == declared, "a route that the table does not know"
     for route in ROUTES:
         assert (getattr(route, "openapi_extra", None) or {}).get("x-role"), f"{route.path} has no marker"
 

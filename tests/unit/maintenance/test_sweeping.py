@@ -178,6 +178,7 @@ def test_marks_of_processes_that_are_gone_are_swept_and_those_of_living_ones_are
     finally:
         held.set()
         jobs.close()
+    assert verify_folder(tmp_path / "models") == []
 
 
 def test_what_is_not_ours_is_never_swept(fitted: ArtefactStore) -> None:

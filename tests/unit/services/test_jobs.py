@@ -11,11 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
+from backend.artifacts import job_files
+from backend.artifacts.job_files import FINAL, Job
 from backend.errors import MmPerPxMismatch, NotFound, QueueFull, ShuttingDown, StorageFull
 from backend.memory_bank.coreset import Progress
 from backend.services import jobs as jobs_module
-from backend.services.jobs import FINAL, Job, Jobs
+from backend.services.jobs import Jobs
 from backend.utils import sealed_json
 
 _DEADLINE_S = 20.0
@@ -231,11 +234,9 @@ def test_a_job_that_the_end_of_its_process_cuts_short_is_lost(make: Callable[...
     jobs, running, waiting = make(concurrent=1), Steps(2), Steps(1)
     started = [jobs.start("fit_ok", running), jobs.start("fit_ok", waiting)]
     running.begun.wait(_DEADLINE_S)
-    closing = threading.Thread(target=jobs.close)
-    closing.start()
-    time.sleep(0.05)
+    jobs.stop()
     running.allow(2)
-    closing.join(_DEADLINE_S)
+    jobs.close()
     assert not waiting.begun.is_set()
     for teller in (jobs, make()):
         assert [teller.get(job.job_id).state for job in started] == ["lost", "lost"]
@@ -289,6 +290,44 @@ def test_many_who_ask_at_once_hear_the_same(make: Callable[..., Jobs], folder: P
         (folder / f"{'f' * 32}.alive").touch()
         with ThreadPoolExecutor(8) as pool:
             assert {job.state for job in pool.map(jobs.get, [job_id] * 8)} == {"lost"}
+
+
+def test_whoever_asks_while_another_looks_whether_the_owner_lives_waits_for_it(
+    make: Callable[..., Jobs], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    holds_the_mark, second_is_here = threading.Event(), threading.Event()
+
+    class Watched(FileLock):
+        """Stops the first thread with the owner's lock taken, until the second has tried a lock or waits for one."""
+
+        def acquire(self, *args: Any, **options: Any) -> Any:
+            is_mark, is_first = Path(self.lock_file).suffix == ".alive", threading.current_thread().name == "first"
+            if not is_first and not is_mark:
+                second_is_here.set()
+            try:
+                return super().acquire(*args, **options)
+            finally:
+                if is_mark and is_first:
+                    holds_the_mark.set()
+                    assert second_is_here.wait(_DEADLINE_S)
+                elif is_mark:
+                    second_is_here.set()
+
+    monkeypatch.setattr(job_files, "FileLock", Watched)
+    job_id = _leave_behind(folder)
+    (folder / f"{'f' * 32}.alive").touch()
+    answers: dict[str, str] = {}
+
+    def ask(jobs: Jobs) -> None:
+        answers[threading.current_thread().name] = jobs.get(job_id).state
+
+    threads = [threading.Thread(target=ask, args=[make()], name=name) for name in ("first", "second")]
+    threads[0].start()
+    assert holds_the_mark.wait(_DEADLINE_S)
+    threads[1].start()
+    for thread in threads:
+        thread.join(_DEADLINE_S)
+    assert answers == {"first": "lost", "second": "lost"}
 
 
 @pytest.mark.parametrize(

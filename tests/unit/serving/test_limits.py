@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from backend.serving import body_budget
-from backend.serving.body_budget import BodyBudget, HeldBody
+from backend.serving.limits import BodyBudget, HeldBody
 from tests.testkit.fakes import FakeExtractor, encoded
 from tests.testkit.http import Api, answer_of, error_of, ready, running_app
 
@@ -19,19 +18,8 @@ LARGE = encoded(np.random.default_rng(0).integers(0, 256, (400, 450, 3), dtype=n
 SMALL = encoded(np.full((400, 450, 3), 90, np.uint8))
 
 
-def test_there_is_room_until_it_is_taken_and_again_once_it_is_given_back() -> None:
-    budget = BodyBudget(100)
-    assert budget.take(60)
-    assert not budget.take(41)
-    assert budget.take(40)
-    budget.give_back(60)
-    assert budget.held == 40
-    assert budget.take(60)
-
-
-def test_a_body_takes_what_it_grows_by_and_gives_all_of_it_back_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(body_budget, "SMALL_BYTES", 10)
-    budget = BodyBudget(100)
+def test_a_body_takes_what_it_grows_by_and_gives_all_of_it_back_once() -> None:
+    budget = BodyBudget(100, small_bytes=10)
     body = HeldBody(budget)
     assert [body.grow_to(size) for size in (4, 10, 30, 30, 90)] == [True] * 5
     assert budget.held == 90
@@ -42,6 +30,7 @@ def test_a_body_takes_what_it_grows_by_and_gives_all_of_it_back_once(monkeypatch
     body.release()
     body.release()
     assert budget.held == 0
+    assert HeldBody(budget).grow_to(100)
 
 
 class Gated(FakeExtractor):
@@ -62,9 +51,10 @@ def extractor() -> Gated:
 
 
 @pytest.fixture
-def api(tmp_path: Path, extractor: Gated, monkeypatch: pytest.MonkeyPatch) -> Iterator[Api]:
-    monkeypatch.setattr(body_budget, "SMALL_BYTES", 100_000)
-    with running_app(tmp_path / "models", loader=ready(extractor), max_body_mb=1, max_held_mb=1) as started:
+def api(tmp_path: Path, extractor: Gated) -> Iterator[Api]:
+    with running_app(tmp_path / "models", loader=ready(extractor), max_body_mb=1) as started:
+        app: Any = started.client.app
+        app.state.body_budget = BodyBudget(1_000_000, small_bytes=100_000)
         yield started
         extractor.gate.set()
 

@@ -1,0 +1,131 @@
+"""How large an upload may be, how long it may pause, how long its request may take, and what all uploads may hold."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from backend.deadlines import DEADLINE_S
+from backend.errors import QueueFull
+
+SMALL_BYTES = 8_000_000
+"""Bodies up to here are not counted: an inspection is never refused for somebody's uploads."""
+
+
+class BodyBudget:
+    """How much the large uploads of one process may hold together; safe to use from several threads.
+
+    Args:
+        max_bytes: For calls under way, and for background jobs that wait with their uploads.
+        small_bytes: Uploads up to here are not counted.
+
+    Attributes:
+        held: Bytes that are held now.
+    """
+
+    def __init__(self, max_bytes: int, *, small_bytes: int = SMALL_BYTES) -> None:
+        self.held = 0
+        self.max_bytes = max_bytes
+        self.small_bytes = small_bytes
+        self.lock = threading.Lock()
+
+
+class HeldBody:
+    """What one request holds of the budget, until its call has ended: the request's, or that of the job it started.
+
+    Attributes:
+        is_handed_over: True when a job holds it from now on, beyond the request's end.
+    """
+
+    def __init__(self, budget: BodyBudget) -> None:
+        self.is_handed_over = False
+        self._budget = budget
+        self._taken = 0
+
+    def grow_to(self, n_bytes: int) -> bool:
+        """Hold so much in all; return False, and hold no more than before, if there is no room."""
+        budget = self._budget
+        with budget.lock:
+            more = max(0, (n_bytes if n_bytes > budget.small_bytes else 0) - self._taken)
+            if more and budget.held + more > budget.max_bytes:
+                return False
+            budget.held += more
+            self._taken += more
+            return True
+
+    def release(self) -> None:
+        """Give everything back; a second time does nothing."""
+        with self._budget.lock:
+            self._budget.held -= self._taken
+            self._taken = 0
+
+
+class RequestLimits:
+    """Sets a request's deadline, and refuses a body while it streams in: too large, no room for it, or stalled.
+
+    A server has no other way to be rid of clients that begin an upload and fall silent: each holds a connection and
+    what it has sent so far.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        settings = scope["app"].state.settings
+        deadline_s = time.monotonic() + settings.request_timeout_s
+        DEADLINE_S.set(deadline_s)  # for this task and the threads that work for it
+        held = scope["state"]["held_body"] = HeldBody(scope["app"].state.body_budget)
+        announced = Headers(scope=scope).get("content-length", "")
+        size, more_body = int(announced) if announced.isdecimal() else 0, True
+        received = 0
+
+        # HTTPExceptions, because FastAPI turns any other error while it reads a body into a 400.
+        def check_size() -> None:
+            if size > settings.max_body_mb * 1_000_000:
+                raise HTTPException(
+                    413, f"The request is larger than {settings.max_body_mb} MB. Send fewer images in one call."
+                )
+            if not held.grow_to(size):
+                raise HTTPException(
+                    503,
+                    "Other uploads take all the room that there is for them (BDI_MAX_HELD_MB). Send this one again in "
+                    "a while.",
+                    {"Retry-After": str(QueueFull.retry_after_s)},
+                )
+
+        async def receive_within_limits() -> Message:
+            nonlocal size, received, more_body
+            if not more_body:  # what comes now is the client's leave, which has no hurry
+                return await receive()
+            check_size()  # what was announced, before anything is read
+            limit_s = min(settings.body_timeout_s, max(0.0, deadline_s - time.monotonic()))
+            try:
+                async with asyncio.timeout(limit_s):
+                    message = await receive()
+            except TimeoutError:
+                raise HTTPException(
+                    408,
+                    f"The upload paused for {limit_s:.3g} s, or took too long in all. Check the network and send it "
+                    "again.",
+                    {"Connection": "close"},
+                ) from None
+            received += len(message.get("body", b""))
+            size = max(size, received)
+            check_size()
+            more_body = message["type"] == "http.request" and message.get("more_body", False)
+            return message
+
+        try:
+            await self._app(scope, receive_within_limits, send)
+        finally:
+            if not held.is_handed_over:
+                held.release()
