@@ -10,7 +10,7 @@ from backend.extractors.base import FeatureExtractor
 from backend.extractors.device_queue import DeviceQueue
 from backend.extractors.dinov2 import DinoV2Features
 from backend.extractors.filter_bank import FilterBankFeatures
-from backend.extractors.loader import ExtractorLoader
+from backend.extractors.loader import ExtractorLoader, require_cuda
 from backend.memory_bank.bank import FitOptions
 from backend.memory_bank.threads import limit_threads, usable_cpus
 from backend.services.audit import Audit
@@ -94,16 +94,8 @@ def build_audit(settings: Settings) -> Audit:
 
 def check_requirements(settings: Settings) -> None:
     """Raise RuntimeError if the machine lacks what the settings insist on."""
-    if not settings.require_cuda:
-        return
-    try:
-        import torch
-    except ImportError as error:
-        raise RuntimeError(
-            'BDI_REQUIRE_CUDA is set, but PyTorch is not installed: `pip install ".[torch]"`.'
-        ) from error
-    if not torch.cuda.is_available():
-        raise RuntimeError("BDI_REQUIRE_CUDA is set, but PyTorch finds no CUDA device on this machine.")
+    if settings.require_cuda:
+        require_cuda()
 
 
 def make_extractor(settings: Settings) -> tuple[FeatureExtractor, str | None]:

@@ -91,3 +91,15 @@ class ExtractorLoader:
     def _fail(self, error: InspectionError) -> None:
         self._state = ExtractorState(status="degraded", reason=error.sentence)
         self._loaded.set_exception(error)
+
+
+def require_cuda() -> None:
+    """Raise RuntimeError if there is no CUDA device, or no PyTorch that could use one."""
+    try:
+        import torch
+    except ImportError as error:
+        raise RuntimeError(
+            'BDI_REQUIRE_CUDA is set, but PyTorch is not installed: `pip install ".[torch]"`.'
+        ) from error
+    if not torch.cuda.is_available():
+        raise RuntimeError("BDI_REQUIRE_CUDA is set, but PyTorch finds no CUDA device on this machine.")
