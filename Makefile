@@ -37,6 +37,7 @@ check: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 	$(BIN)/python -m pytest
 
 # Both tables, whatever the first one's limits say; make bench UPDATE=1 also puts them into docs/performance.md.
@@ -52,4 +53,4 @@ soak: $(VENV)/.installed
 	  --minutes $(MINUTES) --json build/soak.json $(if $(UPDATE),--update docs/reliability.md)
 
 clean:
-	rm -rf $(VENV) demo_output *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) demo_output *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
