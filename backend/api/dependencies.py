@@ -4,26 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Annotated, TypeVar, cast
+from typing import Annotated, Any, Protocol, TypeVar
 
-from fastapi import Depends, Header, Query, Request
+from fastapi import Depends, Form, Header, Query, Request
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 
-from backend.api.fields import (
-    KEY_TEXT,
-    RECIPE_TEXT,
-    ROI_TEXT,
-    ROLE_TEXT,
-    ModelKeyForm,
-    RecipeIdForm,
-    RoiIdForm,
-    RoleIdForm,
-)
-from backend.artifacts.model_key import DEFAULT_RECIPE, MAX_ID_CHARS, ModelKey, checked_recipe
+from backend.api.fields import ModelKeyId, RecipeId, RoiId, RoleId
+from backend.artifacts.model_key import DEFAULT_RECIPE, ModelKey, checked_recipe
 from backend.deadlines import end_if_late
 from backend.errors import TooLarge
 from backend.memory_bank.coreset import Progress
+from backend.services.audit import Audit
 from backend.services.datasets import Datasets
 from backend.services.inspection import InspectionService
 from backend.services.jobs import Jobs
@@ -36,65 +28,24 @@ from backend.settings import Settings
 AnswerT = TypeVar("AnswerT", bound=BaseModel)
 
 
-# Coroutines, though none of them waits: FastAPI runs a plain function on a thread, and `/health` would wait for one.
+def _part(name: str) -> Any:
+    """Return the dependency on a part of the application."""
+
+    # A coroutine, though it does not wait: FastAPI runs a plain function on a thread, and `/health` would wait for one.
+    async def part(request: Request) -> Any:
+        return getattr(request.app.state, name)
+
+    return Depends(part)
 
 
-async def _service(request: Request) -> InspectionService:
-    return cast("InspectionService", request.app.state.service)
-
-
-async def _datasets(request: Request) -> Datasets:
-    return cast("Datasets", request.app.state.datasets)
-
-
-async def _recipes(request: Request) -> Recipes:
-    return cast("Recipes", request.app.state.recipes)
-
-
-async def _jobs(request: Request) -> Jobs:
-    return cast("Jobs", request.app.state.jobs)
-
-
-async def _metrics(request: Request) -> Metrics:
-    return cast("Metrics", request.app.state.metrics)
-
-
-async def _settings(request: Request) -> Settings:
-    return cast("Settings", request.app.state.settings)
-
-
-async def _gate(request: Request) -> Gate:
-    return cast("Gate", request.app.state.gate)
-
-
-GateOf = Annotated[Gate, Depends(_gate)]
-ServiceOf = Annotated[InspectionService, Depends(_service)]
-DatasetsOf = Annotated[Datasets, Depends(_datasets)]
-RecipesOf = Annotated[Recipes, Depends(_recipes)]
-JobsOf = Annotated[Jobs, Depends(_jobs)]
-MetricsOf = Annotated[Metrics, Depends(_metrics)]
-SettingsOf = Annotated[Settings, Depends(_settings)]
-
-
-async def _prefers_async(
-    request: Request,
-    prefer: Annotated[
-        str | None,
-        Header(
-            alias="Prefer",
-            description="`respond-async`: answer 202 at once and work in the background; see GET /jobs/{job_id}.",
-            examples=["respond-async"],
-        ),
-    ] = None,
-) -> bool:
-    """Return whether a request holds the preference respond-async, in any of its Prefer headers (RFC 7240)."""
-    if prefer is None:
-        return False
-    unquoted = re.sub(r'"[^"]*"', "", ",".join(request.headers.getlist("Prefer")))
-    return any(each.partition(";")[0].strip().lower() == "respond-async" for each in unquoted.split(","))
-
-
-PrefersAsync = Annotated[bool, Depends(_prefers_async)]
+AuditOf = Annotated[Audit, _part("audit")]
+DatasetsOf = Annotated[Datasets, _part("datasets")]
+GateOf = Annotated[Gate, _part("gate")]
+JobsOf = Annotated[Jobs, _part("jobs")]
+MetricsOf = Annotated[Metrics, _part("metrics")]
+RecipesOf = Annotated[Recipes, _part("recipes")]
+ServiceOf = Annotated[InspectionService, _part("service")]
+SettingsOf = Annotated[Settings, _part("settings")]
 
 
 async def documented_headers(
@@ -123,28 +74,20 @@ def model_key_of(request: Request, role_id: str, roi_id: str, model_key: str | N
 
 async def _key_of_form(
     request: Request,
-    role_id: RoleIdForm,
-    roi_id: RoiIdForm,
-    model_key: ModelKeyForm = None,
-    recipe_id: RecipeIdForm = None,
+    role_id: Annotated[RoleId, Form()],
+    roi_id: Annotated[RoiId, Form()],
+    model_key: Annotated[ModelKeyId, Form()] = None,
+    recipe_id: Annotated[RecipeId, Form()] = None,
 ) -> ModelKey:
     return model_key_of(request, role_id, roi_id, model_key, recipe_id)
 
 
 async def _key_of_query(
     request: Request,
-    role_id: Annotated[
-        str, Query(min_length=1, max_length=MAX_ID_CHARS, description=ROLE_TEXT, examples=["Inspection"])
-    ],
-    roi_id: Annotated[
-        str, Query(min_length=1, max_length=MAX_ID_CHARS, description=ROI_TEXT, examples=["inspection-1"])
-    ],
-    model_key: Annotated[
-        str | None, Query(max_length=MAX_ID_CHARS, description=KEY_TEXT, examples=["inspection-1"])
-    ] = None,
-    recipe_id: Annotated[
-        str | None, Query(max_length=MAX_ID_CHARS, description=RECIPE_TEXT, examples=["default"])
-    ] = None,
+    role_id: Annotated[RoleId, Query()],
+    roi_id: Annotated[RoiId, Query()],
+    model_key: Annotated[ModelKeyId, Query()] = None,
+    recipe_id: Annotated[RecipeId, Query()] = None,
 ) -> ModelKey:
     return model_key_of(request, role_id, roi_id, model_key, recipe_id)
 
@@ -173,17 +116,39 @@ def check_count(n_images: int, settings: Settings) -> None:
         )
 
 
-def now_or_later(
-    request: Request, jobs: Jobs, prefers_async: bool, kind: str, call: Callable[[Progress], AnswerT]
-) -> AnswerT | JSONResponse:
-    """Return the call's answer, or start it as a job and return 202 where the client prefers that."""
-    if not prefers_async:
-        return call(end_if_late)
-    held: HeldBody = request.state.held_body
-    # From here on the upload is the job's, which may end before this line does.
-    job = jobs.start(kind, lambda progress: call(progress).model_dump(mode="json"), ended=held.release)
-    held.is_handed_over = True
-    body = {"job_id": job.job_id, "kind": kind, "state": job.state, "status_url": f"/jobs/{job.job_id}"}
-    body["request_id"] = request.state.request_id
-    headers = {"Location": f"/jobs/{job.job_id}", "Preference-Applied": "respond-async"}
-    return JSONResponse(body, 202, headers)
+class _NowOrLater(Protocol):
+    def __call__(self, kind: str, call: Callable[[Progress], AnswerT]) -> AnswerT | JSONResponse: ...
+
+
+async def _now_or_later(
+    request: Request,
+    jobs: JobsOf,
+    prefer: Annotated[
+        str | None,
+        Header(
+            alias="Prefer",
+            description="`respond-async`: answer 202 at once and work in the background; see GET /jobs/{job_id}.",
+            examples=["respond-async"],
+        ),
+    ] = None,
+) -> _NowOrLater:
+    # The preference may stand in any of several Prefer headers, beside others (RFC 7240).
+    unquoted = re.sub(r'"[^"]*"', "", ",".join(request.headers.getlist("Prefer"))) if prefer else ""
+    prefers_async = "respond-async" in {each.partition(";")[0].strip().lower() for each in unquoted.split(",")}
+
+    def answer(kind: str, call: Callable[[Progress], AnswerT]) -> AnswerT | JSONResponse:
+        if not prefers_async:
+            return call(end_if_late)
+        held: HeldBody = request.state.held_body
+        # From here on the upload is the job's, which may end before this line does.
+        job = jobs.start(kind, lambda progress: call(progress).model_dump(mode="json"), ended=held.release)
+        held.is_handed_over = True
+        body = {"job_id": job.job_id, "kind": kind, "state": job.state, "status_url": f"/jobs/{job.job_id}"}
+        body["request_id"] = request.state.request_id
+        return JSONResponse(body, 202, {"Location": body["status_url"], "Preference-Applied": "respond-async"})
+
+    return answer
+
+
+NowOrLater = Annotated[_NowOrLater, Depends(_now_or_later)]
+"""Called with a call's name and the call: returns its answer, or 202 for a job where the client prefers that."""

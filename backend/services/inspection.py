@@ -9,7 +9,6 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from backend.artifacts.heatmaps import save_heatmap
 from backend.artifacts.model_key import ModelKey
 from backend.calib import OK_PERCENTILE, Calibration, ScoreMode, ScoreRule
 from backend.extractors.base import FeatureExtractor
@@ -31,9 +30,8 @@ from backend.scoring.inspection import (
     scoring_terms,
 )
 from backend.scoring.leave_one_out import leave_one_out_scores
-from backend.services.agreement import PrecisionCheck
-from backend.services.calibration import CalibrationRequest, calibrated
-from backend.services.consistency import check_aspect_ratio, check_extractor, check_mm_per_px
+from backend.services.calibration import calibrated
+from backend.services.consistency import PrecisionCheck, check_aspect_ratio, check_extractor, check_mm_per_px
 from backend.services.fit_request import FitReport, FitRequest, Mode, Upload
 from backend.services.fitting import Fitter
 from backend.services.model_cache import LoadedModel, ModelCache
@@ -173,18 +171,19 @@ class InspectionService:
                 check_mm_per_px(bank, mm_per_px)
             kept_area = bank.options.area_mm2_thr if last is None else last.area_mm2_thr
             rule = _rule_after(bank, last, score_mode, score_percentile)
-            request = CalibrationRequest(
+            calibration = calibrated(
+                bank,
+                leave_one_out_scores(bank, rule),
+                rule=rule,
+                area_mm2_thr=kept_area if area_mm2_thr is None else area_mm2_thr,
                 ok_scores=ok_scores,
                 ng_scores=ng_scores,
-                rule=rule,
                 scores_from=scores_from,
                 measured_with=scores_measured_with or rule_in_force(bank, last),
-                area_mm2_thr=kept_area if area_mm2_thr is None else area_mm2_thr,
                 ok_percentile=ok_percentile,
                 margin=margin,
                 min_parts=self.defaults.min_ok_samples,
             )
-            calibration = calibrated(bank, request, leave_one_out_scores(bank, rule))
             if model.calibration_fault is not None:
                 calibration = replace(calibration, warnings=(*calibration.warnings, _CALIBRATION_LOST))
             self.store.save_calibration(key, calibration, stored=model.calibrations)
@@ -239,7 +238,12 @@ class InspectionService:
             terms = scoring_terms(bank, model.calibration, model.last_calibration, overrides)
         check_mm_per_px(bank, mm_per_px)
         with watch.lap("decode"):
-            pixels = self._pixels(image, name)
+            max_pixels = self.defaults.max_pixels
+            pixels = (
+                decode_image(image, max_pixels=max_pixels, name=name)
+                if isinstance(image, bytes)
+                else to_bgr_uint8(image)
+            )
             digest = pixel_digest(pixels)
         extractor = self._extractor.get()
         check_extractor(bank, extractor)
@@ -260,15 +264,6 @@ class InspectionService:
             scale = model.heatmap_full_scale
             found = judge(bank, distances, placement, mask, terms, heatmap_full_scale=scale, facts=facts)
         return replace(found, timings_ms=watch.timings_ms())
-
-    def keep_heatmap(self, key: ModelKey, inspection: Inspection, png: bytes) -> str:
-        """Store a heat map as a file; return its path below the models folder. The newest few hundred are kept."""
-        return save_heatmap(self.store, key, str(inspection.params["image_digest"]), png)
-
-    def _pixels(self, image: bytes | NDArray[np.uint8], name: str) -> NDArray[np.uint8]:
-        if isinstance(image, bytes):
-            return decode_image(image, max_pixels=self.defaults.max_pixels, name=name)
-        return to_bgr_uint8(image)
 
 
 def _rule_after(

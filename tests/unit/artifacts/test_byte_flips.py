@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from backend.artifacts.heatmaps import save_heatmap
 from backend.artifacts.model_key import ModelKey
 from backend.artifacts.quarantine import set_aside_copies
 from backend.errors import ArtefactCorrupt, NotFound
@@ -45,7 +46,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[InspectionServ
     uploads = [Upload(name=f"{seed}.png", data=encoded(good_image(seed))) for seed in range(3)]
     made.fit_ok(KEY, uploads, mm_per_px=0.2)
     made.calibrate(KEY)
-    made.keep_heatmap(KEY, made.infer(KEY, good_image(9), mm_per_px=0.2), encode_png(good_image(9)))
+    save_heatmap(made.store, KEY, "9" * 64, encode_png(good_image(9)))
     yield made
     made.close()
 
