@@ -8,7 +8,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import uvicorn
@@ -19,6 +19,14 @@ HEAD = b"POST / HTTP/1.1\r\nHost: a\r\n"
 CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
 MUCH = 20_000_000
 """More than the buffers of both sides hold."""
+
+
+class Recording(H11WithHeadTimeout):
+    reads: ClassVar[list[int]] = []
+
+    def data_received(self, data: bytes) -> None:
+        self.reads.append(len(data))
+        super().data_received(data)
 
 
 class Hasty(H11WithHeadTimeout):
@@ -41,7 +49,7 @@ async def _echo(scope: Any, receive: Any, send: Any) -> None:
 @contextmanager
 def _serving(http: type[H11WithHeadTimeout]) -> Iterator[int]:
     listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(_echo, http=http, lifespan="off", log_config=None))
+    server = uvicorn.Server(uvicorn.Config(_echo, http=http, loop="asyncio", lifespan="off", log_config=None))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     yield listener.getsockname()[1]
@@ -116,6 +124,13 @@ def test_what_is_well_formed_passes_and_so_does_what_follows_it(port: int, reque
     with _connected(port) as connection:
         connection.sendall(request_bytes * 2 + request_bytes.replace(HEAD, HEAD + b"Connection: close\r\n"))
         assert _until_the_end(connection).count(b"\r\n\r\n%d" % length) == 3
+
+
+def test_a_large_body_is_read_in_small_pieces_between_which_others_have_their_turn() -> None:
+    with _serving(Recording) as port, _connected(port) as connection:
+        connection.sendall(HEAD + b"Connection: close\r\nContent-Length: 2000000\r\n\r\n" + bytes(2_000_000))
+        assert _until_the_end(connection).endswith(b"2000000")
+    assert max(Recording.reads) <= 65_536  # what asyncio reads on Windows
 
 
 def test_a_connection_whose_head_never_comes_is_closed(hasty_port: int) -> None:
