@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from typing import Annotated, TypeVar, cast
+from collections.abc import Awaitable, Callable
+from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Header, Query, Request
 from fastapi.responses import JSONResponse
@@ -36,44 +36,22 @@ from backend.settings import Settings
 AnswerT = TypeVar("AnswerT", bound=BaseModel)
 
 
-# Coroutines, though none of them waits: FastAPI runs a plain function on a thread, and `/health` would wait for one.
+def _part(name: str) -> Callable[[Request], Awaitable[Any]]:
+    # A coroutine, though it waits for nothing: FastAPI runs a plain function on a thread, and `/health` would wait for
+    # one.
+    async def part(request: Request) -> Any:
+        return getattr(request.app.state, name)
+
+    return part
 
 
-async def _service(request: Request) -> InspectionService:
-    return cast("InspectionService", request.app.state.service)
-
-
-async def _datasets(request: Request) -> Datasets:
-    return cast("Datasets", request.app.state.datasets)
-
-
-async def _recipes(request: Request) -> Recipes:
-    return cast("Recipes", request.app.state.recipes)
-
-
-async def _jobs(request: Request) -> Jobs:
-    return cast("Jobs", request.app.state.jobs)
-
-
-async def _metrics(request: Request) -> Metrics:
-    return cast("Metrics", request.app.state.metrics)
-
-
-async def _settings(request: Request) -> Settings:
-    return cast("Settings", request.app.state.settings)
-
-
-async def _gate(request: Request) -> Gate:
-    return cast("Gate", request.app.state.gate)
-
-
-GateOf = Annotated[Gate, Depends(_gate)]
-ServiceOf = Annotated[InspectionService, Depends(_service)]
-DatasetsOf = Annotated[Datasets, Depends(_datasets)]
-RecipesOf = Annotated[Recipes, Depends(_recipes)]
-JobsOf = Annotated[Jobs, Depends(_jobs)]
-MetricsOf = Annotated[Metrics, Depends(_metrics)]
-SettingsOf = Annotated[Settings, Depends(_settings)]
+GateOf = Annotated[Gate, Depends(_part("gate"))]
+ServiceOf = Annotated[InspectionService, Depends(_part("service"))]
+DatasetsOf = Annotated[Datasets, Depends(_part("datasets"))]
+RecipesOf = Annotated[Recipes, Depends(_part("recipes"))]
+JobsOf = Annotated[Jobs, Depends(_part("jobs"))]
+MetricsOf = Annotated[Metrics, Depends(_part("metrics"))]
+SettingsOf = Annotated[Settings, Depends(_part("settings"))]
 
 
 async def _prefers_async(
