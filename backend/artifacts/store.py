@@ -56,7 +56,7 @@ T = TypeVar("T")
 
 
 class ArtefactStore:
-    """The artefacts below one models folder."""
+    """The artifacts below one models folder."""
 
     def __init__(self, models_dir: Path, *, max_disk_gb: float = 0.0) -> None:
         """Use ``models_dir``; nothing is made before the first write."""
@@ -90,7 +90,7 @@ class ArtefactStore:
         """Return what changes whenever the memory or the calibration of a model is replaced.
 
         Raises:
-            StorageFailed: If the disk does not tell.
+            StorageFailed: If the disk refuses to answer.
         """
         folder = self.model_folder(key)
         return stamp(folder / "memory.npz"), stamp(folder / "calib.json")

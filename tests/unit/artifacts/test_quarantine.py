@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from backend.artifacts import store as store_module
+from backend.artifacts.formats import OutdatedFormat
 from backend.artifacts.model_key import ModelKey
 from backend.artifacts.quarantine import Quarantine, set_aside_copies
 from backend.errors import ArtefactCorrupt
@@ -149,6 +151,29 @@ def test_what_was_learned_with_a_shape_is_learned_with_it_again(api: Api) -> Non
     error_of(api.fit(plates([3]), mm_per_px="0.4"), 409, "mm_per_px_mismatch")
     answer_of(api.fit(plates([0])))
     assert answer_of(api.client.get("/manifest", params=ROI))["fit"] == before
+
+
+def test_what_an_older_version_wrote_is_no_damage_and_a_fit_learns_its_images_again(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = api.roi_folder() / "memory.npz"
+    old, parse = path.read_bytes(), store_module.bank_from_bytes
+
+    def parse_newer(data: bytes) -> Any:
+        if data == old:
+            raise OutdatedFormat("format version 0")
+        return parse(data)
+
+    monkeypatch.setattr(store_module, "bank_from_bytes", parse_newer)
+    path.write_bytes(old)  # with another time, so that it is read again
+    for answer in (api.infer(plates([9])[0]), api.client.get("/state", params=ROI)):
+        error = error_of(answer, 500, "artefact_outdated")["error"]
+        assert "/fit_ok learns the stored good images again" in error
+    assert (path.read_bytes(), aside(api.roi_folder(), "memory.npz")) == (old, [])
+    assert health(api)["status"] == "ok"
+    assert answer_of(api.fit([], use_dataset="true"))["n_ok_total"] == 3
+    monkeypatch.undo()
+    answer_of(api.infer(plates([9])[0]))
 
 
 # -- the calibration ----------------------------------------------------------------------------------------------
