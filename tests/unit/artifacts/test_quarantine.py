@@ -167,7 +167,7 @@ def test_what_an_older_version_wrote_is_no_damage_and_a_fit_learns_its_images_ag
     monkeypatch.setattr(store_module, "bank_from_bytes", parse_newer)
     path.write_bytes(old)  # with another time, so that it is read again
     for answer in (api.infer(plates([9])[0]), api.client.get("/state", params=ROI)):
-        error = error_of(answer, 500, "artefact_outdated")["error"]
+        error = error_of(answer, 409, "artefact_outdated")["error"]
         assert "/fit_ok learns the stored good images again" in error
     assert (path.read_bytes(), aside(api.roi_folder(), "memory.npz")) == (old, [])
     assert health(api)["status"] == "ok"
