@@ -53,7 +53,7 @@ from backend.artifacts.model_key import DEFAULT_RECIPE, RECIPES_FOLDER, ModelKey
 from backend.artifacts.quarantine import Quarantine, set_aside_copies
 from backend.calib import Calibration
 from backend.errors import ArtefactCorrupt, InspectionError, Unavailable
-from backend.memory_bank.nearest import faiss_bytes
+from backend.memory_bank.index import faiss_bytes
 from backend.patchcore import MemoryBank
 
 _log = logging.getLogger(__name__)

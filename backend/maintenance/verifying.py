@@ -25,7 +25,7 @@ from backend.artifacts.layout import Place, files_below, leftover_of, place_of
 from backend.artifacts.model_key import ModelKey
 from backend.errors import InspectionError
 from backend.imaging.image_codec import decode_image, pixel_digest
-from backend.memory_bank.nearest import faiss_bytes
+from backend.memory_bank.index import faiss_bytes
 from backend.services.jobs import job_from_bytes
 from backend.storage import ArtefactStore
 from backend.utils import sha256_hex

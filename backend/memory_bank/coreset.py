@@ -9,8 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from numpy.typing import NDArray
 
-from backend.memory_bank.distances import half_squares, pair_distances, slack
-from backend.memory_bank.threads import one_blas_thread, spread_width
+from backend.memory_bank.distances import half_squared_norms, pair_distances, rounding_bound
+from backend.memory_bank.threads import one_blas_thread, parallel_width
 from backend.utils import generator
 
 _ROUND_MIN, _ROUND_MAX = 256, 4096
@@ -82,7 +82,7 @@ def kcenter_greedy(
     vectors, first = np.ascontiguousarray(vectors, dtype=np.float32), int(generator(seed).integers(n))
     if vectors.size * m < _WORTH_THREADS:
         return _in_rounds(_Greedy(vectors, first, map), m, progress)
-    with one_blas_thread(), ThreadPoolExecutor(min(spread_width(), _THREADS_MAX)) as pool:
+    with one_blas_thread(), ThreadPoolExecutor(min(parallel_width(), _THREADS_MAX)) as pool:
         return _in_rounds(_Greedy(vectors, first, pool.map), m, progress)
 
 
@@ -118,11 +118,11 @@ class _Greedy:
 
     def __init__(self, vectors: NDArray[np.float32], first: int, spread: _Spread) -> None:
         self.vectors = vectors
-        self.halves = half_squares(vectors)
+        self.halves = half_squared_norms(vectors)
         largest = float(self.halves.max())
         if not np.isfinite(largest):
             raise ValueError("vectors must be finite, and so must be their squared lengths in float32")
-        self.slack = slack(vectors.shape[1], largest)
+        self.slack = rounding_bound(vectors.shape[1], largest)
         self.upper = np.full(len(vectors), np.inf, dtype=np.float32)
         self.picks = np.array([first], dtype=np.int64)
         self._covered = 0
