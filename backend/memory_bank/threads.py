@@ -47,7 +47,7 @@ def usable_cpus(quota_file: Path = _CPU_QUOTA) -> int:
 
 
 def limit_threads(threads: int) -> None:
-    """Let OpenMP, OpenCV, PyTorch and ``parallel_map`` of this process compute with so many threads each, BLAS with one.
+    """Let OpenMP, OpenCV, PyTorch and ``parallel_map`` compute with so many threads each, and BLAS with one.
 
     Reaches the libraries that are loaded by then; so call it after what needs them was imported. OpenVINO takes its
     number when a network is compiled. OpenMP (FAISS, scikit-learn) keeps a number for each thread that calls it, and
