@@ -33,8 +33,8 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--mm-per-px", type=float, default=0.2, help="scale of the images (%(default)s)")
     demo.add_argument("--keep-models", action="store_true", help="keep the fitted artefacts in the output folder")
     demo.set_defaults(run=_demo)
+
     verify = commands.add_parser("verify", help="check every file of a models folder; exit status 1 if one is wrong")
-    verify.add_argument("--models", type=Path, help="the folder (BDI_MODELS_DIR)")
     verify.set_defaults(run=_verify)
 
     backup = commands.add_parser("backup", help="write ROIs to one archive file")
@@ -42,14 +42,15 @@ def _parser() -> argparse.ArgumentParser:
     backup.add_argument("--recipe", help="only of this recipe")
     backup.add_argument("--role", help="only of this role")
     backup.add_argument("--roi", help="only ROIs of this id")
-    backup.add_argument("--models", type=Path, help="the models folder (BDI_MODELS_DIR)")
     backup.set_defaults(run=_backup)
 
     restore = commands.add_parser("restore", help="bring the ROIs of an archive back")
     restore.add_argument("archive", type=Path, help="what `backup` wrote")
     restore.add_argument("--replace", action="store_true", help="put them in the place of ROIs that are there")
-    restore.add_argument("--models", type=Path, help="the models folder (BDI_MODELS_DIR)")
     restore.set_defaults(run=_restore)
+
+    for command in (verify, backup, restore):
+        command.add_argument("--models", type=Path, help="the models folder (BDI_MODELS_DIR)")
     return parser
 
 

@@ -92,6 +92,7 @@ def serve(settings: Settings, *, host: str, port: int) -> int:
             server_header=False,
             log_config=None,
             access_log=False,
+            loop="asyncio",
             http=H11WithHeadTimeout,
             # A client that stalls in the middle of an upload must not keep the service from stopping.
             timeout_graceful_shutdown=1,

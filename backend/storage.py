@@ -1,4 +1,4 @@
-"""The stored artefacts of a ROI, for scripts: what ``/fit_ok`` and ``/calibrate_ng`` wrote, and writing it oneself."""
+"""The stored memory and calibration of a ROI, for scripts."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def load(role_id: str, roi_id: str, *, models_dir: Path | None = None) -> Stored
 
     Raises:
         InvalidId: If an id cannot name a folder.
-        ArtefactCorrupt: If the memory is damaged.
+        ArtefactCorrupt: If the memory is damaged; ``ArtefactOutdated`` if an older version of this service wrote it.
         StorageFailed: If a file cannot be read.
     """
     return _store(models_dir).load(ModelKey(role_id=role_id, roi_id=roi_id))

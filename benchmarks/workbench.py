@@ -32,7 +32,8 @@ class Plan:
         size_px: Edge of the images and of the network input, px.
         n_images: Good images of a fit.
         coreset_rate: Of a fit.
-        memory_size: Vectors to search.
+        usual_memory_sizes: Vectors to search, beside plain numpy.
+        memory_size: Vectors to search, beside FAISS.
         rounds: Rounds of what takes milliseconds.
         calls: Calls of a contender in a row, of which the median counts.
         long_rounds: Rounds of what takes seconds.
@@ -44,6 +45,7 @@ class Plan:
     size_px: int = 384
     n_images: int = 30
     coreset_rate: float = 0.02
+    usual_memory_sizes: tuple[int, ...] = (438, 2_000)
     memory_size: int = 10_000
     rounds: int = 7
     calls: int = 5

@@ -29,7 +29,6 @@ class DiskLimit:
         self._models_dir = models_dir
         self._max_bytes = int(max_gb * _GB)
         self._used: int | None = None
-        self._since_walk_began = 0
         self._lock = threading.Lock()
 
     @property
@@ -37,16 +36,10 @@ class DiskLimit:
         """What the folder holds, or None before it was measured."""
         return self._used
 
-    def walk_begins(self) -> None:
-        """Note that a walk begins: what is written from now on may or may not be in what it finds."""
-        with self._lock:
-            self._since_walk_began = 0
-
     def measured(self, used_bytes: int) -> None:
-        """Take over what a walk over the folder has found."""
+        """Take over what a walk over the folder has found; what was written meanwhile counts from the next one on."""
         with self._lock:
-            # At worst counted twice, and until the next walk only: a limit errs on the safe side.
-            self._used = used_bytes + max(0, self._since_walk_began)
+            self._used = used_bytes
 
     @contextmanager
     def room_for(self, path: Path, n_bytes: int) -> Iterator[None]:
@@ -56,7 +49,6 @@ class DiskLimit:
             StorageFull: If the folder would hold more than it may.
         """
         if self._max_bytes and self._used is None:
-            self.walk_begins()
             with writing():
                 self.measured(sum(entry.n_bytes for entry in walk(self._models_dir)))
         more = n_bytes - size_of(path)
@@ -83,7 +75,6 @@ class DiskLimit:
             self._count(-n_bytes)
 
     def _count(self, n_bytes: int) -> None:
-        self._since_walk_began += n_bytes
         if self._used is not None:
             self._used = max(0, self._used + n_bytes)
 

@@ -31,7 +31,7 @@ SETTLED_S = 10.0
 """A temporary file that is younger may not have been claimed by its writer yet."""
 
 ABANDONED_S = 86_400.0
-"""A temporary file that is older belongs to nobody, where no lock can tell (Windows, some network shares)."""
+"""A temporary file that is older belongs to nobody, where there are no locks (Windows, some network shares)."""
 
 _FULL = frozenset({errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG})
 _NO_FOLDER_SYNC = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP})
@@ -100,7 +100,7 @@ def is_ownerless(temp: Path, now_s: float) -> bool:
     """Return whether nobody writes a temporary file or folder any more, so that it can be deleted.
 
     The lock of its writer ends with the writer's process, on this machine or another on the same folder. Without locks
-    its age must tell.
+    its age decides.
     """
     owner = temp / OWNER_FILE if temp.is_dir() else temp
     try:
@@ -197,7 +197,7 @@ def stamp(path: Path) -> tuple[int, int, int] | None:
     """Return what changes whenever a file is replaced (time, size, inode), or None when there is none.
 
     Raises:
-        StorageFailed: If the system does not tell.
+        StorageFailed: If the system refuses to answer.
     """
     status = _read(path.stat)
     return None if status is None else (status.st_mtime_ns, status.st_size, status.st_ino)

@@ -45,7 +45,7 @@ class ImageStore:
         roi_folder: The folder.
         write: Writes a file durably.
         remove: Deletes files durably.
-        found_damaged: Called with a damaged file, and what tells the damage by the file's bytes.
+        found_damaged: Called with a damaged file, and what finds its bytes damaged.
     """
 
     def __init__(
@@ -125,7 +125,7 @@ class ImageStore:
         return self._described(label, names_in(self._images / label))
 
     def get(self, digest: str, label: Label) -> StoredImage | None:
-        """Return the facts of an image, or None when it is not stored; of damaged facts what the file names tell."""
+        """Return the facts of an image, or None when it is not stored; of damaged ones what the file names say."""
         path = self._images / label / f"{digest}.json"
         data = read_file(path)
         if data is None:

@@ -19,12 +19,7 @@ class RoiLocks:
     """The locks that the threads of this process hold."""
 
     def __init__(self) -> None:
-        self._of_thread = threading.local()
-
-    @property
-    def _held(self) -> set[Path]:
-        held: set[Path] = self._of_thread.__dict__.setdefault("folders", set())
-        return held
+        self._held: set[tuple[int, Path]] = set()  # by thread
 
     @contextmanager
     def hold(self, folder: Path, *, name: str, timeout_s: float) -> Iterator[None]:
@@ -47,17 +42,18 @@ class RoiLocks:
             except Timeout as error:  # an OSError, too
                 message = f"Another fit of {name} has been running for a long time. Try again later."
                 raise Unavailable(message) from error
-        self._held.add(folder)
+        held = threading.get_ident(), folder
+        self._held.add(held)
         try:
             yield
         finally:
-            self._held.discard(folder)
+            self._held.discard(held)
             lock.release()
 
     @contextmanager
     def hold_at_once(self, folder: Path, *, name: str) -> Iterator[None]:
         """Hold a ROI if nobody else does, or if this thread does already; raises as ``hold``."""
-        if folder in self._held:
+        if (threading.get_ident(), folder) in self._held:
             yield
         else:
             with self.hold(folder, name=name, timeout_s=0):

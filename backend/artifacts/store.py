@@ -10,8 +10,8 @@
 
 A fit that brings its own calibration writes ``calib.json`` first, holding both the old memory's calibration and the
 new one's; then it replaces ``memory.npz``. A reader takes the calibration that names the memory it has read. So one
-rename switches both, and a crash between the two leaves the old pair in force. ``index.faiss`` is taken away before
-that rename and put back after it: a reader finds the index of the memory beside it, or none.
+rename switches both, and a crash between the two leaves the old pair in force. ``index.faiss`` is deleted before that
+rename and written after it: whoever reads it finds the index of the memory beside it, or none.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from backend.artifacts.disk_limit import DiskLimit, size_of
-from backend.artifacts.files import read_file, remove, staged, stamp, write_atomic, writing
+from backend.artifacts.files import read_file, remove, replace, staged, stamp, sync_folder, write_atomic, writing
 from backend.artifacts.formats import (
     LearnedFacts,
     OutdatedFormat,
@@ -37,14 +37,13 @@ from backend.artifacts.formats import (
 from backend.artifacts.image_store import ImageStore
 from backend.artifacts.layout import child_folder
 from backend.artifacts.locks import RoiLocks
-from backend.artifacts.memory_switch import index_of, put_index, switch_memory
 from backend.artifacts.model_key import DEFAULT_RECIPE, RECIPES_FOLDER, ModelKey, folder_name
 from backend.artifacts.quarantine import Quarantine, is_refused, set_aside_copies
 from backend.artifacts.stored_model import Stamps, StoredModel, unusable
 from backend.calib import Calibration
-from backend.errors import ArtefactCorrupt, ArtefactOutdated, InspectionError
+from backend.errors import ArtefactCorrupt, ArtefactOutdated, InspectionError, Unavailable
 from backend.memory_bank.bank import MemoryBank
-from backend.memory_bank.nearest import faiss_bytes
+from backend.memory_bank.index import faiss_bytes
 
 _log = logging.getLogger(__name__)
 
@@ -56,7 +55,7 @@ T = TypeVar("T")
 
 
 class ArtefactStore:
-    """The artefacts below one models folder."""
+    """The artifacts below one models folder."""
 
     def __init__(self, models_dir: Path, *, max_disk_gb: float = 0.0) -> None:
         """Use ``models_dir``; nothing is made before the first write."""
@@ -90,7 +89,7 @@ class ArtefactStore:
         """Return what changes whenever the memory or the calibration of a model is replaced.
 
         Raises:
-            StorageFailed: If the disk does not tell.
+            StorageFailed: If the disk refuses to answer.
         """
         folder = self.model_folder(key)
         return stamp(folder / "memory.npz"), stamp(folder / "calib.json")
@@ -138,26 +137,30 @@ class ArtefactStore:
             StorageFull, StorageFailed: If it cannot be written; the old model serves on.
         """
         path = self.model_folder(key) / "memory.npz"
+        index = _index_of(path)
         if calibration is not None:
             self.save_calibration(key, calibration, stored=stored)
-        data, index = bank_bytes(bank), faiss_bytes(bank.vectors)
+        data, index_data = bank_bytes(bank), faiss_bytes(bank.vectors)
         with writing(), self.disk.room_for(path, len(data)), staged(path, data) as new:
-            if index is None:
-                switch_memory(new, path)
-            else:
-                with self.disk.room_for(index_of(path), len(index)), staged(index_of(path), index) as new_index:
-                    switch_memory(new, path)
-                    put_index(new_index, path)
+            if index.exists():
+                self.remove(index)  # the old memory's does not outlive it
+            replace(new, path)
+            sync_folder(path.parent)
         self.quarantine.forget(path)
+        try:
+            if index_data is not None:
+                self.write(index, index_data)
+        except Unavailable:  # The fit does not fail with it: the memory is in force and on disk already.
+            _log.exception("the FAISS index could not be written; a service writes it when it next sweeps the folder")
 
     def renew_index(self, key: ModelKey) -> bool:
         """Write the FAISS index again where a crash has taken it; return whether it did. Call it under ``lock``."""
         path = self.model_folder(key) / "memory.npz"
-        bank = None if index_of(path).exists() else self._bank(key)
+        bank = None if _index_of(path).exists() else self._bank(key)
         index = None if bank is None else faiss_bytes(bank.vectors)
         if index is None:
             return False
-        self.write(index_of(path), index)
+        self.write(_index_of(path), index)
         return True
 
     def save_calibration(
@@ -288,3 +291,7 @@ class ArtefactStore:
         except ArtefactCorrupt:
             return None
         return None if bank is None else bank.checksum
+
+
+def _index_of(memory: Path) -> Path:
+    return memory.with_name("index.faiss")

@@ -103,7 +103,7 @@ def _unpack(archive: Path, into: ArtefactStore) -> list[ModelKey]:
             paths = {name: _path(name, keys, into) for name in members}
             n_bytes = sum(sizes.values())
             if n_bytes > shutil.disk_usage(into.models_dir).free:
-                raise StorageFull(f"The archive unpacks to {n_bytes / 1e9:.3g} GB; the disk has not as much room.")
+                raise StorageFull(f"The archive unpacks to {n_bytes / 1e9:.3g} GB; the disk has not that much space.")
             for name, path in paths.items():
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with opened.open(members[name]) as source, path.open("xb") as target:
@@ -128,14 +128,12 @@ def _members(opened: zipfile.ZipFile, archive_bytes: int) -> dict[str, zipfile.Z
     _require(min((info.header_offset for info in infos), default=0) >= 0, "a member begins before the archive")
     _require(len({info.filename.casefold() for info in infos}) == len(infos), "a name stands twice in it")
     for info in infos:
-        name = info.orig_filename
+        name, kind = info.orig_filename, stat.S_IFMT(info.external_attr >> 16)
         is_known = name == info.filename and (name == MANIFEST or _MEMBER.fullmatch(name) is not None)
         _require(is_known, f"it holds the name {name[:200]!r}, which no backup writes")
-        is_file = stat.S_IFMT(info.external_attr >> 16) in (0, stat.S_IFREG)
-        _require(is_file, f"{name} is a link or another thing that is no file")
-        _require(not info.flag_bits & _ENCRYPTED, f"{name} is encrypted")
-        is_plain = info.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-        _require(is_plain, f"{name} is packed in a way that no backup uses")
+        _require(kind in (0, stat.S_IFREG), f"{name} is a link or another thing that is no file")
+        is_plain = not info.flag_bits & _ENCRYPTED and info.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+        _require(is_plain, f"{name} is encrypted, or packed in a way that no backup uses")
         is_small = info.file_size <= MAX_RATIO * max(info.compress_size, 1024)
         _require(is_small, f"{name} would unpack to more than {MAX_RATIO} times its size")
     return {info.filename: info for info in infos}

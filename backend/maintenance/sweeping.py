@@ -71,7 +71,6 @@ def sweep(store: ArtefactStore, *, stop: threading.Event | None = None) -> Count
     stop = stop or threading.Event()
     swept: Counter[str] = Counter()
     by_roi: dict[ModelKey | None, list[Entry]] = defaultdict(list)
-    store.disk.walk_begins()
     for entry in walk(store.models_dir):
         if stop.is_set():
             return swept

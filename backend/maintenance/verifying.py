@@ -27,7 +27,7 @@ from backend.artifacts.model_key import ModelKey
 from backend.artifacts.stored_image import StoredImage, facts_from_bytes
 from backend.errors import InspectionError
 from backend.imaging.image_codec import decode_image, pixel_digest
-from backend.memory_bank.nearest import faiss_bytes
+from backend.memory_bank.index import faiss_bytes
 from backend.storage import ArtefactStore
 from backend.utils import sha256_hex
 
@@ -93,7 +93,7 @@ def verify_folder(
             done += 1
             progress(done, total)
             found += [] if problem is None else [problem]
-        problems += _look_again(store, key) if found and key is not None else found
+        problems += _look_again(store, key, found) if found and key is not None else found
     return sorted(problems)
 
 
@@ -102,17 +102,14 @@ def verify_entries(entries: Sequence[Entry]) -> list[Problem]:
     return [problem for problem in _each(entries) if problem is not None]
 
 
-def _look_again(store: ArtefactStore, key: ModelKey) -> list[Problem]:
+def _look_again(store: ArtefactStore, key: ModelKey, before: list[Problem]) -> list[Problem]:
     folder = store.roi_folder(key)
     try:
         with store.lock(key, timeout_s=_LOCK_PATIENCE_S):
             return verify_entries([*walk(store.models_dir, folder)])
     except InspectionError:
         # Somebody fits for long, or we may not write here. Two looks that agree are the best there is.
-        first = verify_entries([*walk(store.models_dir, folder)])
-        time.sleep(1.0)
-        second = verify_entries([*walk(store.models_dir, folder)])
-        return [problem for problem in first if problem in second]
+        return [problem for problem in verify_entries([*walk(store.models_dir, folder)]) if problem in before]
 
 
 def _each(entries: Sequence[Entry]) -> Iterator[Problem | None]:

@@ -42,7 +42,7 @@ class Datasets:
         """Store images and return their facts, in the order of the uploads. All are stored, or none.
 
         Raises:
-            BadImage, TooLarge: If an upload cannot be used; the sentence names it.
+            BadImage, TooLarge: If an upload cannot be used; the message names it.
             MmPerPxMismatch: If its metadata contradict the ROI's fit.
             InvalidInput: If its metadata are out of range.
             Conflict: If an image is stored under the other label.

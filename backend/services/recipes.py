@@ -1,4 +1,4 @@
-"""Recipes: sets of artefacts that never mix. A recipe that lacks a model does not borrow another's."""
+"""Recipes: sets of artifacts that never mix. A recipe that lacks a model does not use another's."""
 
 from __future__ import annotations
 

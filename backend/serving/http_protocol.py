@@ -18,13 +18,18 @@ class H11WithHeadTimeout(H11Protocol):
 
     Attributes:
         head_timeout_s: From the beginning of the connection, or from its last answer, s.
+        read_bytes: How much is parsed before other connections have their turn.
     """
 
     head_timeout_s: ClassVar[float] = 30.0
+    read_bytes: ClassVar[int] = 32_768
     _deadline: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to wait for the first request."""
+        # asyncio reads 256 KiB; sent in chunks of one byte, they would keep h11, and with it the service, for seconds.
+        if hasattr(transport, "max_size"):  # where asyncio itself reads less (Windows) it has no such attribute
+            transport.max_size = self.read_bytes
         super().connection_made(transport)
         self._expect_head()
 

@@ -1,4 +1,4 @@
-"""Who may call: keys, roles, pages of other web sites, and what nobody is told."""
+"""Who may call: keys, roles, pages of other web sites, and what nobody learns."""
 
 from __future__ import annotations
 
@@ -250,7 +250,7 @@ def test_a_page_of_another_web_site_cannot_have_the_browser_send_a_form(tmp_path
         answer_of(api.infer(plates([1])[0], headers={"Origin": "http://panel"}))
 
 
-# --- what nobody is told ----------------------------------------------------------------------------------------------
+# --- what nobody learns -----------------------------------------------------------------------------------------------
 
 
 def test_headers_keep_browsers_from_guessing_framing_and_keeping(tmp_path: Path) -> None:
@@ -299,11 +299,11 @@ def test_no_answer_of_any_error_tells_of_paths_libraries_or_code(tmp_path: Path,
         answers.append(api.client.get("/audit"))
     assert {400, 404, 405, 409, 413, 422, 500} <= {answer.status_code for answer in answers}
     for answer in answers:
-        told = answer.text + json.dumps(dict(answer.headers))
+        sent = answer.text + json.dumps(dict(answer.headers))
         strict_json(answer.text)
         for inside in (str(tmp_path), str(REPOSITORY), ".py", "Traceback", "site-packages"):
-            assert inside not in told, told
-        assert not re.search(r"numpy|uvicorn|starlette|fastapi|pydantic|opencv|cv2|torch|sqlite|PIL", told, re.I), told
+            assert inside not in sent, sent
+        assert not re.search(r"numpy|uvicorn|starlette|fastapi|pydantic|opencv|cv2|torch|sqlite|PIL", sent, re.I), sent
 
 
 # --- a service that everybody can reach -------------------------------------------------------------------------------
@@ -316,7 +316,7 @@ def test_no_answer_of_any_error_tells_of_paths_libraries_or_code(tmp_path: Path,
         ("0.0.0.0", False), ("::", False), ("192.168.0.7", False), ("", False), ("line-pc", False),
     ],
 )  # fmt: skip
-def test_a_loopback_address_is_told_from_one_that_others_reach(host: str, alone: bool) -> None:
+def test_a_loopback_address_is_known_from_one_that_others_reach(host: str, alone: bool) -> None:
     assert is_loopback(host) is alone
 
 

@@ -106,14 +106,14 @@ def test_the_log_of_a_process_is_json_lines_and_holds_no_secret_no_image_and_no_
         assert client.post("/infer", data={**form, "roi_id": ROI}, files=files).status_code == 200
         client.get("/recipes", headers={"X-API-Key": "", "Authorization": f"Bearer {ADMIN}"})
         assert client.get("/docs", headers={"X-API-Key": ""}, auth=("me", ADMIN)).status_code == 200
-    told = log_file.read_text()
-    lines = [json.loads(line) for line in told.splitlines()]
+    written = log_file.read_text()
+    lines = [json.loads(line) for line in written.splitlines()]
     assert all({"timestamp", "level", "logger", "message"} <= line.keys() for line in lines)
     assert not [line for line in lines if line["message"] == "forged"]
     (inspection,) = [line for line in lines if line.get("request_id") == "the-inspection"]
     assert inspection["score"] >= 0
     assert inspection["client"] == "127.0.0.1"
-    everything = told + server.log.read_text()
+    everything = written + server.log.read_text()
     for secret in (ADMIN, base64.b64encode(f"me:{ADMIN}".encode()).decode(), "PNG", "iVBOR", "IHDR"):
         assert secret not in everything
     assert inspection["timestamp"] in server.log.read_text(), "standard error has the same lines"

@@ -24,7 +24,7 @@ from tests.testkit.http import SMALL_INPUT_PX
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="Windows has no SIGTERM")
 
-# The real command over an extractor that waits for a file before it looks at an image once it is told to.
+# The real command over an extractor that waits for a file before it looks at an image on demand.
 _SERVE = """
 import sys, threading, time
 from pathlib import Path

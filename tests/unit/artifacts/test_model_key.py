@@ -13,61 +13,18 @@ IDS = st.text(
     st.characters(codec="utf-8", exclude_categories=("C",), exclude_characters="/\\"), min_size=1, max_size=64
 )
 WORDS = [
-    *(
-        "inspection-1",
-        "Pattern",
-        "Ölwanne",
-        "検査-1",
-        "Деталь 3",
-        "πίεση",
-        "ทดสอบ",
-        "जाँच",
-        "قطعة",
-        "가나다",
-        "50% links!",
-    ),
+    *("inspection-1", "Pattern", "Ölwanne", "検査-1", "Деталь 3", "πίεση", "ทดสอบ", "जाँच", "قطعة", "가나다"),
     *("CON", "con", "Con.txt", "aux", "NUL.tar.gz", "COM1", "lpt9.x", "COM¹", "LPT³.log", "con .txt", "prn   "),
-    *(
-        "recipes",
-        "RECIPES",
-        "keys",
-        "images",
-        "a.",
-        "a ",
-        "a. .",
-        ".hidden",
-        " a",
-        "...a",
-        "%41",
-        "a%",
-        "a:b",
-        'x"<>|?*',
-    ),
+    *("recipes", "RECIPES", "keys", "images", "a.", "a ", "a. .", ".hidden", " a", "...a", "%41", "a%", "a:b"),
+    *("50% links!", 'x"<>|?*'),
 ]
 REFUSED = [
     *("", " ", "\u3000", ".", "..", "...", ". .", "a/b", "a\\b", "../a", "a\0b", "a\nb", "\x7f", "a\u200bb", "\ud800"),
     *("x" * 65, "検" * 64),
 ]
 REFUSED_RECIPES = [
-    *(
-        "",
-        " ",
-        "last",
-        "LAST",
-        " Last ",
-        "-a",
-        "_a",
-        "a b",
-        "a/b",
-        "..",
-        "ä",
-        "a.b",
-        "x" * 65,
-        "a\nb",
-        "a\0",
-        "con:",
-        "İ",
-    ),
+    *("", " ", "last", "LAST", " Last ", "-a", "_a", "a b", "a/b", "..", "ä", "a.b", "a\nb", "a\0", "con:", "İ"),
+    "x" * 65,
 ]
 
 

@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from backend.artifacts import store as store_module
+from backend.artifacts.formats import OutdatedFormat
 from backend.artifacts.model_key import ModelKey
 from backend.artifacts.quarantine import Quarantine, set_aside_copies
 from backend.errors import ArtefactCorrupt
@@ -77,7 +79,7 @@ def refused_everywhere(api: Api) -> None:
         assert "/fit_ok" in error_of(answer, 500, "artefact_corrupt")["error"]
 
 
-def test_a_damaged_memory_is_set_aside_and_told_of_until_a_fit_learns_its_images_again(
+def test_a_damaged_memory_is_set_aside_and_reported_until_a_fit_learns_its_images_again(
     api: Api, tmp_path: Path
 ) -> None:
     damage(api.roi_folder() / "memory.npz")
@@ -133,8 +135,10 @@ def test_where_nobody_knows_what_a_memory_had_learned_the_fit_must_say_what_to_l
     assert "mode=replace" in error
     classes = answer_of(api.client.get("/datasets/list", params=ROI))["classes"]
     assert classes["ok"]["count"] == 3, "the fit that was refused has stored nothing"
+    files = [("images", ("a.png", plates([7])[0], "image/png"))]
+    answer_of(api.client.post("/datasets/ok/upload", data=ROI, files=files))
     fitted = answer_of(api.fit([], use_dataset="true"))
-    assert fitted["n_ok_total"] == 3
+    assert fitted["n_ok_total"] == 4
     assert any("all good ones that are stored" in warning for warning in fitted["warnings"])
     answer_of(api.infer(plates([9])[0]))
 
@@ -149,11 +153,27 @@ def test_what_was_learned_with_a_shape_is_learned_with_it_again(api: Api) -> Non
     assert answer_of(api.client.get("/manifest", params=ROI))["fit"] == before
 
 
-def test_images_can_be_uploaded_to_a_roi_whose_memory_is_damaged(api: Api) -> None:
-    damage(api.roi_folder() / "memory.npz")
-    files = [("images", ("a.png", plates([7])[0], "image/png"))]
-    answer_of(api.client.post("/datasets/ok/upload", data=ROI, files=files))
-    assert answer_of(api.fit([], use_dataset="true"))["n_ok_total"] == 4
+def test_what_an_older_version_wrote_is_no_damage_and_a_fit_learns_its_images_again(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = api.roi_folder() / "memory.npz"
+    old, parse = path.read_bytes(), store_module.bank_from_bytes
+
+    def parse_newer(data: bytes) -> Any:
+        if data == old:
+            raise OutdatedFormat("format version 0")
+        return parse(data)
+
+    monkeypatch.setattr(store_module, "bank_from_bytes", parse_newer)
+    path.write_bytes(old)  # with another time, so that it is read again
+    for answer in (api.infer(plates([9])[0]), api.client.get("/state", params=ROI)):
+        error = error_of(answer, 409, "artefact_outdated")["error"]
+        assert "/fit_ok learns the stored good images again" in error
+    assert (path.read_bytes(), aside(api.roi_folder(), "memory.npz")) == (old, [])
+    assert health(api)["status"] == "ok"
+    assert answer_of(api.fit([], use_dataset="true"))["n_ok_total"] == 3
+    monkeypatch.undo()
+    answer_of(api.infer(plates([9])[0]))
 
 
 # -- the calibration ----------------------------------------------------------------------------------------------
@@ -190,6 +210,12 @@ def test_a_damaged_calibration_is_never_taken_for_none_and_a_new_one_mends_it(
 # -- images -------------------------------------------------------------------------------------------------------
 
 
+def name_of(api: Api, path: Path) -> str:
+    """What clients call a stored image."""
+    listed = answer_of(api.client.get("/datasets/list", params=ROI))["classes"]["ok"]["files"]
+    return next(str(name) for name in listed if path.name[:12] in name)
+
+
 @pytest.mark.parametrize("suffix", [".png", ".json"])
 def test_a_damaged_image_is_set_aside_stays_listed_and_an_upload_or_a_deletion_mends_it(
     api: Api, suffix: str, tmp_path: Path
@@ -197,12 +223,7 @@ def test_a_damaged_image_is_set_aside_stays_listed_and_an_upload_or_a_deletion_m
     folder = api.roi_folder() / "images" / "ok"
     path = sorted(folder.glob(f"*{suffix}"))[0]
     damage(path, -20)
-    (name,) = [
-        name
-        for name in answer_of(api.client.get("/datasets/list", params=ROI))["classes"]["ok"]["files"]
-        if path.name[:12] in name
-    ]
-    query = {**ROI, "label": "ok", "filename": name}
+    query = {**ROI, "label": "ok", "filename": name_of(api, path)}
     for _ in range(2):
         error_of(api.client.get("/datasets/file", params=query), 500, "artefact_corrupt")
         assert not path.exists()
@@ -217,13 +238,9 @@ def test_a_damaged_image_is_set_aside_stays_listed_and_an_upload_or_a_deletion_m
     assert health(api)["status"] == "ok"
     assert verify_folder(api.models) == []
     damage(path, -20)
-    (name,) = [
-        name
-        for name in answer_of(api.client.get("/datasets/list", params=ROI))["classes"]["ok"]["files"]
-        if path.name[:12] in name
-    ]
-    error_of(api.client.get("/datasets/file", params={**query, "filename": name}), 500, "artefact_corrupt")
-    assert answer_of(api.client.delete("/datasets/file", params={**query, "filename": name}))["deleted"]
+    query["filename"] = name_of(api, path)
+    error_of(api.client.get("/datasets/file", params=query), 500, "artefact_corrupt")
+    assert answer_of(api.client.delete("/datasets/file", params=query))["deleted"]
     assert health(api)["status"] == "ok"
     assert not [entry for entry in folder.iterdir() if path.stem in entry.name]
 
@@ -254,7 +271,7 @@ def test_a_file_that_the_system_does_not_hand_out_is_503_and_stays_where_it_is(
     assert health(api)["status"] == "ok"
 
 
-def test_while_somebody_else_writes_a_damaged_file_is_told_of_and_set_aside_by_a_later_reader(api: Api) -> None:
+def test_while_somebody_else_writes_a_damaged_file_is_reported_and_set_aside_by_a_later_reader(api: Api) -> None:
     damage(api.roi_folder() / "memory.npz")
     with ArtefactStore(api.models).lock(KEY):
         begun = time.monotonic()
@@ -284,12 +301,8 @@ def test_many_readers_at_once_all_hear_of_it_and_it_is_set_aside_once(api: Api) 
         thread.join()
     assert len(heard) == 8
     assert len(aside(api.roi_folder(), "memory.npz")) == 1
-
-
-def test_a_file_that_is_sound_at_the_second_look_stays(store: ArtefactStore, api: Api, tmp_path: Path) -> None:
-    path = api.roi_folder() / "memory.npz"
-    ArtefactStore(api.models).found_damaged(KEY, path, lambda _data: False)
-    assert path.exists()
+    store.found_damaged(KEY, api.roi_folder() / "calib.json", lambda _data: False)  # sound at the second look
+    assert (api.roi_folder() / "calib.json").exists()
 
 
 def test_an_older_file_that_was_set_aside_is_not_overwritten(api: Api) -> None:
@@ -305,9 +318,7 @@ def test_the_reason_names_a_few_and_counts_the_rest_and_asks_nothing_of_the_disk
     quarantine = Quarantine(tmp_path / "nowhere")
     assert quarantine.reason is None
     for number in range(10):
-        quarantine.remember(
-            tmp_path / "nowhere" / "r" / f"roi-{number}" / "memory.npz",
-        )
+        quarantine.remember(tmp_path / "nowhere" / "r" / f"roi-{number}" / "memory.npz")
     assert quarantine.reason is not None
     assert quarantine.reason.count("/fit_ok") == 3
     assert "7 more" in quarantine.reason

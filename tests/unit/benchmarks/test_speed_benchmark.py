@@ -15,7 +15,7 @@ from backend.memory_bank.coreset import kcenter_greedy
 from benchmarks import load, speed
 from benchmarks.clients import Measured
 from benchmarks.machine import machine_facts, markdown, update_block
-from benchmarks.references import LAYERS, FaissFlat, TorchEagerExtractor
+from benchmarks.references import LAYERS, FaissFlat, PlainNearest, TorchEagerExtractor
 from benchmarks.seeded_weights import MODEL_NAME, Weights, weights_for_benchmarks
 from benchmarks.servers import fit_form, infer_form
 from benchmarks.speed_rows import NO_CUDA, picks_the_farthest
@@ -50,7 +50,8 @@ def _console() -> Console:
 def test_the_small_rows_are_measured_checked_written_and_put_into_a_document(weights, tmp_path):
     console, out, page = _console(), tmp_path / "deep" / "speed.json", tmp_path / "page.md"
     page.write_text("Before.\n<!-- speed -->\nold\n<!-- /speed -->\nAfter.\n", encoding="utf-8")
-    plan = Plan(size_px=_SIZE_PX, n_images=2, coreset_rate=0.2, memory_size=20, rounds=1, calls=1, long_rounds=1)
+    sizes = {"usual_memory_sizes": (5, 10), "memory_size": 20}
+    plan = Plan(size_px=_SIZE_PX, n_images=2, coreset_rate=0.2, rounds=1, calls=1, long_rounds=1, **sizes)
     rows = ("extract", "nearest", "coreset", "cuda")
     speed.main(
         ["--rows", *rows, "--weights", str(weights.path), "--json", str(out), "--update", str(page)],
@@ -58,12 +59,14 @@ def test_the_small_rows_are_measured_checked_written_and_put_into_a_document(wei
         plan=plan,
     )
     found = json.loads(out.read_text(encoding="utf-8"))
-    assert [row["work"].split(",")[0] for row in found["rows"][:3]] == [
+    assert [row["work"].split(",")[0] for row in found["rows"][:5]] == [
         "extract one 70 px ROI",
+        "nearest of 5×768 for 25 queries",
+        "nearest of 10×768 for 25 queries",
         "nearest of 20×768 for 25 queries",
         "coreset 50×768 → 10",
     ]
-    assert all(row["same_result"] and row["ratio"] > 0 for row in found["rows"][:3])
+    assert all(row["same_result"] and row["ratio"] > 0 for row in found["rows"][:5])
     assert found["machine"]["cores"] >= 1
     text = page.read_text(encoding="utf-8")
     assert text.startswith("Before.\n<!-- speed -->\n| work |")
@@ -121,8 +124,9 @@ def test_the_reference_service_learns_and_inspects(weights, monkeypatch):
     assert answers[1]["heatmap_png_base64"]
 
 
-def test_faiss_returns_distances_that_are_not_squared():
-    distances, indices = FaissFlat(np.eye(3, dtype=np.float32)).search(np.zeros((1, 3), np.float32))
+@pytest.mark.parametrize("reference", [FaissFlat, PlainNearest])
+def test_the_reference_searches_return_distances_that_are_not_squared(reference):
+    distances, indices = reference(np.eye(3, dtype=np.float32)).search(np.zeros((1, 3), np.float32))
     assert (distances.tolist(), indices.tolist()) == ([1.0], [0])
 
 

@@ -137,15 +137,15 @@ def test_an_archive_takes_the_place_of_none_and_of_no_roi_there_is_none(models: 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.zip"]
 
 
-def test_a_damaged_roi_is_left_out_and_named(models: Path, tmp_path: Path) -> None:
+def test_a_damaged_roi_is_left_out_and_named(models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     copy = shutil.copytree(models, tmp_path / "models")
     (copy / "Inspection" / "inspection-1" / "memory.npz").write_bytes(b"damaged")
-    report = back_up(copy, tmp_path / "a.zip")
-    assert {key: [problem.fault for problem in problems] for key, problems in report.items()} == {
-        KEYS[0]: ["damaged"],
-        KEYS[1]: [],
-        KEYS[2]: [],
-    }
+    assert main(["backup", str(tmp_path / "a.zip"), "--models", str(copy)]) == 1
+    printed = capsys.readouterr().out
+    assert (
+        "left out Inspection/inspection-1, which is damaged:\n  Inspection/inspection-1/memory.npz: damaged" in printed
+    )
+    assert "2 ROIs" in printed
     assert [*restore(tmp_path / "a.zip", tmp_path / "there")] == KEYS[1:]
     with pytest.raises(ArchiveError, match="damaged"):
         back_up(copy, tmp_path / "b.zip", role_id="Inspection", recipe_id="default")
@@ -237,14 +237,19 @@ def test_a_roi_that_is_there_is_refused_before_anything_is_changed(used: Path, a
     assert files(used) == before
 
 
-def test_with_replace_the_archives_roi_takes_its_place_and_no_other_is_touched(
+def test_with_replace_the_archives_roi_takes_its_place_and_nothing_else_is_touched(
     used: Path, models: Path, archive: Path
 ) -> None:
-    bystander = {name: data for name, data in files(used).items() if "bystander" in name}
+    roi = used / "Inspection" / "inspection-1"
+    facts = sorted((roi / "images" / "ok").glob("*.json"))[0]
+    facts.rename(facts.with_name(f"{facts.name}.corrupt-20261122T185500Z"))  # an image that the archive does not have
+    (roi / "notes.txt").write_bytes(b"of an operator")
+    others = {name: data for name, data in files(used).items() if "bystander" in name or "notes" in name}
     restore(archive, used, replace=True)
-    assert {name: data for name, data in files(used).items() if "bystander" not in name} == files(models)
-    assert {name: data for name, data in files(used).items() if "bystander" in name} == bystander
-    assert verify_folder(used) == []
+    assert files(used) == {**files(models), **others}
+    assert [(problem.path, problem.fault) for problem in verify_folder(used)] == [
+        ("Inspection/inspection-1/notes.txt", "unknown")
+    ]
 
 
 def test_a_service_sees_the_old_pair_or_the_new_one_while_a_roi_is_replaced(
@@ -472,14 +477,11 @@ def test_headers_that_lie_are_refused(archive: Path, tmp_path: Path, change: Cal
 
 
 @pytest.mark.parametrize("content", [b"", b"PK", b"PK\x05\x06" + b"\0" * 18, b"not a zip at all", b"\x1f\x8b" * 50])
-def test_what_is_no_archive_is_refused(tmp_path: Path, content: bytes) -> None:
+def test_what_is_no_archive_and_one_that_is_not_there_are_refused(tmp_path: Path, content: bytes) -> None:
+    with pytest.raises(ArchiveError, match="no archive"):
+        restore(tmp_path / "bad.zip", tmp_path / "there")
     (tmp_path / "bad.zip").write_bytes(content)
     refused(tmp_path / "bad.zip", tmp_path)
-
-
-def test_an_archive_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ArchiveError, match="no archive"):
-        restore(tmp_path / "nowhere.zip", tmp_path / "there")
 
 
 def test_every_cut_and_changed_byte_is_refused_or_carries_nothing(archive: Path, models: Path, tmp_path: Path) -> None:
@@ -530,14 +532,6 @@ def test_a_manifest_that_does_not_agree_is_refused(
     refused(rebuilt(archive, tmp_path / "bad.zip", lambda _, manifest: change(manifest)), tmp_path)
 
 
-def test_an_archive_without_a_manifest_is_refused(archive: Path, tmp_path: Path) -> None:
-    with zipfile.ZipFile(tmp_path / "bad.zip", "w") as made:
-        for info, data in members(archive):
-            if info.filename != MANIFEST:
-                made.writestr(info, data)
-    refused(tmp_path / "bad.zip", tmp_path, "no backup")
-
-
 @pytest.mark.parametrize("suffix", ["memory.npz", "calib.json", ".png", ".json", ".npy"])
 def test_a_file_that_is_not_sound_in_itself_is_refused_though_the_archive_is(
     archive: Path, tmp_path: Path, suffix: str
@@ -547,6 +541,13 @@ def test_a_file_that_is_not_sound_in_itself_is_refused_though_the_archive_is(
         contents[name] = contents[name][:-40] + b"?" + contents[name][-39:]
 
     refused(rebuilt(archive, tmp_path / "bad.zip", change), tmp_path, "not sound")
+
+
+def test_an_archive_without_a_manifest_is_refused(archive: Path, tmp_path: Path) -> None:
+    rebuilt(archive, tmp_path / "bad.zip", lambda _, manifest: None)
+    data = (tmp_path / "bad.zip").read_bytes()
+    (tmp_path / "bad.zip").write_bytes(data.replace(MANIFEST.encode(), b"rois/0/a.json"))
+    refused(tmp_path / "bad.zip", tmp_path, "no backup")
 
 
 def test_the_images_of_one_part_cannot_be_passed_off_as_those_of_another(archive: Path, tmp_path: Path) -> None:
@@ -560,7 +561,7 @@ def test_the_images_of_one_part_cannot_be_passed_off_as_those_of_another(archive
 # -- the command line ---------------------------------------------------------------------------------------------
 
 
-def test_the_commands_say_what_they_did(models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_commands_print_what_they_did(models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out, there = str(tmp_path / "a.zip"), str(tmp_path / "there")
     assert main(["backup", out, "--models", str(models), "--recipe", "line2"]) == 0
     assert "saved Inspection/inspection-1 (recipe line2)" in capsys.readouterr().out
@@ -573,17 +574,6 @@ def test_the_commands_say_what_they_did(models: Path, tmp_path: Path, capsys: py
     assert main(["restore", out, "--models", there, "--replace"]) == 0
     assert main(["verify", "--models", there]) == 0
     assert "no problems" in capsys.readouterr().out
-
-
-def test_a_backup_that_left_something_out_exits_with_1(
-    models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    copy = shutil.copytree(models, tmp_path / "models")
-    (copy / "Inspection" / "inspection-1" / "calib.json").write_bytes(b"damaged")
-    assert main(["backup", str(tmp_path / "a.zip"), "--models", str(copy)]) == 1
-    said = capsys.readouterr().out
-    assert "left out Inspection/inspection-1" in said
-    assert "2 ROIs" in said
 
 
 def test_a_file_of_another_account_is_a_sentence_and_no_traceback(

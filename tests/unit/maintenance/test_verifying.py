@@ -68,66 +68,42 @@ def faults(models: Path) -> list[tuple[str, str]]:
     return [(problem.path, problem.fault) for problem in verify_folder(models)]
 
 
-def only(models: Path, pattern: str) -> Path:
-    return sorted(models.glob(pattern))[0]
-
-
 def test_a_folder_with_one_of_everything_is_sound(models: Path, tmp_path: Path) -> None:
     assert verify_folder(models) == []
     assert verify_folder(tmp_path / "nowhere") == []
     assert not (tmp_path / "nowhere").exists()
 
 
-@pytest.mark.parametrize(
-    ("pattern", "fault"),
-    [
-        (f"{ROI}/memory.npz", "damaged"),
-        (f"{ROI}/calib.json", "damaged"),
-        (f"{ROI}/index.faiss", "mismatch"),
-        (f"{ROI}/images/ok/*.png", "damaged"),
-        (f"{ROI}/images/ok/*.json", "damaged"),
-        (f"{ROI}/embeddings/*/*.npy", "damaged"),
-        (f"{ROI}/keys/other/memory.npz", "damaged"),
-        ("recipes/line2/Inspection/inspection-1/memory.npz", "damaged"),
-        (".jobs/*.json", "damaged"),
-        (".engines/*/model.bin", "damaged"),
-        (".engines/*/SHA256SUMS", "damaged"),
-    ],
-)
-def test_a_changed_byte_is_found_and_its_file_named(models: Path, pattern: str, fault: str) -> None:
-    path = only(models, pattern)
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 0x40
-    path.write_bytes(data)
-    found = faults(models)
-    named = path.relative_to(models).as_posix()
-    if path.suffix == ".png":
-        named = named.replace(".png", ".json")  # where the digest stands
-    if ".engines" in pattern:
-        named = named.rsplit("/", 1)[0] + "/model.xml"
-    assert (named, fault) in found
-    assert len(found) == 1
+# What is found where a byte of a file has changed, and where the file is gone: (end of the path named, fault).
+CHANGES = {
+    f"{ROI}/memory.npz": (("memory.npz", "damaged"), ("index.faiss", "mismatch")),
+    f"{ROI}/calib.json": (("calib.json", "damaged"), None),
+    f"{ROI}/index.faiss": (("index.faiss", "mismatch"), None),
+    f"{ROI}/images/ok/*.png": ((".json", "damaged"), (".json", "missing")),
+    f"{ROI}/images/ok/*.json": ((".json", "damaged"), (".png", "leftover")),
+    f"{ROI}/embeddings/*/*.npy": ((".npy", "damaged"), None),
+    f"{ROI}/keys/other/memory.npz": (("other/memory.npz", "damaged"), ("other/index.faiss", "mismatch")),
+    "recipes/line2/*/*/memory.npz": (("inspection-1/memory.npz", "damaged"), ("index.faiss", "mismatch")),
+    ".jobs/*.json": ((".json", "damaged"), None),
+    ".engines/*/model.bin": (("model.xml", "damaged"), ("model.xml", "damaged")),
+    ".engines/*/SHA256SUMS": (("model.xml", "damaged"), ("model.xml", "damaged")),
+}
 
 
-@pytest.mark.parametrize(
-    ("pattern", "expected"),
-    [
-        (f"{ROI}/memory.npz", [("index.faiss", "mismatch")]),
-        (f"{ROI}/images/ok/*.png", [(".json", "missing")]),
-        (f"{ROI}/images/ok/*.json", [(".png", "leftover")]),
-        (f"{ROI}/calib.json", []),  # never calibrated
-        (f"{ROI}/index.faiss", []),  # derived; written again at the next start
-        (f"{ROI}/embeddings/*/*.npy", []),  # derived
-        (".engines/*/model.bin", [("model.xml", "damaged")]),
-    ],
-)
-def test_a_file_that_is_gone_is_missed_where_something_needs_it(
-    models: Path, pattern: str, expected: list[tuple[str, str]]
-) -> None:
-    only(models, pattern).unlink()
-    found = faults(models)
-    assert [fault for _, fault in found] == [fault for _, fault in expected]
-    assert all(path.endswith(end) for (path, _), (end, _) in zip(found, expected, strict=True))
+def test_a_changed_byte_and_a_file_that_is_gone_are_found_and_named(models: Path) -> None:
+    for pattern, (changed, gone) in CHANGES.items():
+        path = sorted(models.glob(pattern))[0]
+        whole = path.read_bytes()
+        middle = len(whole) // 2
+        path.write_bytes(whole[:middle] + bytes([whole[middle] ^ 0x40]) + whole[middle + 1 :])
+        ((name, fault),) = faults(models)
+        assert (name.endswith(changed[0]), fault) == (True, changed[1]), pattern
+        path.unlink()
+        found = faults(models)
+        assert len(found) == (gone is not None), pattern
+        assert all((name.endswith(gone[0]), fault) == (True, gone[1]) for name, fault in found if gone), pattern
+        path.write_bytes(whole)
+    assert faults(models) == []
 
 
 def test_a_sound_file_in_the_wrong_place_is_found(models: Path) -> None:
@@ -226,7 +202,6 @@ def test_a_folder_that_a_service_writes_to_is_not_accused(models: Path) -> None:
 
 def test_damage_is_found_while_the_roi_is_locked_for_long(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(verifying, "_LOCK_PATIENCE_S", 0.05)
-    monkeypatch.setattr("time.sleep", lambda _seconds: None)
     (models / ROI / "memory.npz").write_bytes(b"damaged")
     with ArtefactStore(models).lock(KEY):
         assert faults(models) == [(f"{ROI}/memory.npz", "damaged")]

@@ -396,7 +396,7 @@ def test_a_fit_whose_memory_cannot_be_written_leaves_the_old_model_in_force(serv
     def full_disk(*_args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("backend.artifacts.store.switch_memory", full_disk)
+    monkeypatch.setattr("backend.artifacts.store.replace", full_disk)
     for seed in (3, 4, 5):
         with pytest.raises(StorageFull):
             fit(service, key, uploads(seed))

@@ -7,7 +7,8 @@ import re
 import socket
 import threading
 from collections.abc import Iterator
-from typing import Any
+from contextlib import ExitStack, contextmanager
+from typing import Any, ClassVar
 
 import pytest
 import uvicorn
@@ -20,14 +21,21 @@ MUCH = 20_000_000
 """More than the buffers of both sides hold."""
 
 
+class Recording(H11WithHeadTimeout):
+    reads: ClassVar[list[int]] = []
+
+    def data_received(self, data: bytes) -> None:
+        self.reads.append(len(data))
+        super().data_received(data)
+
+
 class Hasty(H11WithHeadTimeout):
-    head_timeout_s = 0.2
+    head_timeout_s = 1.0
 
 
 async def _echo(scope: Any, receive: Any, send: Any) -> None:
-    """Answer with the length of the body; at /slow after much longer than a head may take."""
-    if scope["path"] == "/slow":
-        await asyncio.sleep(5 * Hasty.head_timeout_s)
+    """Answer with the length of the body; at /SECONDS after so long."""
+    await asyncio.sleep(float(scope["path"][1:] or 0))
     length, more = 0, True
     while more:
         message = await receive()
@@ -38,10 +46,10 @@ async def _echo(scope: Any, receive: Any, send: Any) -> None:
     await send({"type": "http.response.body", "body": body})
 
 
-@pytest.fixture(scope="module")
-def port() -> Iterator[int]:
+@contextmanager
+def _serving(http: type[H11WithHeadTimeout]) -> Iterator[int]:
     listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(_echo, http=Hasty, lifespan="off", log_config=None))
+    server = uvicorn.Server(uvicorn.Config(_echo, http=http, loop="asyncio", lifespan="off", log_config=None))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     yield listener.getsockname()[1]
@@ -49,6 +57,18 @@ def port() -> Iterator[int]:
     thread.join(20)
     listener.close()
     assert not thread.is_alive()
+
+
+@pytest.fixture(scope="module")
+def port() -> Iterator[int]:
+    with _serving(H11WithHeadTimeout) as served:
+        yield served
+
+
+@pytest.fixture(scope="module")
+def hasty_port() -> Iterator[int]:
+    with _serving(Hasty) as served:
+        yield served
 
 
 def _connected(port: int) -> socket.socket:
@@ -102,22 +122,33 @@ def test_framing_without_end_is_refused_before_it_takes_memory(port: int, what: 
 )
 def test_what_is_well_formed_passes_and_so_does_what_follows_it(port: int, request_bytes: bytes, length: int) -> None:
     with _connected(port) as connection:
-        connection.sendall(request_bytes * 3)
+        connection.sendall(request_bytes * 2 + request_bytes.replace(HEAD, HEAD + b"Connection: close\r\n"))
         assert _until_the_end(connection).count(b"\r\n\r\n%d" % length) == 3
 
 
-@pytest.mark.parametrize("begin", [b"", b"GET / HT", HEAD])
-@pytest.mark.parametrize("before", [b"", b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"])
-def test_a_connection_whose_head_never_comes_is_closed(port: int, before: bytes, begin: bytes) -> None:
-    with _connected(port) as connection:
-        connection.sendall(before + begin)
-        assert _until_the_end(connection).count(b"HTTP/1.1 200") == bool(before)
+def test_a_large_body_is_read_in_small_pieces_between_which_others_have_their_turn() -> None:
+    with _serving(Recording) as port, _connected(port) as connection:
+        connection.sendall(HEAD + b"Connection: close\r\nContent-Length: 2000000\r\n\r\n" + bytes(2_000_000))
+        assert _until_the_end(connection).endswith(b"2000000")
+    assert max(Recording.reads) <= 65_536  # what asyncio reads on Windows
 
 
-def test_a_head_that_trickles_in_is_cut_off_too(port: int) -> None:
-    with _connected(port) as connection:
+def test_a_connection_whose_head_never_comes_is_closed(hasty_port: int) -> None:
+    with ExitStack() as stack:
+        opened = []
+        for before in (b"", b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"):
+            for begin in (b"", b"GET / HT", HEAD):
+                connection = stack.enter_context(_connected(hasty_port))
+                connection.sendall(before + begin)
+                opened.append((connection, bool(before)))
+        for connection, is_answered in opened:
+            assert _until_the_end(connection).count(b"HTTP/1.1 200") == is_answered
+
+
+def test_a_head_that_trickles_in_is_cut_off_too(hasty_port: int) -> None:
+    with _connected(hasty_port) as connection:
         connection.sendall(HEAD + b"X: ")
-        connection.settimeout(Hasty.head_timeout_s / 4)
+        connection.settimeout(0.05)
         for _ in range(1000):
             try:
                 connection.sendall(b"a")
@@ -130,9 +161,9 @@ def test_a_head_that_trickles_in_is_cut_off_too(port: int) -> None:
     raise AssertionError("the connection is still open")
 
 
-def test_an_answer_may_take_longer_than_a_head(port: int) -> None:
-    with _connected(port) as connection:
-        connection.sendall(b"GET /slow HTTP/1.1\r\nHost: a\r\n\r\n")
+def test_an_answer_may_take_longer_than_a_head(hasty_port: int) -> None:
+    with _connected(hasty_port) as connection:
+        connection.sendall(b"GET /2.5 HTTP/1.1\r\nHost: a\r\n\r\n")
         assert _until_the_end(connection).endswith(b"\r\n\r\n0")
 
 
@@ -140,7 +171,7 @@ def test_nonsense_behind_a_pipeline_is_refused_and_no_failure_of_the_service(
     port: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     with _connected(port) as connection:
-        connection.sendall(b"GET /slow HTTP/1.1\r\nHost: a\r\n\r\n" * 2 + b"\0\0\r\n\r\n")
+        connection.sendall(b"GET /0.2 HTTP/1.1\r\nHost: a\r\n\r\n" * 2 + b"\0\0\r\n\r\n")
         statuses = re.findall(rb"HTTP/1\.1 (\d+)", _until_the_end(connection))
     assert statuses == [b"200", b"200", b"400"]
     assert [record for record in caplog.records if record.levelname == "ERROR"] == []

@@ -213,6 +213,6 @@ def test_a_disk_that_does_not_answer_holds_nobody_up_and_what_was_dropped_is_cou
             assert time.monotonic() < deadline
             time.sleep(0.01)
         log.warning("after")
-    told = lines(stream.getvalue())
-    assert told[-1]["message"] == "after"
-    assert sum(line.get("dropped_before", 0) for line in told) == 1000 - (len(told) - 1)
+    written = lines(stream.getvalue())
+    assert written[-1]["message"] == "after"
+    assert sum(line.get("dropped_before", 0) for line in written) == 1000 - (len(written) - 1)
