@@ -2,29 +2,14 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable
 from typing import Annotated, Any
 
 from fastapi import APIRouter, File, Query, Request, Response, UploadFile
+from pydantic import JsonValue, TypeAdapter
 
-from backend.api.dependencies import (
-    DatasetsOf,
-    KeyOfForm,
-    KeyOfQuery,
-    SettingsOf,
-    check_count,
-    identity,
-)
+from backend.api.dependencies import DatasetsOf, KeyOfForm, KeyOfQuery, SettingsOf, check_count, identity
 from backend.api.fields import ImageFile, JsonPart
-from backend.api.store_schemas import (
-    ClassFiles,
-    ClearAnswer,
-    DeleteAnswer,
-    ListAnswer,
-    MetaAnswer,
-    UploadAnswer,
-)
+from backend.api.store_schemas import ClassFiles, ClearAnswer, DeleteAnswer, ListAnswer, MetaAnswer, UploadAnswer
 from backend.artifacts.model_key import ModelKey
 from backend.artifacts.stored_image import Label
 from backend.errors import BadRequest, InvalidInput
@@ -35,7 +20,7 @@ from backend.utils import canonical_json
 
 router = APIRouter(tags=["datasets"])
 
-_MAX_META_DEPTH = 32
+_META = TypeAdapter(dict[str, JsonValue])
 _MEDIA_TYPES = {
     ".png": "image/png",
     ".jpg": "image/jpeg",
@@ -173,32 +158,11 @@ def _upload(
 
 def _meta(part: UploadFile | str) -> dict[str, Any]:
     try:
-        meta = json.loads(part if isinstance(part, str) else part.file.read(), parse_constant=_no_constant)
-    except (ValueError, RecursionError) as error:
-        raise BadRequest("A metas part is not valid JSON. Send one JSON object per image.") from error
-    if not isinstance(meta, dict):
-        raise BadRequest("A metas part is not a JSON object. Send one JSON object per image.")
-    if _depth(meta) > _MAX_META_DEPTH:
-        raise BadRequest(f"A metas part is nested deeper than {_MAX_META_DEPTH} levels. Send a flatter JSON object.")
-    try:
-        canonical_json(meta)
-    except ValueError as error:  # a number like 1e999, or half of a surrogate pair
-        raise BadRequest("A metas part holds a number or a character that JSON cannot carry. Leave it out.") from error
+        meta = _META.validate_json(part if isinstance(part, str) else part.file.read())
+        canonical_json(meta)  # refuses a number like 1e999
+    except ValueError as error:
+        raise BadRequest(
+            "A metas part is no JSON object, is nested deeper than 200 levels, or holds a number or a character that "
+            "JSON cannot carry. Send one JSON object per image."
+        ) from error
     return meta
-
-
-def _depth(value: object) -> int:
-    """Return how many levels of lists and objects a JSON value has, without recursion."""
-    level, depth = [value], -1
-    while level:
-        level = [child for parent in level for child in _children(parent)]
-        depth += 1
-    return depth
-
-
-def _children(value: object) -> Iterable[object]:
-    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-
-
-def _no_constant(name: str) -> float:
-    raise ValueError(name)
