@@ -9,7 +9,7 @@ from fastapi import APIRouter, Query, Request
 from pydantic import AwareDatetime, BaseModel, Field
 
 from backend.api.dependencies import AuditOf
-from backend.api.fields import Amount, Count, Reply, Score
+from backend.api.fields import Amount, Count, ModelReply, Reply, Score
 from backend.artifacts.model_key import MAX_ID_CHARS
 from backend.scoring.inspection import Decision
 from backend.services.audit import Source
@@ -43,18 +43,13 @@ class AuditQuery(BaseModel):
     )
 
 
-class AuditEntry(BaseModel):
+class AuditEntry(ModelReply):
     """One decision as it was given, and what it followed from."""
 
     id: Count = Field(description="Number of the decision; a later one has a larger one.", examples=[4711])
     time_utc: datetime = Field(description="When it was given.", examples=["2026-03-14T09:26:53.589793Z"])
     source: Source = Field(description="The call.", examples=["infer"])
-    request_id: str = Field(description="Id of the request.", examples=["8f0c6d0e6d2e4f0a"])
     caller: str | None = Field(description="Role of the API key; null where none is needed.", examples=["inspect"])
-    recipe_id: str = Field(description="The recipe.", examples=["default"])
-    role_id: str = Field(description="The role.", examples=["Inspection"])
-    roi_id: str = Field(description="The ROI.", examples=["inspection-1"])
-    model_key: str = Field(description="The model of the ROI.", examples=["inspection-1"])
     image_name: str = Field(description="File name as sent.", examples=["part.png"])
     image_digest: str = Field(description="SHA-256 of the pixels.", examples=["1f3c5e7a9b2d…"])
     score: Score = Field(description="As answered.", examples=[0.61])

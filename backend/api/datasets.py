@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Any
 
-from fastapi import APIRouter, File, Query, Request, Response, UploadFile
+from fastapi import APIRouter, Depends, File, Query, Request, Response, UploadFile
 from pydantic import JsonValue, TypeAdapter
 
 from backend.api.dependencies import DatasetsOf, KeyOfForm, KeyOfQuery, SettingsOf, check_count, identity
 from backend.api.fields import ImageFile, JsonPart
 from backend.api.store_schemas import ClassFiles, ClearAnswer, DeleteAnswer, ListAnswer, MetaAnswer, UploadAnswer
-from backend.artifacts.model_key import ModelKey
 from backend.artifacts.stored_image import Label
 from backend.errors import BadRequest, InvalidInput
-from backend.services.datasets import Datasets, DatasetUpload
+from backend.services.datasets import DatasetUpload
 from backend.serving.access import ADMIN, INSPECT
-from backend.settings import Settings
 from backend.utils import canonical_json
 
 router = APIRouter(tags=["datasets"])
@@ -32,44 +31,58 @@ _MEDIA_TYPES = {
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
 _BINARY_TYPES = [*_MEDIA_TYPES.values(), "application/octet-stream"]  # the last for generators of clients
 
-Images = Annotated[list[ImageFile], File(min_length=1, description="PNG or JPEG; one or many.")]
-Metas = Annotated[
-    list[JsonPart],
-    File(
-        description="JSON objects, one per image, or none at all. mm_per_px is checked; shape and part_id are used.",
-        examples=[['{"mm_per_px":0.2}']],
-    ),
-]
 LabelOf = Annotated[Label, Query(description="Class of the images.", examples=["ok"])]
 FileName = Annotated[
     str, Query(min_length=1, max_length=255, description="As listed.", examples=["a-1f3c5e7a9b2d.png"])
 ]
 
 
-@router.post("/datasets/ok/upload", summary="Keep good images", **ADMIN)
-def upload_ok(
+async def _keep_images(
     request: Request,
     datasets: DatasetsOf,
     settings: SettingsOf,
     key: KeyOfForm,
-    images: Images,
-    metas: Metas = [],  # noqa: B006
-) -> UploadAnswer:
+    images: Annotated[list[ImageFile], File(min_length=1, description="PNG or JPEG; one or many.")],
+    metas: Annotated[
+        list[JsonPart],
+        File(
+            description="JSON objects, one per image, or none at all. mm_per_px is checked; shape and part_id are "
+            "used.",
+            examples=[['{"mm_per_px":0.2}']],
+        ),
+    ] = [],  # noqa: B006
+) -> Callable[[Label], UploadAnswer]:
+    def keep(label: Label) -> UploadAnswer:
+        check_count(len(images), settings)
+        if metas and len(metas) != len(images):
+            raise InvalidInput(
+                f"{len(metas)} metas for {len(images)} images. Send one for each image, or none.",
+                details={"field": "metas"},
+            )
+        parsed = [_meta(meta) for meta in metas] or [{} for _ in images]
+        uploads = [
+            DatasetUpload(name=image.filename or f"image {n + 1}", data=image.file.read(), meta=meta)
+            for n, (image, meta) in enumerate(zip(images, parsed, strict=True))
+        ]
+        saved = datasets.add(key, label, uploads)
+        return UploadAnswer(**identity(request, key), saved=[image.file_name for image in saved])
+
+    return keep
+
+
+KeepImages = Annotated[Callable[[Label], UploadAnswer], Depends(_keep_images)]
+
+
+@router.post("/datasets/ok/upload", summary="Keep good images", **ADMIN)
+def upload_ok(keep: KeepImages) -> UploadAnswer:
     """Store good images. They are learned by the next `/fit_ok` with `use_dataset=true`."""
-    return _upload(request, datasets, settings, key, "ok", images, metas)
+    return keep("ok")
 
 
 @router.post("/datasets/ng/upload", summary="Keep bad images", **ADMIN)
-def upload_ng(
-    request: Request,
-    datasets: DatasetsOf,
-    settings: SettingsOf,
-    key: KeyOfForm,
-    images: Images,
-    metas: Metas = [],  # noqa: B006
-) -> UploadAnswer:
+def upload_ng(keep: KeepImages) -> UploadAnswer:
     """Store bad images. They are used by the next `/calibrate_dataset`."""
-    return _upload(request, datasets, settings, key, "ng", images, metas)
+    return keep("ng")
 
 
 @router.get("/datasets/list", summary="The stored images", **INSPECT)
@@ -130,30 +143,6 @@ def delete_file(
 def clear(request: Request, datasets: DatasetsOf, key: KeyOfQuery, label: LabelOf) -> ClearAnswer:
     """Delete a class. A memory that has learned its images keeps them until the next fit."""
     return ClearAnswer(**identity(request, key), cleared=datasets.clear(key, label))
-
-
-def _upload(
-    request: Request,
-    datasets: Datasets,
-    settings: Settings,
-    key: ModelKey,
-    label: Label,
-    images: list[UploadFile],
-    metas: list[UploadFile | str],
-) -> UploadAnswer:
-    check_count(len(images), settings)
-    if metas and len(metas) != len(images):
-        raise InvalidInput(
-            f"{len(metas)} metas for {len(images)} images. Send one for each image, or none.",
-            details={"field": "metas"},
-        )
-    parsed = [_meta(meta) for meta in metas] or [{} for _ in images]
-    uploads = [
-        DatasetUpload(name=image.filename or f"image {n + 1}", data=image.file.read(), meta=meta)
-        for n, (image, meta) in enumerate(zip(images, parsed, strict=True))
-    ]
-    saved = datasets.add(key, label, uploads)
-    return UploadAnswer(**identity(request, key), saved=[image.file_name for image in saved])
 
 
 def _meta(part: UploadFile | str) -> dict[str, Any]:

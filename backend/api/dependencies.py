@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Annotated, Any, Protocol, TypeVar
 
 from fastapi import Depends, Form, Header, Query, Request
@@ -98,13 +99,7 @@ KeyOfQuery = Annotated[ModelKey, Depends(_key_of_query)]
 
 def identity(request: Request, key: ModelKey) -> dict[str, str]:
     """Return the fields that every answer about a model carries."""
-    return {
-        "role_id": key.role_id,
-        "roi_id": key.roi_id,
-        "model_key": key.model_key,
-        "recipe_id": key.recipe_id,
-        "request_id": request.state.request_id,
-    }
+    return {**asdict(key), "request_id": request.state.request_id}
 
 
 def check_count(n_images: int, settings: Settings) -> None:

@@ -97,7 +97,7 @@ def fit_ok(
             n_duplicates=report.n_duplicates,
             coreset_rate_requested=bank.options.coreset_rate,
             coreset_rate_applied=bank.coreset_rate_applied,
-            extractor=service.extractor_name,
+            extractor=service.extractor.get().name,
             ok_scores=ScoreSummary.model_validate(summary) if summary and bank.n_parts >= 2 else None,
             suggested_threshold=report.scores.suggested_threshold(),
             calibration=report.calibration,

@@ -49,7 +49,7 @@ class HealthAnswer(Reply):
 @router.get("/health", summary="Whether the service can inspect", tags=["inspection"], **OPEN)
 async def health(request: Request, service: ServiceOf, settings: SettingsOf, gate: GateOf) -> HealthAnswer:
     """Answer at once, whatever the device is doing. Where keys are needed, a caller without one is told no reason."""
-    state = service.extractor_state
+    state = service.extractor.state
     damage = service.store.quarantine.reason
     degraded = " ".join(reason for reason in (state.reason, damage) if reason) or None
     reason = "The service is stopping." if gate.stopping else degraded

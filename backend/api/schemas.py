@@ -77,25 +77,14 @@ class FitAnswer(Answer, MemoryFacts):
     timings_ms: dict[str, Amount] = Field(description="Milliseconds by stage.", examples=[{"total": 6210.4}])
 
 
+_SHORT: dict[str, Any] = {"role_id": "Inspection", "roi_id": "inspection-1", "mm_per_px": 0.2}
+_SCORES = {"ok_scores": [0.41, 0.44, 0.39], "ng_scores": [0.92], "area_mm2_thr": 1.0, "score_percentile": 99}
+
+
 class CalibrateBody(ScoringBody):
     """What to calibrate with."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {"role_id": "Inspection", "roi_id": "inspection-1", "mm_per_px": 0.2},
-                {
-                    "role_id": "Inspection",
-                    "roi_id": "inspection-1",
-                    "mm_per_px": 0.2,
-                    "ok_scores": [0.41, 0.44, 0.39],
-                    "ng_scores": [0.92],
-                    "area_mm2_thr": 1.0,
-                    "score_percentile": 99,
-                },
-            ]
-        }
-    )
+    model_config = ConfigDict(json_schema_extra={"examples": [_SHORT, _SHORT | _SCORES]})
 
     mm_per_px: MmPerPx | None = Field(None, description=MM_PER_PX_TEXT, examples=[0.2])
     ok_scores: Scores | None = Field(

@@ -12,6 +12,7 @@ import sqlite3
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -115,10 +116,7 @@ class Audit:
                 "source": source,
                 "request_id": request_id,
                 "caller": caller,
-                "recipe_id": key.recipe_id,
-                "role_id": key.role_id,
-                "roi_id": key.roi_id,
-                "model_key": key.model_key,
+                **asdict(key),
                 "image_name": image_name,
                 "image_digest": params.pop("image_digest"),
                 "score": inspection.score,

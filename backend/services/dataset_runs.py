@@ -46,12 +46,9 @@ def inspect_dataset(
     One at a time, because each inspection holds its map.
 
     Args:
-        service: Inspects.
-        datasets: Holds the images.
-        key: The model.
         labels: Which classes; one that stands twice counts once.
         default_mm_per_px: For images whose metadata do not name a scale; else the ROI's own.
-        progress: Told (done, total).
+        progress: Called with (done, total).
         for_calibration: Leave the ROI's own calibration out: a new one is to be made with the scores.
 
     Raises:

@@ -261,7 +261,8 @@ def _warnings_about(before: _Before, bank: MemoryBank, *, is_stale: bool) -> Ite
     if before.memory_fault is not None and before.known is None:
         yield (
             f"The memory before this fit was {_words(before.memory_fault)}, and so was its list of the images that it "
-            f"had learned: {len(bank.image_digests)} images, all good ones that are stored, were learned in their place."
+            f"had learned: {len(bank.image_digests)} images, all good ones that are stored, were learned in their "
+            "place."
         )
     elif before.memory_fault is not None:
         n_again = len(before.known_digests & set(bank.image_digests))

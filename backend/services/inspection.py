@@ -14,7 +14,7 @@ from backend.calib import OK_PERCENTILE, Calibration, ScoreMode, ScoreRule
 from backend.extractors.base import FeatureExtractor
 from backend.extractors.device_queue import DeviceQueue
 from backend.extractors.extraction import Extraction, Rows
-from backend.extractors.loader import ExtractorLoader, ExtractorState
+from backend.extractors.loader import ExtractorLoader
 from backend.imaging.image_codec import decode_image, pixel_digest, to_bgr_uint8
 from backend.imaging.placement import Placement
 from backend.memory_bank.bank import FitOptions, MemoryBank
@@ -68,7 +68,7 @@ class InspectionService:
     ) -> None:
         self.defaults = defaults
         self.store = store
-        self._extractor = extractor
+        self.extractor = extractor
         self._device = device
         self._models = ModelCache(store, cache_max_entries)
         self._extraction = Extraction(device, batch_wait_ms=batch_wait_ms)
@@ -81,19 +81,9 @@ class InspectionService:
             max_pixels=defaults.max_pixels,
         )
 
-    @property
-    def extractor_state(self) -> ExtractorState:
-        """Whether there is an extractor; never waits."""
-        return self._extractor.state
-
-    @property
-    def extractor_name(self) -> str:
-        """Name of the extractor; waits while it is being loaded."""
-        return self._extractor.get().name
-
     def start(self) -> None:
         """Begin to get the extractor ready."""
-        self._extractor.start()
+        self.extractor.start()
 
     def close(self) -> None:
         """Finish what is on the device and take nothing new."""
@@ -213,9 +203,7 @@ class InspectionService:
         would be on a part that nobody has seen.
 
         Args:
-            key: The model.
             image: The bytes of an image file, or pixels [H, W(, C)] uint8 or uint16 in BGR order.
-            mm_per_px: Millimetres per pixel.
             shape: What counts, in pixels of the image; what the ROI has learned with narrows it further.
             name: What an error sentence calls the image.
             overrides: Values in place of the ROI's own.
@@ -232,10 +220,8 @@ class InspectionService:
         watch = Stopwatch()
         model = self._models.get(key)
         bank = model.fitted_bank(key)
-        if for_calibration:
-            terms = scoring_terms(bank, None, None, overrides)
-        else:
-            terms = scoring_terms(bank, model.calibration, model.last_calibration, overrides)
+        judged_by = (None, None) if for_calibration else (model.calibration, model.last_calibration)
+        terms = scoring_terms(bank, *judged_by, overrides)
         check_mm_per_px(bank, mm_per_px)
         with watch.lap("decode"):
             max_pixels = self.defaults.max_pixels
@@ -245,7 +231,7 @@ class InspectionService:
                 else to_bgr_uint8(image)
             )
             digest = pixel_digest(pixels)
-        extractor = self._extractor.get()
+        extractor = self.extractor.get()
         check_extractor(bank, extractor)
         self._precision.check(key, bank, extractor)
         placement = extractor.placement((pixels.shape[0], pixels.shape[1]))
