@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -82,6 +83,14 @@ def calibrated(
         ok_scores_from=source,
         memory_checksum=bank.checksum,
     )
+
+
+def rule_after(
+    bank: MemoryBank, last: Calibration | None, score_mode: ScoreMode | None, score_percentile: float | None
+) -> ScoreRule:
+    """Return how a ROI's maps become scores after a calibration that asks for these; None keeps what ``last`` says."""
+    rule = rule_in_force(bank, last)
+    return replace(rule, mode=score_mode or rule.mode, percentile=score_percentile or rule.percentile)
 
 
 def renewed(previous: Calibration, bank: MemoryBank, scores: LeaveOneOutScores) -> Calibration | None:

@@ -116,7 +116,7 @@ class PrecisionCheck:
                 break
             try:
                 stored = images.get(digest, "ok")
-                if stored is None or stored.image_hw != bank.placement.image_hw:
+                if stored is None:
                     continue
                 image = decode_image(images.read(stored), max_pixels=self._max_pixels, name=stored.file_name)
             except InspectionError:

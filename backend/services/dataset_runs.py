@@ -14,6 +14,7 @@ from backend.errors import InspectionError, InvalidInput, QueueFull, StorageFail
 from backend.memory_bank.coreset import Progress
 from backend.roi_mask import Shape, parse_shape, shape_from_fields
 from backend.scoring.inspection import Inspection
+from backend.services.calibration import rule_after
 from backend.services.datasets import Datasets
 from backend.services.inspection import InspectionService
 
@@ -56,9 +57,10 @@ def inspect_dataset(
         ArtefactCorrupt: If its memory or calibration is damaged.
         Unavailable: If nothing can be inspected now; that is no fault of an image.
     """
-    bank = service.fitted_bank(key)
+    model = service.describe(key)
+    bank = model.fitted_bank(key)
     if not for_calibration:
-        _ = service.describe(key).calibration  # damaged, it is no image's fault: raised once, not for each
+        _ = model.calibration  # damaged, it is no image's fault: raised once, not for each
     listed = datasets.list(key)
     images = [image for label in dict.fromkeys(labels) for image in listed[label]]
     for done, image in enumerate(images):
@@ -106,7 +108,8 @@ def calibrate_from_dataset(
     stored = datasets.list(key)
     if require_ng and not stored["ng"]:
         raise InvalidInput("The data set has no ng images. Upload one, or send require_ng=false.")
-    rule = service.rule_after(key, score_percentile=score_percentile)
+    model = service.describe(key)
+    rule = rule_after(model.fitted_bank(key), model.last_calibration, None, score_percentile)
     items = inspect_dataset(
         service,
         datasets,

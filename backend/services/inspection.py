@@ -30,7 +30,7 @@ from backend.scoring.inspection import (
     scoring_terms,
 )
 from backend.scoring.leave_one_out import leave_one_out_scores
-from backend.services.calibration import calibrated
+from backend.services.calibration import calibrated, rule_after
 from backend.services.consistency import PrecisionCheck, check_aspect_ratio, check_extractor, check_mm_per_px
 from backend.services.fit_request import FitReport, FitRequest, Mode, Upload
 from backend.services.fitting import Fitter
@@ -97,14 +97,6 @@ class InspectionService:
         """
         return self._models.get(key)
 
-    def fitted_bank(self, key: ModelKey) -> MemoryBank:
-        """Return the memory of a ROI.
-
-        Raises:
-            MemoryNotFound: If the ROI was never fitted.
-        """
-        return self._models.get(key).fitted_bank(key)
-
     def fit_ok(
         self,
         key: ModelKey,
@@ -153,14 +145,14 @@ class InspectionService:
             MmPerPxMismatch: If ``mm_per_px`` is not that of the fit.
             InvalidInput: As ``calibrated``.
         """
-        self.fitted_bank(key)  # before the lock, which makes the ROI's folder
+        self._models.get(key).fitted_bank(key)  # before the lock, which makes the ROI's folder
         with self.store.lock(key):
             model = self._models.get(key)
             bank, last = model.fitted_bank(key), model.last_calibration
             if mm_per_px is not None:
                 check_mm_per_px(bank, mm_per_px)
             kept_area = bank.options.area_mm2_thr if last is None else last.area_mm2_thr
-            rule = _rule_after(bank, last, score_mode, score_percentile)
+            rule = rule_after(bank, last, score_mode, score_percentile)
             calibration = calibrated(
                 bank,
                 leave_one_out_scores(bank, rule),
@@ -178,13 +170,6 @@ class InspectionService:
                 calibration = replace(calibration, warnings=(*calibration.warnings, _CALIBRATION_LOST))
             self.store.save_calibration(key, calibration, stored=model.calibrations)
         return calibration
-
-    def rule_after(
-        self, key: ModelKey, *, score_mode: ScoreMode | None = None, score_percentile: float | None = None
-    ) -> ScoreRule:
-        """Return how a ROI's maps become scores after a calibration that asks for these; None keeps what was."""
-        model = self._models.get(key)
-        return _rule_after(model.fitted_bank(key), model.last_calibration, score_mode, score_percentile)
 
     def infer(
         self,
@@ -250,13 +235,6 @@ class InspectionService:
             scale = model.heatmap_full_scale
             found = judge(bank, distances, placement, mask, terms, heatmap_full_scale=scale, facts=facts)
         return replace(found, timings_ms=watch.timings_ms())
-
-
-def _rule_after(
-    bank: MemoryBank, last: Calibration | None, score_mode: ScoreMode | None, score_percentile: float | None
-) -> ScoreRule:
-    rule = rule_in_force(bank, last)
-    return replace(rule, mode=score_mode or rule.mode, percentile=score_percentile or rule.percentile)
 
 
 def _distances(bank: MemoryBank, rows: Rows, digest: str, k: int) -> tuple[NDArray[np.float32], str]:

@@ -122,7 +122,7 @@ def test_changed_embeddings_are_extracted_again_and_the_memory_is_the_same(
     path = sorted(roi.glob("embeddings/*/*.npy"))[0]
     whole = path.read_bytes()
     images = service.store.images(KEY)
-    checksum = service.fitted_bank(KEY).checksum
+    checksum = service.describe(KEY).bank.checksum
     made_by = embeddings_key(FakeExtractor(whitens=True))
     assert images.get_embeddings(path.stem, made_by) is not None
     for case, broken in damaged(whole):
