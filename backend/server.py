@@ -36,6 +36,7 @@ class DrainingServer(uvicorn.Server):
         super().__init__(config)
         self._state = app.state
         self._limit_s = limit_s
+        self._closing_s = min(2.0, limit_s / 4)  # what is kept of the limit for the end itself
         self._ends_at_s: float | None = None
         self._signalled = threading.Event()
         # Before it is needed: a handler of signals must not start a thread, it may have interrupted such a start.
@@ -72,11 +73,6 @@ class DrainingServer(uvicorn.Server):
         _log.error("the service did not end within %s s and is ended now", self._limit_s)
         time.sleep(_LOG_WRITING_S)
         os._exit(_ENDED_BY_FORCE)
-
-    @property
-    def _closing_s(self) -> float:
-        """What is kept of the limit for the end itself."""
-        return min(2.0, self._limit_s / 4)
 
 
 def serve(settings: Settings, *, host: str, port: int) -> int:

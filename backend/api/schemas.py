@@ -53,7 +53,7 @@ class ScoreSummary(BaseModel):
     max: Score = Field(description="Largest.", examples=[0.56])
 
 
-class FitAnswer(Answer, MemoryFacts):
+class FitAnswer(MemoryFacts, Answer):
     """What a ROI has learned."""
 
     n_new: Count = Field(description="Images of this call that the memory did not know.", examples=[30])

@@ -209,12 +209,10 @@ class InspectionService:
         terms = scoring_terms(bank, *judged_by, overrides)
         check_mm_per_px(bank, mm_per_px)
         with watch.lap("decode"):
-            max_pixels = self.defaults.max_pixels
-            pixels = (
-                decode_image(image, max_pixels=max_pixels, name=name)
-                if isinstance(image, bytes)
-                else to_bgr_uint8(image)
-            )
+            if isinstance(image, bytes):
+                pixels = decode_image(image, max_pixels=self.defaults.max_pixels, name=name)
+            else:
+                pixels = to_bgr_uint8(image)
             digest = pixel_digest(pixels)
         extractor = self.extractor.get()
         check_extractor(bank, extractor)
