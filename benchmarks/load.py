@@ -30,7 +30,7 @@ from backend.demo.samples import render_good
 from backend.errors import InspectionError
 from backend.imaging.png import encode_png
 from backend.settings import Settings
-from benchmarks.clients import FITS, HEALTH_MS, LOAD_ROI, REFIT_ROI, Measured, Plan, measure
+from benchmarks.load_clients import FITS, HEALTH_MS, LOAD_ROI, REFIT_ROI, Measured, Plan, measure
 from benchmarks.machine import cuda_device, describe, machine_facts, markdown, update_block, write_json
 from benchmarks.seeded_weights import weights_for_benchmarks
 from benchmarks.servers import MM_PER_PX, ROLE, SERVICE, CallFailed, fit_form, infer_form, serving

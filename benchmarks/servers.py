@@ -21,7 +21,7 @@ from fastapi import FastAPI
 from numpy.typing import NDArray
 
 from backend.app import create_app
-from backend.demo.demo_server import Server
+from backend.demo.service_process import Server
 from backend.extractors.base import FeatureExtractor
 from backend.extractors.loader import ExtractorLoader
 from backend.imaging.placement import Placement, place

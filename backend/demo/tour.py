@@ -22,7 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from backend.demo.demo_parts import DemoError, Part, PartSet, folder_parts, rendered_parts
-from backend.demo.demo_server import serving
+from backend.demo.service_process import serving
 from backend.demo.report import Inspected, Report, tally, write_report
 from backend.errors import InspectionError
 from backend.roi_mask import shape_fields, shape_mask

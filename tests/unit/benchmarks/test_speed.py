@@ -12,7 +12,7 @@ from backend.extractors.weights import WeightsFile, load_backbone
 from backend.features import to_input
 from backend.memory_bank.coreset import kcenter_greedy
 from benchmarks import load, speed
-from benchmarks.clients import Measured
+from benchmarks.load_clients import Measured
 from benchmarks.machine import machine_facts, markdown, update_block
 from benchmarks.references import LAYERS, FaissFlat, TorchEagerExtractor
 from benchmarks.seeded_weights import MODEL_NAME, Weights, weights_for_benchmarks

@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from backend.demo import demo_server
+from backend.demo import service_process
 from backend.demo import tour as demo
 from backend.demo.demo_parts import DemoError, evenly, folder_parts, rendered_parts
-from backend.demo.demo_server import serving
+from backend.demo.service_process import serving
 from backend.demo.report import FoundRegion, Inspected
 from backend.demo.tour import Api, extractor_line, result_table, run_demo, summary_line
 
@@ -221,7 +221,7 @@ def _run(**arguments):
 @pytest.fixture
 def ends_at_once(monkeypatch):
     """Put a process that says why it cannot start in the place of the server."""
-    monkeypatch.setattr(demo_server, "_SERVER", ["-c", "import sys; sys.exit('No module named torch')"])
+    monkeypatch.setattr(service_process, "_SERVER", ["-c", "import sys; sys.exit('No module named torch')"])
 
 
 def test_a_server_that_dies_at_start_shows_the_end_of_its_log_and_what_to_do(tmp_path, ends_at_once):
@@ -247,7 +247,7 @@ def test_a_missing_folder_is_named_and_the_demo_fails(tmp_path, ends_at_once):
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, DemoError("stop")])
 def test_the_server_is_stopped_whatever_becomes_of_the_demo(tmp_path, monkeypatch, error):
-    monkeypatch.setattr(demo_server, "_SERVER", ["-c", "import time; time.sleep(60)"])
+    monkeypatch.setattr(service_process, "_SERVER", ["-c", "import time; time.sleep(60)"])
     started = time.monotonic()
     processes = []
 
