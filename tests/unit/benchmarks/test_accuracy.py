@@ -11,10 +11,13 @@ from rich.console import Console
 from backend.demo.samples import render_defective, render_good
 from backend.scoring.leave_one_out import ScoreRule, leave_one_out_scores
 from backend.settings import Settings
-from benchmarks import accuracy
-from benchmarks.accuracy import Plan, RememberingExtractor, main, measure
-from benchmarks.accuracy_page import caption, markdown_table, render_page
+from backend.wiring import make_extractor
+from benchmarks import accuracy_runs
+from benchmarks.accuracy import main
+from benchmarks.accuracy_page import Case, caption, markdown_table, render_page
+from benchmarks.accuracy_runs import Plan, RememberingExtractor, measure
 from benchmarks.datasets import Dataset, DatasetError, read_dataset
+from benchmarks.metrics import Measurement
 
 _SIZE_PX = 112
 _REAL_DATA = Path(__file__).resolve().parents[4] / "shared" / "data"
@@ -41,7 +44,7 @@ def data(folder: Path) -> Dataset:
 
 
 @pytest.fixture(scope="module")
-def measured(data: Dataset) -> tuple[accuracy.Measurement, tuple[accuracy.Case, ...]]:
+def measured(data: Dataset) -> tuple[Measurement, tuple[Case, ...]]:
     return measure(data, _plan(), with_cases=True)
 
 
@@ -195,10 +198,10 @@ def test_leaving_nothing_out_gives_a_lower_threshold_and_more_false_alarms(measu
 def test_the_threshold_is_the_default_rule_on_the_service_s_own_leave_one_out_scores(data, tmp_path):
     plan = _plan(seeds=1)
     settings = plan.settings.model_copy(update={"models_dir": tmp_path})
-    extractor = RememberingExtractor(accuracy.make_extractor(settings)[0], tmp_path / "embeddings")
-    with accuracy._service(settings, extractor, 0) as service:
-        run = accuracy._run(service, extractor, data, plan, 0, lambda *_: None)
-        bank = service.describe(accuracy._key(0)).bank
+    extractor = RememberingExtractor(make_extractor(settings)[0], tmp_path / "embeddings")
+    with accuracy_runs._service(settings, extractor, 0) as service:
+        run = accuracy_runs._run(service, extractor, data, plan, 0, lambda *_: None)
+        bank = service.describe(accuracy_runs._key(0)).bank
     for mode, scores in run.by_mode.items():
         honest = leave_one_out_scores(bank, ScoreRule(mode=mode, percentile=99, blur_sigma=settings.blur_sigma))
         assert scores.threshold == pytest.approx(max(honest.by_part))
@@ -220,7 +223,7 @@ def test_measuring_one_mode_gives_what_measuring_all_gives(measured, data):
 
 
 def test_the_remembered_embeddings_are_those_of_the_extractor(data, tmp_path):
-    plain = accuracy.make_extractor(_plan().settings)[0]
+    plain = make_extractor(_plan().settings)[0]
     remembering = RememberingExtractor(plain, tmp_path)
     image = render_good(1, size_px=_SIZE_PX).image_bgr
     for _ in range(2):
