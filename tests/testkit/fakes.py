@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from backend.demo.inspected import Inspected
 from backend.imaging.image_codec import pixel_digest
 from backend.imaging.placement import Placement, place
 from backend.patchcore import MemoryBank, PatchGrid, learn
@@ -126,3 +127,19 @@ def bank_on_a_line(
         k=k,
         **arguments,
     )
+
+
+def inspected(**changes: Any) -> Inspected:
+    """Return a good part of 20 × 30 px that passed, but for what is to differ."""
+    values: dict[str, Any] = {
+        "name": "part",
+        "is_defective": False,
+        "image_bgr": np.full((20, 30, 3), 120, np.uint8),
+        "heatmap": np.zeros((20, 30), np.uint8),
+        "score": 0.4,
+        "threshold": 0.5,
+        "decision": "ok",
+        "regions": (),
+        "elapsed_ms": 10.0,
+    }
+    return Inspected(**{**values, **changes})
