@@ -9,30 +9,28 @@ document allows and half as it forbids. Meanwhile and afterwards the same part m
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
-import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
 
+from backend.demo.client import CallCutOff
+from backend.demo.service_process import ServiceFailed
+from benchmarks.vitals import Vitals, vitals
 from reliability import parts
 from reliability.checks import folder_problems, leftovers
-from reliability.clients import CallCutOff
-from reliability.command import add_output_options, proved
+from reliability.command import run_command
 from reliability.exchanges import ANSWER_S, exchange
 from reliability.mutations import captured_requests, mutated
 from reliability.outcomes import Claim, Findings, Outcome
 from reliability.schema_requests import send_schema_requests
-from reliability.servers import Server, ServerFailed
-from reliability.vitals import Vitals, vitals
+from reliability.servers import Server
 
 CONTROL_ROI = "control"
 GROWTH = 0.10
@@ -50,15 +48,10 @@ _UNFORESEEN = ("Exception in ASGI application", "internal_error", "Task exceptio
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """How much.
+    """How much; each field is an option of the command."""
 
-    Attributes:
-        requests: In all.
-        seed: Draws them.
-    """
-
-    requests: int = 20_000
-    seed: int = 0
+    requests: int = field(default=20_000, metadata={"help": "in all"})
+    seed: int = field(default=0, metadata={"help": "draws them"})
 
 
 @dataclass
@@ -111,14 +104,14 @@ def run(plan: Plan, folder: Path, *, step: Callable[[], None] = lambda: None) ->
 
 def _prepare(server: Server) -> float:
     """Fit and calibrate a ROI that no request names; return the score of a part."""
-    with closing(server.client()) as client:
+    with server.client() as client:
         for answer in (
             client.send(parts.fit(CONTROL_ROI, range(4))),
             client.post("/calibrate_ng", {**parts.roi(CONTROL_ROI), "mm_per_px": parts.MM_PER_PX}),
             client.send(parts.fit("inspection-1", range(4))),
         ):
             if answer.status != 200:
-                raise ServerFailed(f"the server does not learn: {answer}")
+                raise ServiceFailed(f"the server does not learn: {answer}")
         return float(client.send(parts.infer(CONTROL_ROI, parts.PROBE)).json["score"])
 
 
@@ -195,7 +188,7 @@ def _refuse(constant: str) -> NoReturn:
 
 def _control(server: Server, score: float, tally: _Tally) -> None:
     """Inspect the part that was inspected before anything else was sent."""
-    with closing(server.client()) as client:
+    with server.client() as client:
         try:
             health, answer = client.get("/health"), client.send(parts.infer(CONTROL_ROI, parts.PROBE))
         except CallCutOff as error:
@@ -275,16 +268,5 @@ def _outcome(tally: _Tally, before: Vitals | None, after: Vitals | None, elapsed
     )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; return 0 when every claim holds."""
-    parser = argparse.ArgumentParser(prog="python -m reliability.fuzz", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--requests", type=int, default=Plan.requests, help="in all (%(default)s)")
-    parser.add_argument("--seed", type=int, default=Plan.seed, help="draws them (%(default)s)")
-    add_output_options(parser)
-    arguments = parser.parse_args(argv)
-    plan = Plan(requests=arguments.requests, seed=arguments.seed)
-    return proved([("fuzz", plan.requests, lambda folder, step: run(plan, folder, step=step))], arguments)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command("fuzz", __doc__, Plan, run, lambda plan: plan.requests)

@@ -15,7 +15,6 @@ from schemathesis.core.control import SkipTest
 from schemathesis.core.result import Ok
 
 from backend.app import create_app
-from benchmarks.servers import ROLE
 from reliability import parts
 from reliability.outcomes import Findings
 
@@ -99,7 +98,7 @@ def _to_the_point(case: Any) -> Any:
         if not isinstance(sent, dict):
             continue
         if "role_id" in sent and number % 2:
-            sent.update(role_id=ROLE, roi_id=_FITTED_ROI, model_key=_FITTED_ROI, recipe_id="default")
+            sent.update(role_id=parts.ROLE, roi_id=_FITTED_ROI, model_key=_FITTED_ROI, recipe_id="default")
         if isinstance(sent.get("shape"), str):
             sent["shape"] = _TEXTS[number % len(_TEXTS)]
         if isinstance(sent.get("metas"), list) and isinstance(sent.get("images"), list):

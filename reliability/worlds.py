@@ -11,8 +11,8 @@ import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from backend.demo.client import Answer, Client
 from reliability import parts
-from reliability.clients import Answer, Client
 
 OK_POOL = range(24)
 NG_POOL = range(1000, 1010)

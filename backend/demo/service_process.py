@@ -1,91 +1,172 @@
-"""The real server in a process of its own, for as long as somebody needs it."""
+"""The service in a process of its own: started on a free port, waited for, stopped or killed, its log kept.
+
+The demo, the benchmarks, the proofs in ``reliability/`` and the tests all start their servers through it.
+"""
 
 from __future__ import annotations
 
-import json
 import os
+import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
-import httpx
+from backend.demo.client import CallCutOff, Client
 
-from backend.demo.demo_parts import DemoError
+PLAIN_UVICORN = ("-m", "uvicorn", "backend.app:app")
+SERVE_COMMAND = ("-c", "import sys; from backend.cli import main; sys.exit(main())", "serve")
+"""``roi-inspector serve``, whether or not the command is installed."""
 
-_SERVER = ["-m", "uvicorn", "backend.app:app"]
-_START_S, _CALL_S, _STOP_S = 300.0, 900.0, 10.0
+_START_S, _STOP_S, _POLL_S = 300.0, 60.0, 0.05
 
 
-@dataclass(frozen=True, kw_only=True)
-class Server:
-    """A server process that this demo has started."""
+class ServiceFailed(Exception):
+    """A process did not start or did not stop; the text holds the end of its log."""
 
-    client: httpx.Client
-    process: subprocess.Popen[bytes]
-    log_path: Path
 
-    def wait_until_ready(self) -> dict[str, Any]:
-        """Return the answer of ``GET /health`` once the service has made up its mind.
+def environment_with(settings: Mapping[str, object], *, inherit: bool = False) -> dict[str, str]:
+    """Return this process's environment with settings of the service put in, by their names in ``Settings``.
+
+    Args:
+        settings: They take the place of what the environment says.
+        inherit: Keep the other ``BDI_...`` variables of this process.
+    """
+    kept = {name: value for name, value in os.environ.items() if inherit or not name.upper().startswith("BDI_")}
+    chosen = {f"BDI_{name.upper()}": str(value) for name, value in settings.items()}
+    return {**kept, "PYTHONUTF8": "1", **chosen}
+
+
+class ServiceProcess:
+    """One process at a time on one port; ``with`` starts nothing, and ends what still runs.
+
+    Args:
+        log: Where output goes; appended to.
+        environment: Of the process; see ``environment_with``.
+        command: What Python is given; ``--host`` and ``--port`` follow.
+        cwd: Working folder; this process's own by default.
+        in_own_group: Make it the head of a process group, which ``kill`` ends with it (POSIX).
+    """
+
+    def __init__(
+        self,
+        log: Path,
+        environment: Mapping[str, str],
+        *,
+        command: Sequence[str] = SERVE_COMMAND,
+        cwd: Path | None = None,
+        in_own_group: bool = False,
+    ) -> None:
+        self.log, self.port, self.started_s = log, 0, 0.0
+        self._environment, self._command, self._cwd = dict(environment), list(command), cwd
+        self._in_own_group = in_own_group and os.name == "posix"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def process(self) -> subprocess.Popen[bytes]:
+        """The process that runs now, or ran last.
 
         Raises:
-            DemoError: If the process ends or does not get ready in time; shows the tail of its log.
+            ServiceFailed: If there never was one.
         """
-        deadline = time.monotonic() + _START_S
+        if self._process is None:
+            raise ServiceFailed("the server was never started")
+        return self._process
+
+    @property
+    def is_running(self) -> bool:
+        """True between the start of a process and its end."""
+        return self._process is not None and self._process.poll() is None
+
+    def launch(self) -> None:
+        """Start a process on a free port and return at once."""
+        with socket.create_server(("127.0.0.1", 0)) as reserved:
+            self.port = reserved.getsockname()[1]
+        command = [sys.executable, *self._command, "--host", "127.0.0.1", "--port", str(self.port)]
+        self.started_s = time.perf_counter()
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                command,
+                cwd=self._cwd,
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=self._in_own_group,
+            )
+
+    def wait_until_ready(self, *, limit_s: float = _START_S) -> dict[str, Any]:
+        """Return the answer of ``GET /health`` once the service has its extractor, or knows that it gets none.
+
+        Raises:
+            ServiceFailed: If the process ends or is not ready in time.
+        """
+        deadline = time.monotonic() + limit_s
         while time.monotonic() < deadline:
-            if self.process.poll() is not None:
-                raise DemoError(
+            if not self.is_running:
+                raise ServiceFailed(
                     f"the server ended with exit code {self.process.returncode} at start.\n{self._advice()}"
                 )
-            try:
-                health: dict[str, Any] = self.client.get("/health", timeout=5.0).json()
-            except (httpx.TransportError, json.JSONDecodeError):
-                health = {"status": "starting"}
-            if health["status"] != "starting":
+            health = self.health()
+            if health is not None and health["status"] != "starting":
                 return health
-            time.sleep(0.2)
-        raise DemoError(f"the server was not ready after {_START_S:.0f} s.\n{self._advice()}")
+            time.sleep(_POLL_S)
+        raise ServiceFailed(f"the server was not ready after {limit_s:.0f} s.\n{self._advice()}")
+
+    def health(self) -> dict[str, Any] | None:
+        """Return the answer of ``GET /health``, or None while there is none."""
+        with self.client(timeout_s=5.0) as client:
+            try:
+                health: dict[str, Any] = client.get("/health").json
+            except (CallCutOff, ValueError):
+                return None
+        return health
+
+    def client(self, *, timeout_s: float = 60.0) -> Client:
+        """Return a client with a connection of its own."""
+        return Client(self.port, timeout_s=timeout_s)
+
+    def stop(self, *, limit_s: float = _STOP_S) -> int:
+        """Ask the process to end, as a service manager does; return its exit code.
+
+        Raises:
+            ServiceFailed: If it goes on.
+        """
+        self.process.terminate()
+        try:
+            return self.process.wait(limit_s)
+        except subprocess.TimeoutExpired as error:
+            raise ServiceFailed(f"the server was still there {limit_s:.0f} s after it was asked to stop") from error
+
+    def kill(self) -> None:
+        """End the process as a power cut does: no signal handler, no flush."""
+        if self._in_own_group:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        else:
+            self.process.kill()
+        self.process.wait(_STOP_S)
+
+    def log_tail(self, lines: int = 25) -> str:
+        """Return the end of the log."""
+        return "\n".join(self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        if self.is_running:
+            try:
+                self.stop(limit_s=10.0)
+            except ServiceFailed:
+                self.kill()
 
     def _advice(self) -> str:
-        tail = "\n".join(self.log_path.read_text(encoding="utf-8", errors="replace").splitlines()[-25:])
         return (
-            f"The end of {self.log_path}:\n{tail}\n"
+            f"The end of {self.log}:\n{self.log_tail()}\n"
             "What to do: the lines above name the cause. A missing module: pip install -r requirements.txt. A setting "
             "that is refused: correct or unset the environment variable BDI_..."
         )
-
-
-@contextmanager
-def serving(models_dir: Path, log_path: Path) -> Iterator[Server]:
-    """Run the service in a process of its own for the ``with`` block, whatever becomes of the block.
-
-    Args:
-        models_dir: Folder for its artefacts.
-        log_path: Where its output goes.
-    """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    environment = {"BDI_EXTRACTOR": "auto", **os.environ, "BDI_MODELS_DIR": str(models_dir), "PYTHONUTF8": "1"}
-    command = [sys.executable, *_SERVER, "--host", "127.0.0.1", "--port", str(port)]
-    with (
-        log_path.open("wb") as log,
-        subprocess.Popen(
-            command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
-        ) as process,
-    ):
-        try:
-            # A proxy of the environment must not come between two processes of one machine.
-            with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=_CALL_S, trust_env=False) as client:
-                yield Server(client=client, process=process, log_path=log_path)
-        finally:
-            process.terminate()
-            try:
-                process.wait(_STOP_S)
-            except subprocess.TimeoutExpired:
-                process.kill()

@@ -13,16 +13,18 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from benchmarks.machine import machine_facts
+from benchmarks.vitals import Vitals
 from reliability import crowd, fuzz, kills, parts, soak
 from reliability.checks import leftovers
-from reliability.command import block, machine_facts, publish
+from reliability.command import block, publish
 from reliability.exchanges import exchange, is_whole
 from reliability.moments import temporary_files
 from reliability.mutations import captured_requests, mutated
 from reliability.outcomes import Claim, Findings, Outcome
+from reliability.recovery import differences
 from reliability.reference import Reference
 from reliability.servers import Server
-from reliability.vitals import Vitals
 from reliability.worlds import Call, RoiState, contradictions
 
 pytestmark = pytest.mark.skipif(
@@ -74,14 +76,14 @@ def test_requests_that_no_client_should_send_do_no_harm(tmp_path: Path) -> None:
 
 
 def test_processes_that_share_a_folder_answer_as_one(tmp_path: Path) -> None:
-    outcome = crowd.run(crowd.Plan(seconds=4, processes=2, clients=4), tmp_path)
+    outcome = crowd.run(crowd.Plan(minutes=4 / 60, processes=2, clients=4), tmp_path)
     assert outcome.holds, _failed(outcome)
     assert outcome.figures["inspections"] >= 20
     assert set(outcome.figures["calls"]) >= {"infer", "fit", "calibrate"}
 
 
 def test_a_steady_load_is_answered_and_measured(tmp_path: Path) -> None:
-    outcome = soak.run(soak.Plan(seconds=6, clients=2), tmp_path)
+    outcome = soak.run(soak.Plan(minutes=6 / 60, clients=2), tmp_path)
     flat, *others = outcome.claims
     assert all(claim.holds for claim in others if "leaks" not in claim.text), _failed(outcome)
     assert "MB by quarters" in flat.figure, "seconds are all warm-up; minutes are judged"
@@ -152,9 +154,9 @@ def test_the_reference_tells_memories_and_scores_apart(tmp_path: Path) -> None:
             "params": {"memory_checksum": some.checksum, "area_mm2_thr": 1.0},
         }
         state = RoiState(learned=frozenset({1, 2}), mark=1)
-        assert kills.differences(honest, state, reference) == []
+        assert differences(honest, state, reference) == []
         for name, value in (("score", honest["score"] + 1e-12), ("threshold", None)):
-            assert len(kills.differences({**honest, name: value}, state, reference)) == 1
+            assert len(differences({**honest, name: value}, state, reference)) == 1
     finally:
         reference.close()
 

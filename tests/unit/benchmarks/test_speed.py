@@ -13,10 +13,10 @@ from backend.features import to_input
 from backend.memory_bank.coreset import kcenter_greedy
 from benchmarks import load, speed
 from benchmarks.load_clients import Measured
-from benchmarks.machine import machine_facts, markdown, update_block
+from benchmarks.machine import markdown, network_facts, update_block
 from benchmarks.references import LAYERS, FaissFlat, TorchEagerExtractor
 from benchmarks.seeded_weights import MODEL_NAME, Weights, weights_for_benchmarks
-from benchmarks.servers import fit_form, infer_form
+from benchmarks.servers import inspect, learn
 from benchmarks.speed_rows import NO_CUDA, picks_the_farthest
 from benchmarks.workbench import Plan, Row, duel
 
@@ -87,7 +87,7 @@ def test_a_real_server_is_put_under_load(weights, tmp_path):
 
 
 def test_the_fallback_weights_are_said_to_be_seeded(weights):
-    assert "seeded" in machine_facts(weights)["weights"]
+    assert "seeded" in network_facts(weights)["weights"]
     assert "named" in weights_for_benchmarks(weights.path.parent, named=weights.path).title
 
 
@@ -112,7 +112,7 @@ def test_the_reference_service_learns_and_inspects(weights, monkeypatch):
     pngs = [encode_png(render_good(seed, size_px=_SIZE_PX).image_bgr) for seed in range(3)]
     with TestClient(reference_app()) as client:
         answers = []
-        for request in (fit_form("roi", pngs[:2], coreset_rate=0.5), infer_form("roi", pngs[2])):
+        for request in (learn("roi", pngs[:2], coreset_rate=0.5), inspect("roi", pngs[2])):
             headers = {"Content-Type": request.content_type}
             answers.append(client.post(request.path, content=request.body, headers=headers).json())
     assert answers[0]["n_embeddings"] == 50

@@ -5,22 +5,20 @@ import os
 import re
 import subprocess
 import sys
-import time
+from email.message import Message
 from functools import cache
-from pathlib import Path
 
 import cv2
-import httpx
 import numpy as np
 import pytest
 from rich.console import Console
 
-from backend.demo import service_process
-from backend.demo import tour as demo
-from backend.demo.demo_parts import DemoError, evenly, folder_parts, rendered_parts
-from backend.demo.service_process import serving
-from backend.demo.report import FoundRegion, Inspected
+from backend.demo import tour
+from backend.demo.client import Answer
+from backend.demo.demo_parts import rendered_parts
+from backend.demo.inspected import FoundRegion
 from backend.demo.tour import Api, extractor_line, result_table, run_demo, summary_line
+from tests.testkit.fakes import inspected
 
 
 @cache
@@ -52,110 +50,25 @@ def test_the_first_line_says_which_extractor_runs_and_why(health, chosen, line):
     assert extractor_line(health, chosen) == line
 
 
-@pytest.mark.parametrize(
-    ("n", "picked"),
-    [(1, [0]), (2, [0, 5]), (3, [0, 3, 6]), (10, list(range(10))), (99, list(range(10)))],
-)
-def test_evenly_takes_at_most_so_many_from_the_whole_range(n, picked):
-    paths = [Path(str(index)) for index in range(10)]
-    assert evenly(paths, n) == [paths[index] for index in picked]
-
-
-def test_three_quarters_of_the_rendered_good_parts_are_learned_and_the_others_held_out():
-    parts = eight_parts()
-    assert (len(parts.fit), len(parts.good), len(parts.defective)) == (6, 2, 8)
-    assert len({part.data for part in (*parts.fit, *parts.good, *parts.defective)}) == 16
-    assert all(part.defect_mask is None and not part.is_defective for part in (*parts.fit, *parts.good))
-    assert all(part.defect_mask.any() and part.is_defective for part in parts.defective)
-
-
-def test_too_few_good_parts_are_refused():
-    with pytest.raises(DemoError, match="at least 8 good parts are needed"):
-        rendered_parts(7, 0.2)
-
-
-def _write(path, size=(24, 16), value=90):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    cv2.imwrite(str(path), np.full((size[1], size[0], 3), value, np.uint8))
-
-
-@pytest.fixture
-def folder(tmp_path):
-    for index in range(60):
-        _write(tmp_path / "train" / "good" / f"{index:03}.png")
-    for index in range(3):
-        _write(tmp_path / "test" / "good" / f"{index:03}.png", value=91)
-    _write(tmp_path / "test" / "crack" / "000.png")
-    _write(tmp_path / "test" / "dent" / "000.png", size=(12, 8))
-    mask = np.zeros((8, 12), np.uint8)
-    mask[2:4, 6:9] = 255
-    (tmp_path / "ground_truth" / "dent").mkdir(parents=True)
-    cv2.imwrite(str(tmp_path / "ground_truth" / "dent" / "000_mask.png"), mask)
-    (tmp_path / "train" / "good" / "notes.txt").write_text("not an image")
-    return tmp_path
-
-
-def test_a_folder_of_images_is_thinned_out_and_says_so(folder):
-    parts = folder_parts(folder, 0.1)
-    assert (len(parts.fit), len(parts.good), len(parts.defective)) == (50, 3, 2)
-    assert [part.name for part in parts.defective] == ["crack/000.png", "dent/000.png"]
-    assert "50 of 60 images to learn from, 3 of 3 good and 2 of 2 defective" in parts.remark
-    assert parts.mm_per_px == 0.1
-    assert parts.ring is None
-
-
-def test_images_of_another_size_are_brought_to_the_size_of_the_first_with_their_masks(folder):
-    parts = folder_parts(folder, 0.1)
-    crack, dent = parts.defective
-    assert crack.defect_mask is None
-    assert not crack.was_resized
-    assert dent.was_resized
-    assert dent.image_bgr.shape == (16, 24, 3)
-    assert dent.defect_mask.shape == (16, 24)
-    assert dent.defect_mask[5:7, 13:17].all()
-    assert not dent.defect_mask[:3].any()
-    assert "1 of other sizes were brought to the 24 × 16 px of the first" in parts.remark
-
-
-@pytest.mark.parametrize("missing", ["train/good", "test/good", "test/<defect>"])
-def test_a_folder_without_one_of_the_three_kinds_of_image_is_refused_by_name(folder, missing):
-    emptied = ["test/crack", "test/dent"] if missing == "test/<defect>" else [missing]
-    for name in emptied:
-        for path in (folder / name).glob("*.png"):
-            path.unlink()
-    with pytest.raises(DemoError, match=f"There are no images in .*{Path(missing).name}; expected are train/good"):
-        folder_parts(folder, 0.2)
-
-
-def _inspected(**changes):
-    values = {
-        "name": "part [1]",
-        "is_defective": True,
-        "image_bgr": np.zeros((9, 9, 3), np.uint8),
-        "heatmap": np.zeros((9, 9), np.uint8),
-        "score": 0.75,
-        "threshold": 0.5,
-        "decision": "ng",
-        "regions": tuple(FoundRegion(contour_xy=((1, 1),), area_mm2=area) for area in (1.0, 3.0, 2.0)),
-        "elapsed_ms": 41.4,
-    }
-    return Inspected(**{**values, **changes})
+def _ng(**changes):
+    return inspected(**{"name": "part [1]", "is_defective": True, "score": 0.75, "decision": "ng", **changes})
 
 
 def test_the_table_shows_score_threshold_decision_areas_and_time():
+    regions = tuple(FoundRegion(contour_xy=((1, 1),), area_mm2=area) for area in (1.0, 3.0, 2.0))
     console = Console(file=io.StringIO(), width=100)
-    console.print(result_table([_inspected(), _inspected(threshold=None, decision=None, regions=())]))
+    console.print(result_table([_ng(regions=regions, elapsed_ms=41.4), _ng(threshold=None, decision=None)]))
     rows = [re.split(r"\s*│\s*", line.strip("│ \n")) for line in console.file.getvalue().splitlines() if "│" in line]
     assert rows[0] == ["part [1]", "0.750", "0.500", "NG (found)", "3.0, 2.0 +1", "41"]
-    assert rows[1] == ["part [1]", "0.750", "-", "- (not judged)", "-", "41"]
+    assert rows[1] == ["part [1]", "0.750", "-", "- (not judged)", "-", "10"]
 
 
 def test_the_summary_sets_parts_apart_that_helped_to_set_the_threshold():
     items = [
-        _inspected(),
-        _inspected(note="set the threshold"),
-        _inspected(is_defective=False, decision="ok"),
-        _inspected(is_defective=False),
+        _ng(),
+        _ng(note="set the threshold"),
+        _ng(is_defective=False, decision="ok"),
+        _ng(is_defective=False),
     ]
     assert summary_line(items) == (
         "1 of 2 unseen good parts passed, 1 of 1 unseen defects were found. "
@@ -164,52 +77,39 @@ def test_the_summary_sets_parts_apart_that_helped_to_set_the_threshold():
     assert summary_line(items[:1]) == "0 of 0 unseen good parts passed, 1 of 1 unseen defects were found."
 
 
-def _api(handler):
-    client = httpx.Client(transport=httpx.MockTransport(handler), base_url="http://service")
-    return Api(client, eight_parts())
+class Recorder:
+    """A client that keeps what it is asked to send."""
+
+    def __init__(self):
+        self.forms, self.bodies = [], []
+
+    def send(self, form):
+        self.forms.append(form)
+        return Answer(path=form.path, status=200, headers=Message(), body=b'{"n_ok_total": 6}')
+
+    def post(self, path, value):
+        self.bodies.append((path, value))
+        return Answer(path=path, status=200, headers=Message(), body=b"{}")
 
 
 def test_the_fit_sends_every_good_part_the_scale_and_the_ring():
-    requests = []
-
-    def handler(request):
-        requests.append(request)
-        return httpx.Response(200, json={"n_ok_total": 6})
-
-    api = _api(handler)
-    assert api.fit() == {"n_ok_total": 6}
-    body = requests[0].read()
-    assert requests[0].url.path == "/fit_ok"
-    assert body.count(b'name="images"') == 6
-    assert b'name="mode"\r\n\r\nreplace' in body
-    assert b'name="mm_per_px"\r\n\r\n0.2' in body
-    shape = json.loads(re.search(rb'name="shape"\r\n\r\n(.*?)\r\n', body)[1])
+    client = Recorder()
+    assert Api(client, eight_parts()).fit() == {"n_ok_total": 6}
+    (form,) = client.forms
+    assert form.path == "/fit_ok"
+    assert form.body.count(b'name="images"') == 6
+    assert b'name="mode"\r\n\r\nreplace' in form.body
+    assert b'name="mm_per_px"\r\n\r\n0.2' in form.body
+    shape = json.loads(re.search(rb'name="shape"\r\n\r\n(.*?)\r\n', form.body)[1])
     assert shape == {"kind": "annulus", "cx": 191.5, "cy": 191.5, "r": 192 * 0.935, "r_inner": 192 * 0.485}
 
 
 @pytest.mark.parametrize(("ng_scores", "sent"), [([], None), ([0.8, 0.9], [0.8, 0.9])])
 def test_the_calibration_leaves_the_good_scores_to_the_service(ng_scores, sent):
-    bodies = []
-
-    def handler(request):
-        bodies.append(json.loads(request.read()))
-        return httpx.Response(200, json={})
-
-    _api(handler).calibrate(ng_scores)
+    client = Recorder()
+    Api(client, eight_parts()).calibrate(ng_scores)
     roi = {"role_id": "Demo", "roi_id": "part-1", "mm_per_px": 0.2}
-    assert bodies == [{**roi, "ng_scores": sent, "score_mode": "top_mean"}]
-
-
-def test_an_error_of_the_service_is_passed_on_in_its_own_words():
-    api = _api(lambda request: httpx.Response(503, json={"error": "Set BDI_WEIGHTS.", "code": "weights_unavailable"}))
-    with pytest.raises(DemoError, match=r"/fit_ok answered 503: Set BDI_WEIGHTS\."):
-        api.fit()
-
-
-def test_an_error_that_is_no_json_is_passed_on_as_it_is():
-    api = _api(lambda request: httpx.Response(502, text="Bad gateway"))
-    with pytest.raises(DemoError, match="/calibrate_ng answered 502: Bad gateway"):
-        api.calibrate([])
+    assert client.bodies == [("/calibrate_ng", {**roi, "ng_scores": sent, "score_mode": "top_mean"})]
 
 
 def _run(**arguments):
@@ -221,7 +121,7 @@ def _run(**arguments):
 @pytest.fixture
 def ends_at_once(monkeypatch):
     """Put a process that says why it cannot start in the place of the server."""
-    monkeypatch.setattr(service_process, "_SERVER", ["-c", "import sys; sys.exit('No module named torch')"])
+    monkeypatch.setattr(tour, "PLAIN_UVICORN", ["-c", "import sys; sys.exit('No module named torch')"])
 
 
 def test_a_server_that_dies_at_start_shows_the_end_of_its_log_and_what_to_do(tmp_path, ends_at_once):
@@ -232,9 +132,11 @@ def test_a_server_that_dies_at_start_shows_the_end_of_its_log_and_what_to_do(tmp
     assert "pip install -r requirements.txt" in text
 
 
-def test_a_broken_image_is_named_and_the_demo_fails(folder, tmp_path, ends_at_once):
-    (folder / "test" / "good" / "001.png").write_bytes(b"not an image")
-    status, text = _run(data=folder, out=tmp_path / "out")
+def test_a_broken_image_is_named_and_the_demo_fails(tmp_path, ends_at_once):
+    for place in ("train/good", "test/good", "test/crack"):
+        (tmp_path / place).mkdir(parents=True)
+        (tmp_path / place / "001.png").write_bytes(b"not an image")
+    status, text = _run(data=tmp_path, out=tmp_path / "out")
     assert status == 1
     assert "001.png" in text
 
@@ -245,29 +147,11 @@ def test_a_missing_folder_is_named_and_the_demo_fails(tmp_path, ends_at_once):
     assert "There are no images in" in text
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt, DemoError("stop")])
-def test_the_server_is_stopped_whatever_becomes_of_the_demo(tmp_path, monkeypatch, error):
-    monkeypatch.setattr(service_process, "_SERVER", ["-c", "import time; time.sleep(60)"])
-    started = time.monotonic()
-    processes = []
-
-    def block():
-        with serving(tmp_path, tmp_path / "log") as server:
-            processes.append(server.process)
-            assert server.process.poll() is None
-            raise error
-
-    with pytest.raises((KeyboardInterrupt, DemoError)):
-        block()
-    assert processes[0].poll() is not None
-    assert time.monotonic() - started < 30
-
-
 def test_an_interrupted_demo_says_so_and_fails(tmp_path, monkeypatch, ends_at_once):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(demo, "rendered_parts", interrupt)
+    monkeypatch.setattr(tour, "rendered_parts", interrupt)
     status, text = _run(out=tmp_path)
     assert status == 1
     assert "Interrupted. The server was stopped." in text
