@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Column, Table
 
-from backend.demo.client import CallCutOff, CallFailed
+from backend.demo.client import CallFailed
 from backend.demo.samples import render_good
 from backend.demo.service_process import ServiceFailed
 from backend.errors import InspectionError
@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None, *, console: Console | None = None) -
             weights = weights_for_benchmarks(Path(scratch), named=arguments.weights or Settings().weights)
             facts = network_facts(weights)
             rows = _measure_all(plan, Path(scratch), weights.path, console)
-    except (InspectionError, OSError, ServiceFailed, CallFailed, CallCutOff) as error:
+    except (InspectionError, OSError, ServiceFailed, CallFailed) as error:
         console.print(str(error), markup=False)
         return 1
     table = Table(*(Column(heading, overflow="fold") for heading in _HEADINGS), title="Inspections over HTTP")

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from backend.demo.client import CallCutOff, Client, Form, fit_form, infer_form, numbered
+from backend.demo.client import Client, Form, fit_form, infer_form, numbered
 from backend.demo.service_process import PLAIN_UVICORN, ServiceProcess, environment_with
 from benchmarks.vitals import vitals
 
@@ -44,15 +44,8 @@ class Running(ServiceProcess):
 
     def seconds_until_health_answers(self) -> float:
         """Return how long after the start of the process ``GET /health`` answered first; call it right after it."""
-        while self.is_running:
-            with self.client() as client:
-                try:
-                    client.get("/health").ok()
-                    return time.perf_counter() - self.started_s
-                except CallCutOff:
-                    time.sleep(0.01)
-        self.wait_until_ready()  # says what the log says
-        raise AssertionError("a process that ended cannot get ready")
+        self.wait_until_it_answers()
+        return time.perf_counter() - self.started_s
 
     def seconds_until_ready(self) -> float:
         """Return how long after the start of the process the extractor was there."""

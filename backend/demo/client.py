@@ -20,7 +20,7 @@ import httpx
 _IDLE_S = 3.0
 
 
-class CallCutOff(Exception):
+class CallCutOff(ConnectionError):
     """No whole answer came: whether the call did anything is not known."""
 
 

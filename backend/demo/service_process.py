@@ -22,7 +22,7 @@ PLAIN_UVICORN = ("-m", "uvicorn", "backend.app:app")
 SERVE_COMMAND = ("-c", "import sys; from backend.cli import main; sys.exit(main())", "serve")
 """``roi-inspector serve``, whether or not the command is installed."""
 
-_START_S, _STOP_S, _POLL_S = 300.0, 60.0, 0.05
+_START_S, _STOP_S, _POLL_S = 300.0, 60.0, 0.02
 
 
 class ServiceFailed(Exception):
@@ -99,6 +99,19 @@ class ServiceProcess:
                 start_new_session=self._in_own_group,
             )
 
+    def wait_until_it_answers(self, *, limit_s: float = _START_S) -> dict[str, Any]:
+        """Return the first answer of ``GET /health``, whatever it says; raises as ``wait_until_ready``."""
+        deadline = time.monotonic() + limit_s
+        while time.monotonic() < deadline:
+            if not self.is_running:
+                code = self.process.returncode
+                raise ServiceFailed(f"the server ended with exit code {code} at start.\n{self._advice()}")
+            health = self.health()
+            if health is not None:
+                return health
+            time.sleep(_POLL_S)
+        raise ServiceFailed(f"the server was not ready after {limit_s:.0f} s.\n{self._advice()}")
+
     def wait_until_ready(self, *, limit_s: float = _START_S) -> dict[str, Any]:
         """Return the answer of ``GET /health`` once the service has its extractor, or knows that it gets none.
 
@@ -106,16 +119,9 @@ class ServiceProcess:
             ServiceFailed: If the process ends or is not ready in time.
         """
         deadline = time.monotonic() + limit_s
-        while time.monotonic() < deadline:
-            if not self.is_running:
-                raise ServiceFailed(
-                    f"the server ended with exit code {self.process.returncode} at start.\n{self._advice()}"
-                )
-            health = self.health()
-            if health is not None and health["status"] != "starting":
-                return health
+        while (health := self.wait_until_it_answers(limit_s=deadline - time.monotonic()))["status"] == "starting":
             time.sleep(_POLL_S)
-        raise ServiceFailed(f"the server was not ready after {limit_s:.0f} s.\n{self._advice()}")
+        return health
 
     def health(self) -> dict[str, Any] | None:
         """Return the answer of ``GET /health``, or None while there is none."""

@@ -20,7 +20,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from backend.demo.client import CallCutOff, CallFailed, Client, Form, fit_form, infer_form
+from backend.demo.client import CallFailed, Client, Form, fit_form, infer_form
 from backend.demo.demo_parts import DemoError, Part, PartSet, folder_parts, rendered_parts
 from backend.demo.inspected import Inspected, tally
 from backend.demo.report import Report, write_report
@@ -75,7 +75,7 @@ def run_demo(
     except KeyboardInterrupt:
         _say(console, "Interrupted. The server was stopped.")
         return 1
-    except (DemoError, ServiceFailed, CallFailed, CallCutOff, InspectionError, OSError, ValueError) as error:
+    except (DemoError, ServiceFailed, CallFailed, InspectionError, OSError, ValueError) as error:
         _say(console, f"The demo failed: {error}", style="bold red")
         _say(console, f"The server's log: {out / 'server.log'}")
         return 1
@@ -138,7 +138,7 @@ def result_table(items: Sequence[Inspected]) -> Table:
 
 
 class Api:
-    """The three calls of the tour, as any client would make them; each raises ``CallFailed`` or ``CallCutOff``."""
+    """The three calls of the tour, as any client would make them; each raises as ``Client.ask`` and ``Answer.ok``."""
 
     def __init__(self, client: Client, parts: PartSet) -> None:
         self.parts = parts

@@ -15,18 +15,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.testkit.http import (
-    ROI,
-    ROLE,
-    Api,
-    answer_of,
-    encoded,
-    error_of,
-    files_below,
-    plate,
-    plates,
-    running_app,
-)
+from tests.testkit.app import Api, answer_of, error_of, files_below, running_app
+from tests.testkit.client import ROI, ROLE
+from tests.testkit.fakes import encoded, plate, plates
 
 MAX_IMAGES = 5
 
@@ -78,7 +69,7 @@ def _with_a_flipped_bit(data: bytes) -> bytes:
     return bytes(damaged)
 
 
-PNG, JPEG = encoded(plate(9)), encoded(plate(9), ".jpg")
+PNG, JPEG = encoded(plate(9)), encoded(plate(9), "JPEG")
 BAD_IMAGES = {
     "empty": (b"", 400, "undecodable_image", "is empty"),
     "PNG without its second half": (PNG[: len(PNG) // 2], 400, "undecodable_image", "truncated"),

@@ -12,19 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.testkit.http import (
-    MM_PER_PX,
-    ROI,
-    ROLE,
-    Api,
-    answer_of,
-    encoded,
-    error_of,
-    plate,
-    plates,
-    running_app,
-    with_defect,
-)
+from tests.testkit.app import MM_PER_PX, Api, answer_of, error_of, running_app
+from tests.testkit.client import ROI, ROLE
+from tests.testkit.fakes import encoded, plate, plates, with_defect
 
 N_OK = 8
 OK = [0.20, 0.21, 0.22, 0.23, 0.24, 0.25]

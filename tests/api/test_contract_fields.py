@@ -19,8 +19,9 @@ import pytest
 
 from backend.app import create_app
 from backend.settings import Settings
-from tests.testkit.client import Client, Part, Reply, dotnet_form, fields, image, png, running, text
+from tests.testkit.client import Client, Part, Reply, dotnet_form, fields, image, png, text
 from tests.testkit.fakes import FakeExtractor, defective_image, encoded
+from tests.testkit.server import running
 
 _FIXTURES = Path(__file__).parents[2] / "tests" / "fixtures" / "dotnet"
 _GUID = "8f0c6d0e-6d2e-4f0a-9a53-0d5f5c3f6b11"

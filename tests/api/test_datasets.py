@@ -17,8 +17,9 @@ import pytest
 from backend.artifacts.model_key import id_of_folder
 from backend.imaging.image_codec import decode_image
 from backend.settings import Settings
-from tests.testkit.client import Client, Part, dotnet_form, fields, image, meta, png, running
+from tests.testkit.client import Client, Part, dotnet_form, fields, image, meta, png
 from tests.testkit.fakes import FakeExtractor, defective_image, encoded, good_image
+from tests.testkit.server import running
 
 _UNUSED_ROI = (f"roi-{n}" for n in itertools.count())
 

@@ -12,20 +12,9 @@ import httpx
 import numpy as np
 import pytest
 
-from tests.testkit.http import (
-    MM_PER_PX,
-    ROI,
-    ROLE,
-    Api,
-    answer_of,
-    encoded,
-    error_of,
-    files_below,
-    plate,
-    plates,
-    running_app,
-    with_defect,
-)
+from tests.testkit.app import MM_PER_PX, Api, answer_of, error_of, files_below, running_app
+from tests.testkit.client import ROI, ROLE
+from tests.testkit.fakes import encoded, plate, plates, with_defect
 
 CELLS = 8 * 8
 INT32_MAX = 2**31 - 1
@@ -154,7 +143,7 @@ def test_several_fits_equal_one_fit_byte_for_byte(
 
 def test_a_repeated_image_is_counted_and_not_learned_twice(api: Api) -> None:
     first = answer_of(api.fit(plates([0, 1, 2])))
-    again = answer_of(api.fit([*plates([2, 3]), encoded(plate(0), ".bmp")]))
+    again = answer_of(api.fit([*plates([2, 3]), encoded(plate(0), "BMP")]))
     assert (again["n_ok_total"], again["n_new"], again["n_duplicates"]) == (4, 1, 2)
     assert again["n_embeddings"] == first["n_embeddings"] + CELLS
     within = answer_of(api.fit(plates([7, 7, 7])))
@@ -162,7 +151,7 @@ def test_a_repeated_image_is_counted_and_not_learned_twice(api: Api) -> None:
 
 
 def test_jpeg_images_are_learned(api: Api) -> None:
-    answer = answer_of(api.fit([encoded(plate(seed), ".jpg") for seed in range(3)]))
+    answer = answer_of(api.fit([encoded(plate(seed), "JPEG") for seed in range(3)]))
     assert answer["n_ok_total"] == 3
 
 

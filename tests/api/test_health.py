@@ -19,7 +19,8 @@ from backend.extractors.base import EngineFacts, FeatureExtractor
 from backend.extractors.filter_bank import FilterBankFeatures
 from backend.extractors.loader import ExtractorLoader
 from backend.imaging.placement import Placement
-from tests.testkit.http import SMALL_INPUT_PX, Api, answer_of, error_of, plates, ready, running_app
+from tests.testkit.app import SMALL_INPUT_PX, Api, answer_of, error_of, ready, running_app
+from tests.testkit.fakes import plates
 
 GUID = "8f0c6d0e-6d2e-4f0a-9a53-0d5f5c3f6b11"
 PATIENCE_S = 30.0

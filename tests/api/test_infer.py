@@ -12,20 +12,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tests.testkit.http import (
-    MM_PER_PX,
-    ROI,
-    ROLE,
-    Api,
-    answer_of,
-    encoded,
-    error_of,
-    heatmap_of,
-    plate,
-    plates,
-    running_app,
-    with_defect,
-)
+from tests.testkit.app import MM_PER_PX, Api, answer_of, error_of, heatmap_of, running_app
+from tests.testkit.client import ROI, ROLE
+from tests.testkit.fakes import encoded, plate, plates, with_defect
 
 HW = (96, 128)  # 7 × 9 cells
 DEFECT = (70, 30, 28, 28)

@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 
 from backend.demo.samples import Sample, machined_ring, render_defective, render_good
 from backend.roi_mask import shape_fields, shape_mask
-from tests.testkit.http import MM_PER_PX, ROI, ROLE, Api, answer_of, encoded, heatmap_of, running_app
+from tests.testkit.app import MM_PER_PX, Api, answer_of, heatmap_of, running_app
+from tests.testkit.client import ROI, ROLE
+from tests.testkit.fakes import encoded
 
 SIZE_PX = 384
 CELL_PX = SIZE_PX / 27

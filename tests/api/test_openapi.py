@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from backend.app import create_app
-from tests.testkit.http import running_app
+from tests.testkit.app import running_app
 
 ORDERED = {"/fit_ok": "post", "/calibrate_ng": "post", "/infer": "post", "/health": "get"}
 DOCUMENT: dict[str, Any] = create_app().openapi()

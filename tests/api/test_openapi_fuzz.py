@@ -12,8 +12,9 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
 from backend.app import create_app
-from tests.testkit.client import ROI, ROLE, Client, Process, png
+from tests.testkit.client import ROI, ROLE, Client, png
 from tests.testkit.fakes import defective_image, encoded
+from tests.testkit.server import Process
 
 schemathesis = pytest.importorskip("schemathesis", reason="schemathesis is not installed; see requirements.txt")
 

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from backend.settings import Settings
-from tests.testkit.client import Client, fields, image, png, running
+from tests.testkit.client import Client, fields, image, png
 from tests.testkit.fakes import FakeExtractor
+from tests.testkit.server import running
 
 _UNUSED = itertools.count()
 

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 import pytest
 
 from backend.settings import Settings
-from tests.testkit.client import Client, png, running
+from tests.testkit.client import Client, png
 from tests.testkit.fakes import FakeExtractor
+from tests.testkit.server import running
 
 _UNUSED_ROI = (f"roi-{n}" for n in itertools.count())
 

@@ -17,8 +17,11 @@ from urllib.parse import quote
 import httpx
 import pytest
 
+from tests.testkit.app import answer_of, files_below
+from tests.testkit.client import ROLE
+from tests.testkit.fakes import plates
 from tests.testkit.hostile_corpus import JSON_TEXTS, NAMES, Hostile, hostile_files, pickled_npz
-from tests.testkit.http import ROLE, Server, answer_of, files_below, plates, running_server
+from tests.testkit.server import Server, running_server
 
 MAX_PIXELS = 4_000_000
 MAX_EXTRA_MB = 150
