@@ -5,29 +5,14 @@ from __future__ import annotations
 import itertools
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from backend.settings import Settings
 from tests.testkit.client import Client, fields, image, png
-from tests.testkit.fakes import FakeExtractor
-from tests.testkit.server import running
 
 _UNUSED = itertools.count()
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
-    with running(Settings(models_dir=tmp_path_factory.mktemp("recipes") / "models"), FakeExtractor()) as client:
-        yield client
-
-
-@pytest.fixture
-def client(server: Client) -> Client:
-    """A client of a ROI that no other test uses, in the recipe ``default``."""
-    return server.at(f"roi-{next(_UNUSED)}")
 
 
 @pytest.fixture

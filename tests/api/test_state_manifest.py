@@ -2,29 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator
-
 import pytest
 
-from backend.settings import Settings
 from tests.testkit.client import Client, png
-from tests.testkit.fakes import FakeExtractor
-from tests.testkit.server import running
-
-_UNUSED_ROI = (f"roi-{n}" for n in itertools.count())
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
-    with running(Settings(models_dir=tmp_path_factory.mktemp("state") / "models"), FakeExtractor()) as client:
-        yield client
-
-
-@pytest.fixture
-def client(server: Client) -> Client:
-    """A client of a ROI that no other test uses."""
-    return server.at(next(_UNUSED_ROI))
 
 
 def _state(client: Client, **query: object) -> tuple[bool, bool]:
