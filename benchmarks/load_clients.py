@@ -123,6 +123,8 @@ def measure(running: Running, plan: Plan, device: str, clients: int, fit: str, p
     for thread in threads:
         thread.start()
     tally.stop.wait(plan.seconds)
+    while not (tally.stop.is_set() or (tally.inspections_ms and tally.health_ms)):
+        time.sleep(_HEALTH_PAUSE_S)  # without one of each there is nothing to tell
     elapsed_s = time.perf_counter() - started_s
     times_ms, health_ms = tally.inspections_ms.copy(), tally.health_ms.copy()
     tally.stop.set()

@@ -51,6 +51,7 @@ class Plan:
     processes: int = field(default=4, metadata={"help": "on the one folder"})
     clients: int = field(default=8, metadata={"help": "of each process"})
     seed: int = field(default=0, metadata={"help": "draws the calls"})
+    inspections: int = field(default=20, metadata={"help": "at least, whatever the time; and one new generation"})
 
     @property
     def seconds(self) -> float:
@@ -123,9 +124,15 @@ def _let_the_crowd_work(servers: Sequence[Server], plan: Plan, tally: _Tally, st
         for m in range(plan.clients)
     ]
     with at_work(clients, tally.findings):
-        while (left_s := started_s + plan.seconds - time.monotonic()) > 0:
-            time.sleep(min(_TICK_S, left_s))
+        while (left_s := started_s + plan.seconds - time.monotonic()) > 0 or not _is_enough(plan, tally):
+            time.sleep(max(0.01, min(_TICK_S, left_s)))
             step()
+
+
+def _is_enough(plan: Plan, tally: _Tally) -> bool:
+    with tally.lock:
+        n_generations = len({fit.checksum for fits in tally.fits.values() for fit in fits})
+        return len(tally.inspections) >= plan.inspections and n_generations > len(ROIS)
 
 
 def _work(server: Server, rng: random.Random, n_open: Callable[[], int], tally: _Tally, stop: threading.Event) -> None:

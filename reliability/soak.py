@@ -98,7 +98,7 @@ def run(plan: Plan, folder: Path, *, step: Callable[[], None] = lambda: None) ->
         calls = [(partial(_inspect_once, scores, first, tally), _PAUSE_S) for first in range(plan.clients)]
         calls.append((partial(_round, tally), _ROUND_PAUSE_S))
         with at_work([partial(_loop, server, call, pause_s, tally) for call, pause_s in calls], tally.findings):
-            samples = _watch(server, plan, step)
+            samples = _watch(server, plan, tally, step)
         server.stop()
         for sentence in [*folder_problems(server.models_dir), *leftovers(server.models_dir)]:
             tally.findings.add("folder", sentence)
@@ -171,12 +171,12 @@ def _job(client: Client) -> Answer:
         time.sleep(0.02)
 
 
-def _watch(server: Server, plan: Plan, step: Callable[[], None]) -> list[Sample]:
-    """Return samples over the whole time; none where the system does not tell."""
+def _watch(server: Server, plan: Plan, tally: _Tally, step: Callable[[], None]) -> list[Sample]:
+    """Return samples over the whole time, and until a round is done; none where the system does not tell."""
     samples: list[Sample] = []
     tick_s = max(_SHORTEST_TICK_S, plan.seconds / _SAMPLES)
     started_s = time.monotonic()
-    while (at_s := time.monotonic() - started_s) < plan.seconds:
+    while (at_s := time.monotonic() - started_s) < plan.seconds or tally.rounds == 0 or 0 < len(samples) < _MIN_SAMPLES:
         held = vitals(server.pid)
         if held is not None:
             jobs = server.models_dir / ".jobs"
@@ -187,27 +187,21 @@ def _watch(server: Server, plan: Plan, step: Callable[[], None]) -> list[Sample]
     return samples
 
 
-def quarters(samples: Sequence[Sample], seconds: float, figure: Callable[[Sample], float]) -> list[float]:
-    """Return the medians of a figure in the four quarters of the time.
-
-    Raises:
-        statistics.StatisticsError: If a quarter has no sample.
-    """
-    return [
-        statistics.median(figure(one) for one in samples if seconds * n / 4 <= one.at_s < seconds * (n + 1) / 4)
-        for n in range(4)
-    ]
+def quarters(samples: Sequence[Sample], figure: Callable[[Sample], float]) -> list[float]:
+    """Return the medians of a figure in the four quarters of at least four samples, taken at a steady pace."""
+    n = len(samples)
+    return [statistics.median(map(figure, samples[n * k // 4 : n * (k + 1) // 4])) for k in range(4)]
 
 
-def growth_claims(samples: Sequence[Sample], seconds: float) -> list[Claim]:
+def growth_claims(samples: Sequence[Sample]) -> list[Claim]:
     """Return what the samples say: the last quarter beside the second, after the first as a warm-up."""
     if len(samples) < _MIN_SAMPLES:
         return [Claim(text="Memory stays flat", figure="not measured: this system does not tell", holds=False)]
-    resident = quarters(samples, seconds, lambda one: one.vitals.resident_mb)
-    descriptors = quarters(samples, seconds, lambda one: one.vitals.descriptors)
-    sockets = quarters(samples, seconds, lambda one: one.vitals.sockets)
-    threads = quarters(samples, seconds, lambda one: one.vitals.threads)
-    folder = quarters(samples, seconds, lambda one: one.folder_mb)
+    resident = quarters(samples, lambda one: one.vitals.resident_mb)
+    descriptors = quarters(samples, lambda one: one.vitals.descriptors)
+    sockets = quarters(samples, lambda one: one.vitals.sockets)
+    threads = quarters(samples, lambda one: one.vitals.threads)
+    folder = quarters(samples, lambda one: one.folder_mb)
     most_jobs = max(one.jobs for one in samples)
     grown = resident[3] / resident[1] - 1
     return [
@@ -252,7 +246,7 @@ def _outcome(plan: Plan, tally: _Tally, samples: Sequence[Sample], elapsed_s: fl
     return Outcome(
         name="soak",
         claims=[
-            *growth_claims(samples, plan.seconds),
+            *growth_claims(samples),
             Claim(
                 text="Every call is answered, and the same part gets the same score to the end",
                 figure=f"{plan.seconds / 60:g} min, {tally.calls['inspect']} inspections ({per_s:.1f} per s) and "

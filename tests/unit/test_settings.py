@@ -165,7 +165,7 @@ def test_the_environment_is_read_at_start_up_and_not_at_import(tmp_path: Path) -
 def test_a_wrong_value_stops_the_start_and_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     environment = {**os.environ, "BDI_CORESET_RATE": "2", "BDI_BACKEND_PORT": "0"}
     command = [sys.executable, "-c", "from backend.cli import main; main(['serve'])"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode != 0
     assert "coreset_rate" in done.stderr
 
