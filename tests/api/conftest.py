@@ -36,3 +36,10 @@ def fitted(client: Client) -> Client:
     client.upload("ng", [encoded(defective_image(99))], [{"mm_per_px": 0.2}]).ok()
     client.fit(use_dataset=True).ok()
     return client
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Name the operation in the id of each test that Schemathesis makes: tests of one id are run once by xdist."""
+    for item in items:
+        if getattr(item, "operation_label", None) and item.parent is not None:
+            item._nodeid = f"{item.parent.nodeid}::{item.name}"

@@ -20,7 +20,7 @@ schemathesis = pytest.importorskip("schemathesis", reason="schemathesis is not i
 
 from schemathesis.specs.openapi import checks  # noqa: E402
 
-_EXAMPLES_PER_OPERATION = 10  # about half a minute in all
+_EXAMPLES_PER_OPERATION = 6
 _FILES = [png(1), png(2), png(90), encoded(defective_image(3)), png(1)[:200], b"", b"\xff\xd8\xff", b"GIF89a\0\0"]
 _JSON_TEXTS = [
     "{}",
