@@ -20,7 +20,9 @@ import pytest
 from tests.testkit.app import answer_of, files_below
 from tests.testkit.client import ROLE
 from tests.testkit.fakes import plates
-from tests.testkit.hostile_corpus import JSON_TEXTS, NAMES, Hostile, hostile_files, pickled_npz
+from tests.testkit.hostile_corpus import hostile_files, pickled_npz
+from tests.testkit.hostile_png import Hostile
+from tests.testkit.hostile_texts import JSON_TEXTS, NAMES
 from tests.testkit.server import Server, running_server
 
 MAX_PIXELS = 4_000_000
