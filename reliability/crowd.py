@@ -104,10 +104,8 @@ def run(plan: Plan, folder: Path, *, step: Callable[[], None] = lambda: None) ->
             _check_the_answers(memories, tally, reference)
         for server in servers:
             server.stop()
-    for sentence in leftovers(folder / "models"):
-        tally.findings.add("left behind", sentence)
-    for sentence in folder_problems(folder / "models"):
-        tally.findings.add("verify", sentence)
+    tally.findings.extend("left behind", leftovers(folder / "models"))
+    tally.findings.extend("verify", folder_problems(folder / "models"))
     return _outcome(plan, tally, memories, time.perf_counter() - started_s)
 
 

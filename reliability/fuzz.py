@@ -92,13 +92,10 @@ def run(plan: Plan, folder: Path, *, step: Callable[[], None] = lambda: None) ->
         tally.statuses.update(schema_warm + schema_rest)
         _control(server, score, tally)
         after = _settled(server)
-        for sentence in [*folder_problems(server.models_dir), *leftovers(server.models_dir)]:
-            tally.findings.add("folder", sentence)
-        for path in server.elsewhere.rglob("*"):
-            tally.findings.add("outside", str(path))
+        tally.findings.extend("folder", [*folder_problems(server.models_dir), *leftovers(server.models_dir)])
+        tally.findings.extend("outside", map(str, server.elsewhere.rglob("*")))
         server.stop()
-        for sentence in _failures(server):
-            tally.findings.add("log", sentence)
+        tally.findings.extend("log", _failures(server))
     return _outcome(tally, before, after, time.perf_counter() - started_s)
 
 
@@ -134,13 +131,13 @@ def _send_mutated(
             tally.rules.update(sent.rules)
             tally.statuses.update(found.statuses)
             tally.slowest_s = max(tally.slowest_s, found.elapsed_s)
-        told = f"request {number} ({', '.join(sent.rules)}): {sent.data[:200]!r} → {found.received[:300]!r}"
+        exchanged = f"request {number} ({', '.join(sent.rules)}): {sent.data[:200]!r} → {found.received[:300]!r}"
         if found.timed_out:
-            tally.findings.add("hang", told)
+            tally.findings.add("hang", exchanged)
         if any(status >= 500 and status != 503 for status in found.statuses):
-            tally.findings.add("5xx", told)
+            tally.findings.add("5xx", exchanged)
         if not _is_strict(found.received):
-            tally.findings.add("not JSON", told)
+            tally.findings.add("not JSON", exchanged)
         if number % _CONTROL_EVERY == 0:
             _control(server, score, tally)
         step()

@@ -15,10 +15,10 @@ _KEPT_FINDINGS = 50
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """One sentence that either holds or does not.
+    """One statement that either holds or does not.
 
     Attributes:
-        text: The sentence.
+        text: The statement.
         figure: What was measured or counted.
         holds: Whether it holds.
     """
@@ -63,17 +63,17 @@ class Findings:
     counts: dict[str, int] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def add(self, kind: str, sentence: str) -> None:
+    def add(self, kind: str, text: str) -> None:
         """Note one."""
         with self._lock:
             self.counts[kind] = self.counts.get(kind, 0) + 1
             if len(self.words) < _KEPT_FINDINGS:
-                self.words.append(f"{kind}: {sentence}")
+                self.words.append(f"{kind}: {text}")
 
-    def extend(self, kind: str, sentences: Iterable[str]) -> None:
+    def extend(self, kind: str, texts: Iterable[str]) -> None:
         """Note several."""
-        for sentence in sentences:
-            self.add(kind, sentence)
+        for text in texts:
+            self.add(kind, text)
 
     def count(self, *kinds: str) -> int:
         """Return how many there were of some kinds; of all without any."""

@@ -37,7 +37,7 @@ class RecoveryCheck:
         models_dir: The server's.
         rng: Draws the stored images that are read.
         reference: What a single process gives.
-        tally: Is told what is wrong.
+        tally: Gets what is wrong.
     """
 
     def __init__(self, models_dir: Path, rng: random.Random, reference: Reference, tally: KillTally) -> None:

@@ -100,8 +100,7 @@ def run(plan: Plan, folder: Path, *, step: Callable[[], None] = lambda: None) ->
         with at_work([partial(_loop, server, call, pause_s, tally) for call, pause_s in calls], tally.findings):
             samples = _watch(server, plan, tally, step)
         server.stop()
-        for sentence in [*folder_problems(server.models_dir), *leftovers(server.models_dir)]:
-            tally.findings.add("folder", sentence)
+        tally.findings.extend("folder", [*folder_problems(server.models_dir), *leftovers(server.models_dir)])
     return _outcome(plan, tally, samples, time.perf_counter() - started_s)
 
 

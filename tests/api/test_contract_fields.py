@@ -87,19 +87,6 @@ def test_these_tests_write_forms_byte_for_byte_as_dotnet_does(
     assert content_type == headers["Content-Type"]
 
 
-def test_the_captured_requests_are_served(client: Client) -> None:
-    def send(name: str, path: str) -> Reply:
-        body, headers = _captured(name)
-        # The captured names are those of the default recipe; a recipe of its own keeps this test to itself.
-        return client.send("POST", path, body, {**headers, "X-Recipe-Id": "captured"})
-
-    fit = send("fit", "/fit_ok").ok()
-    assert (fit["n_ok_total"], fit["n_new"], fit["n_duplicates"]) == (1, 1, 1)  # it sends one picture twice
-    assert send("calib", "/calibrate_ng").ok()["threshold"] == 0.24
-    assert send("seed", "/infer").ok()["decision"] in ("ok", "ng")
-    assert send("infer", "/infer").ok(422)["code"] == "shape_outside_image"  # made for 384 px, its picture has 48
-
-
 # --- answers, as the client's classes read them -----------------------------------------------------------------------
 
 

@@ -43,7 +43,7 @@ def test_a_process_that_dies_at_start_shows_the_end_of_its_log_and_what_to_do(tm
             server.wait_until_ready()
 
 
-def test_a_process_that_is_not_ready_in_time_is_told_of(tmp_path):
+def test_a_process_that_is_not_ready_in_time_is_a_failure(tmp_path):
     with _process(tmp_path, _WAITS) as server:
         server.launch()
         assert server.health() is None
