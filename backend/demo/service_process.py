@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from backend.demo.client import CallCutOff, Client
+from backend.demo.client import CallCutOff, CallFailed, Client
 
 PLAIN_UVICORN = ("-m", "uvicorn", "backend.app:app")
 SERVE_COMMAND = ("-c", "import sys; from backend.cli import main; sys.exit(main())", "serve")
@@ -83,7 +83,13 @@ class ServiceProcess:
         return self._process is not None and self._process.poll() is None
 
     def launch(self) -> None:
-        """Start a process on a free port and return at once."""
+        """Start a process on a free port and return at once.
+
+        Raises:
+            ServiceFailed: If one runs already.
+        """
+        if self.is_running:
+            raise ServiceFailed("the server runs already")
         with socket.create_server(("127.0.0.1", 0)) as reserved:
             self.port = reserved.getsockname()[1]
         command = [sys.executable, *self._command, "--host", "127.0.0.1", "--port", str(self.port)]
@@ -127,10 +133,9 @@ class ServiceProcess:
         """Return the answer of ``GET /health``, or None while there is none."""
         with self.client(timeout_s=5.0) as client:
             try:
-                health: dict[str, Any] = client.get("/health").json
-            except (CallCutOff, ValueError):
+                return dict(client.get("/health").ok())
+            except (CallCutOff, CallFailed, ValueError):
                 return None
-        return health
 
     def client(self, *, timeout_s: float = 60.0) -> Client:
         """Return a client with a connection of its own."""

@@ -59,7 +59,6 @@ class Process:
         self._service = ServiceProcess(self.log, environment_with(chosen), cwd=REPOSITORY)
 
     def start(self) -> Client:
-        assert not self._service.is_running, "it runs already"
         self._service.launch()
         health = self._service.wait_until_ready()
         assert health["status"] == "ok", health
