@@ -105,7 +105,7 @@ def encoded(image_bgr: NDArray[np.uint8], file_format: str = "PNG", **options: A
 
 def plates(seeds: Sequence[int], hw: tuple[int, int] = (PLATE_PX, PLATE_PX)) -> list[bytes]:
     """Return good plates as PNG files."""
-    return [encoded(plate(seed, hw)) for seed in seeds]
+    return [cv2.imencode(".png", plate(seed, hw))[1].tobytes() for seed in seeds]
 
 
 def grid_placement(rows: int, columns: int, *, cell_px: int = 1) -> Placement:
