@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
@@ -10,12 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from backend.demo.client import Client
 from backend.imaging.image_codec import encode_png
 from backend.memory_bank.coreset import coreset_size, kcenter_greedy, kcenter_greedy_reference
 from backend.memory_bank.index import build_index
 from benchmarks.machine import cuda_device
 from benchmarks.references import FaissFlat, PlainNearest, TorchEagerExtractor
-from benchmarks.servers import Caller, fit_form, infer_form
+from benchmarks.servers import inspect, learn
 from benchmarks.workbench import FITTED, Row, Workbench, duel
 
 _TIE = 1e-6
@@ -125,9 +125,9 @@ def fit_row(bench: Workbench, device: str = "cpu", limit: float | None = 0.35) -
     pngs = bench.pngs()
     answers: dict[str, dict[str, Any]] = {}
 
-    def fits(name: str, caller: Caller) -> Callable[[], None]:
-        forms = iter([fit_form(f"fit-{number}", pngs) for number in range(bench.plan.fit_rounds)])
-        return lambda: answers.update({name: json.loads(caller.send(next(forms)))})
+    def fits(name: str, caller: Client) -> Callable[[], None]:
+        forms = iter([learn(f"fit-{number}", pngs) for number in range(bench.plan.fit_rounds)])
+        return lambda: answers.update({name: caller.send(next(forms)).ok()})
 
     figures = duel(fits("service", service), fits("reference", reference), rounds=bench.plan.fit_rounds, warm=False)
     ours, theirs = answers["service"], answers["reference"]
@@ -144,8 +144,8 @@ def fit_row(bench: Workbench, device: str = "cpu", limit: float | None = 0.35) -
 def infer_row(bench: Workbench, device: str = "cpu", limit: float | None = 0.40) -> Row:
     """Measure an inspection over HTTP, one client."""
     service, reference = bench.fitted(device)
-    request = infer_form(FITTED, encode_png(bench.defective))
-    found, expected = (json.loads(caller.send(request)) for caller in (service, reference))
+    request = inspect(FITTED, encode_png(bench.defective))
+    found, expected = (caller.send(request).ok() for caller in (service, reference))
     off = abs(found["score"] / expected["score"] - 1)
     figures = duel(
         lambda: service.send(request),
