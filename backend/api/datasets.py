@@ -8,11 +8,11 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, File, Query, Request, Response, UploadFile
 from pydantic import JsonValue, TypeAdapter
 
-from backend.api.dependencies import DatasetsOf, KeyOfForm, KeyOfQuery, SettingsOf, check_count, identity
+from backend.api.dependencies import DatasetsOf, KeyOfForm, KeyOfQuery, SettingsOf, check_uploads, identity
 from backend.api.fields import ImageFile, JsonPart
 from backend.api.store_schemas import ClassFiles, ClearAnswer, DeleteAnswer, ListAnswer, MetaAnswer, UploadAnswer
 from backend.artifacts.stored_image import Label
-from backend.errors import BadRequest, InvalidInput
+from backend.errors import BadRequest
 from backend.services.datasets import DatasetUpload
 from backend.serving.access import ADMIN, INSPECT
 from backend.utils import canonical_json
@@ -53,12 +53,7 @@ async def _keep_images(
     ] = [],  # noqa: B006
 ) -> Callable[[Label], UploadAnswer]:
     def keep(label: Label) -> UploadAnswer:
-        check_count(len(images), settings)
-        if metas and len(metas) != len(images):
-            raise InvalidInput(
-                f"{len(metas)} metas for {len(images)} images. Send one for each image, or none.",
-                details={"field": "metas"},
-            )
+        check_uploads(len(images), "metas", len(metas), settings)
         parsed = [_meta(meta) for meta in metas] or [{} for _ in images]
         uploads = [
             DatasetUpload(name=image.filename or f"image {n + 1}", data=image.file.read(), meta=meta)

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from backend.api.fields import ModelKeyId, RecipeId, RoiId, RoleId
 from backend.artifacts.model_key import DEFAULT_RECIPE, ModelKey, checked_recipe
 from backend.deadlines import end_if_late
-from backend.errors import TooLarge
+from backend.errors import InvalidInput, TooLarge
 from backend.memory_bank.coreset import Progress
 from backend.services.audit import Audit
 from backend.services.datasets import Datasets
@@ -102,12 +102,17 @@ def identity(request: Request, key: ModelKey) -> dict[str, str]:
     return {**asdict(key), "request_id": request.state.request_id}
 
 
-def check_count(n_images: int, settings: Settings) -> None:
-    """Raise TooLarge if a call brings more images than it may."""
+def check_uploads(n_images: int, field: str, n_values: int, settings: Settings) -> None:
+    """Raise TooLarge if a call brings more images than it may, InvalidInput if a field has values for some of them."""
     if n_images > settings.max_images:
         raise TooLarge(
             f"{n_images} images in one call; at most {settings.max_images} are allowed. Send them in several calls.",
             details={"n_images": n_images, "max_images": settings.max_images},
+        )
+    if n_values not in (0, n_images):
+        raise InvalidInput(
+            f"{n_values} {field} fields for {n_images} images. Send one for each image, or none.",
+            details={"field": field},
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, File, Form, Request, UploadFile
+from fastapi import APIRouter, File, Form, Request
 from fastapi.responses import JSONResponse
 
 from backend.api.dependencies import (
@@ -15,7 +15,7 @@ from backend.api.dependencies import (
     NowOrLater,
     ServiceOf,
     SettingsOf,
-    check_count,
+    check_uploads,
     identity,
     model_key_of,
 )
@@ -31,7 +31,6 @@ from backend.api.schemas import (
 )
 from backend.api.store_schemas import JobStarted
 from backend.artifacts.heatmaps import save_heatmap
-from backend.errors import InvalidInput
 from backend.imaging.image_codec import encode_png
 from backend.memory_bank.coreset import Progress
 from backend.roi_mask import parse_shape
@@ -72,8 +71,11 @@ def fit_ok(
     ] = None,
 ) -> FitAnswer | JSONResponse:
     """Learn, or learn more of, what is normal. Images accumulate over calls; a repeated image is learned once."""
-    check_count(len(images), settings)
-    uploads = _uploads(images, part_id)
+    check_uploads(len(images), "part_id", len(part_id), settings)
+    uploads = [
+        Upload(name=image.filename or f"image {n + 1}", data=image.file.read(), part_id=part or None)
+        for n, (image, part) in enumerate(zip(images, part_id or [""] * len(images), strict=True))
+    ]
     parsed = parse_shape(shape)
     answer_fields = identity(request, key)
 
@@ -170,16 +172,3 @@ def infer(
         params=InferParams.model_validate(dict(inspection.params)),
         timings_ms=timings_ms,
     )
-
-
-def _uploads(images: list[UploadFile], part_ids: list[str]) -> list[Upload]:
-    if part_ids and len(part_ids) != len(images):
-        raise InvalidInput(
-            f"{len(part_ids)} part_id fields for {len(images)} images. Send one for each image, or none.",
-            details={"field": "part_id"},
-        )
-    parts = part_ids or [""] * len(images)
-    return [
-        Upload(name=image.filename or f"image {n + 1}", data=image.file.read(), part_id=part or None)
-        for n, (image, part) in enumerate(zip(images, parts, strict=True))
-    ]
