@@ -107,10 +107,10 @@ class Fitter:
         with self.store.lock(key), images.all_or_none():
             before = self._before(key, request)
             _check(before.known, request, extractor, first)
-            for image in fresh.values():
-                images.check_label(image.digest, "ok", image.name)
+            for digest, image in fresh.items():
+                images.check_label(digest, "ok", image.name)
             with watch.lap("store"):
-                fresh = {digest: training.keep(image, request.mm_per_px) for digest, image in fresh.items()}
+                fresh = {digest: training.keep(digest, image, request.mm_per_px) for digest, image in fresh.items()}
                 stored = training.of_stored(_stored_before(images, before, request), first, mm_per_px=scale)
             with watch.lap("coreset"):
                 bank = memory_of({**stored, **fresh}, before.known, request, extractor, first.image_hw, steps)

@@ -27,13 +27,12 @@ from backend.utils import Stopwatch, sha256_hex
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingImage:
-    """One image on its way into a memory; ``data`` is None when the store has it already."""
+    """One image on its way into a memory; with its file's name and bytes where it is an upload."""
 
-    digest: str
     part_id: str
     grid: PatchGrid
     name: str = ""
-    data: bytes | None = None
+    data: bytes = b""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,11 +102,7 @@ class TrainingImages:
         grids = self._load_or_extract(decoded())
         return {
             digest: TrainingImage(
-                digest=digest,
-                part_id=part_ids.get(digest, digest),
-                grid=grids[digest],
-                name=upload.name,
-                data=upload.data,
+                part_id=part_ids.get(digest, digest), grid=grids[digest], name=upload.name, data=upload.data
             )
             for digest, upload in by_digest.items()
         }
@@ -131,18 +126,13 @@ class TrainingImages:
             if mm_per_px is not None:
                 check_same_scale(mm_per_px, image.mm_per_px, image.file_name)
         grids = self._load_or_extract((image.digest, image) for image in stored)
-        return {
-            image.digest: TrainingImage(digest=image.digest, part_id=image.part_id, grid=grids[image.digest])
-            for image in stored
-        }
+        return {image.digest: TrainingImage(part_id=image.part_id, grid=grids[image.digest]) for image in stored}
 
-    def keep(self, image: TrainingImage, mm_per_px: float) -> TrainingImage:
+    def keep(self, digest: str, image: TrainingImage, mm_per_px: float) -> TrainingImage:
         """Store an upload, and return it with the part that the store knows it by."""
-        if image.data is None:
-            return image
-        self.images.put_embeddings(image.digest, embeddings_key(self.extractor), image.grid.embeddings)
+        self.images.put_embeddings(digest, embeddings_key(self.extractor), image.grid.embeddings)
         stored = StoredImage(
-            digest=image.digest,
+            digest=digest,
             label="ok",
             name=safe_stem(image.name),
             part_id=image.part_id,
@@ -161,52 +151,42 @@ class TrainingImages:
                 is extracted of an image that the store holds is kept there.
         """
         made_by = embeddings_key(self.extractor)
-        rows: dict[str, NDArray[np.float32]] = {}
+        grids: dict[str, PatchGrid] = {}
         batch: dict[str, NDArray[np.uint8]] = {}
-        image_hw: dict[str, tuple[int, int]] = {}
         in_store: set[str] = set()
+
+        def add(digest: str, rows: NDArray[np.float32], image_hw: tuple[int, int]) -> None:
+            placement = self.extractor.placement(image_hw)
+            grids[digest] = PatchGrid(embeddings=rows, placement=placement, extractor_id=self.extractor.extractor_id)
+            self.progress.image_done()
 
         def extract() -> None:
             with self.watch.lap("extract"):
                 extracted = self.extraction.learn(self.extractor, list(batch.values()))
-            for digest, embeddings in zip(batch, extracted, strict=True):
-                rows[digest] = embeddings
+            for (digest, image), rows in zip(batch.items(), extracted, strict=True):
                 if digest in in_store:
-                    self.images.put_embeddings(digest, made_by, embeddings)
-                self.progress.image_done()
+                    self.images.put_embeddings(digest, made_by, rows)
+                add(digest, rows, (image.shape[0], image.shape[1]))
             batch.clear()
 
         for digest, source in sources:
-            if isinstance(source, StoredImage):
-                in_store.add(digest)
-                image_hw[digest] = source.image_hw
-            else:
-                image_hw[digest] = source.shape[0], source.shape[1]
-            if digest in rows or digest in batch:
+            if digest in grids or digest in batch:
                 self.progress.image_done()
-            elif (stored := self.images.get_embeddings(digest, made_by)) is not None:
-                rows[digest] = stored
-                self.progress.image_done()
+            elif (rows := self.images.get_embeddings(digest, made_by)) is not None:
+                hw = source.image_hw if isinstance(source, StoredImage) else (source.shape[0], source.shape[1])
+                add(digest, rows, hw)
             else:
-                image = self._decoded(source) if isinstance(source, StoredImage) else source
-                if batch and next(iter(batch.values())).shape != image.shape:
+                if isinstance(source, StoredImage):
+                    in_store.add(digest)
+                    source = decode_image(self.images.read(source), max_pixels=self.max_pixels, name=source.file_name)
+                if batch and next(iter(batch.values())).shape != source.shape:
                     extract()
-                batch[digest] = image
+                batch[digest] = source
                 if len(batch) == self.extractor.batch_size:
                     extract()
         if batch:
             extract()
-        return {
-            digest: PatchGrid(
-                embeddings=rows[digest],
-                placement=self.extractor.placement(image_hw[digest]),
-                extractor_id=self.extractor.extractor_id,
-            )
-            for digest in rows
-        }
-
-    def _decoded(self, image: StoredImage) -> NDArray[np.uint8]:
-        return decode_image(self.images.read(image), max_pixels=self.max_pixels, name=image.file_name)
+        return grids
 
 
 def memory_of(
