@@ -102,7 +102,7 @@ class Audit:
         """Write a decision down; it is on the disk when this returns. Does nothing where none are kept.
 
         Raises:
-            AuditUnavailable: If it cannot be written in time; the decision must not be given then. A disk that answers
+            AuditUnavailable: If it cannot be written in time, or the audit is closed; the decision must not be given then. A disk that answers
                 later leaves a row of a decision that nobody was given, never the other way round.
         """
         if not self.keeps:
@@ -140,7 +140,10 @@ class Audit:
             # A file name may hold half of a surrogate pair, which SQLite does not take.
             "image_name": entry["image_name"].encode("utf-8", "replace").decode(),
         }
-        written = self._writer.submit(self._insert, row)
+        try:
+            written = self._writer.submit(self._insert, row)
+        except RuntimeError as error:
+            raise AuditUnavailable("The service is stopping: the decision is not kept, so it is not given.") from error
         try:
             written.result(_GIVE_UP_S)
         except (sqlite3.Error, OSError) as error:  # a TimeoutError is an OSError
