@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -138,7 +137,7 @@ def shape_mask(shape: Shape | None, image_hw: tuple[int, int]) -> NDArray[np.boo
 
 def _number(fields: Mapping[str, Any], name: str) -> float:
     value = fields.get(name)
-    if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > 1e6 or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not -1e6 <= value <= 1e6:
         raise BadShape(f"shape.{name} must be a number of pixels, for example {_EXAMPLE}.")
     return float(value)
 
