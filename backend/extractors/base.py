@@ -27,9 +27,7 @@ class EngineFacts:
     """What computes an extractor's network.
 
     Attributes:
-        name: ``torch`` or ``openvino``.
         precision: What it multiplies in.
-        origin: Whether the graph is the network itself, was converted at this start, or at an earlier one.
         warm_input_hw: The input sizes, px, that it has computed since: the next image of such a size waits for nothing.
     """
 
@@ -52,18 +50,12 @@ class FeatureExtractor(Protocol):
         batch_size: How many images ``extract_batch`` likes to get at once.
     """
 
-    @property
-    def name(self) -> str: ...
-    @property
-    def extractor_id(self) -> str: ...
-    @property
-    def precision(self) -> str: ...
-    @property
-    def device(self) -> str: ...
-    @property
-    def whitens(self) -> bool: ...
-    @property
-    def batch_size(self) -> int: ...
+    name: str
+    extractor_id: str
+    precision: str
+    device: str
+    whitens: bool
+    batch_size: int
 
     def placement(self, image_hw: tuple[int, int]) -> Placement:
         """Return how an image of this size is brought to the patch grid."""
@@ -94,6 +86,12 @@ class HasEngine(Protocol):
     def engine_facts(self) -> EngineFacts:
         """Return what computes the network, as it stands now."""
         ...
+
+
+def check_image(image_bgr: NDArray[np.uint8]) -> None:
+    """Raise ValueError if an image is not [H, W, 3] uint8 with H, W ≥ 1."""
+    if image_bgr.dtype != np.uint8 or image_bgr.ndim != 3 or image_bgr.shape[2] != 3 or image_bgr.size == 0:
+        raise ValueError(f"an image must be [H, W, 3] uint8, got {image_bgr.shape} {image_bgr.dtype}")
 
 
 def embeddings_key(extractor: FeatureExtractor) -> str:

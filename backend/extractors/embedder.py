@@ -22,11 +22,9 @@ class Engine(Protocol):
     """Runs the network.
 
     Attributes:
-        name: ``torch`` or ``openvino``.
         device: ``cpu``, ``cuda:0``, ….
         precision: In what the products are computed; embeddings leave as float32 whatever it is.
         batch_size: How many images of one size it is worth giving at once.
-        origin: How the graph that it runs came about.
     """
 
     name: EngineName
