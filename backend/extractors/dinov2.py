@@ -90,21 +90,17 @@ class DinoV2Features:
         if not self._scales or self._scales[0] != 1.0 or min(self._scales) <= 0:
             raise ValueError(f"scales must begin with 1 and be positive, got {self._scales}")
         self._placement((1, 1), min(self._scales))  # raises if the smallest input holds no patch
-        try:  # Here and not above: these take seconds, and the service does without them.
-            import timm
+        try:  # Here and not above: PyTorch and timm take seconds, and the service does without them.
             import torch
+
+            from backend.extractors.device_search import DeviceSearch
+            from backend.extractors.embedder import PatchEmbedder
+            from backend.extractors.engines import choose_engine, resolve_device
         except (ImportError, OSError) as error:  # OSError: a library of theirs that Windows does not load.
             logger.error("PyTorch and timm cannot be imported: %s", error)
             raise WeightsUnavailable(_NO_TORCH) from error
-        from backend.extractors.device_search import DeviceSearch
-        from backend.extractors.embedder import PatchEmbedder
-        from backend.extractors.engines import choose_engine, resolve_device
-
         self.device = resolve_device(device)
-        config = timm.models.get_pretrained_cfg(model_name)
-        if config is None or config.hf_hub_id is None:
-            raise ValueError(f"timm knows no pretrained network {model_name}")
-        backbone: Any = load_backbone(model_name, find_weights(config.hf_hub_id, named=weights))
+        backbone: Any = load_backbone(model_name, find_weights(f"timm/{model_name}", named=weights))
         if layers[-1] >= len(backbone.blocks):
             raise ValueError(f"{self.name} has {len(backbone.blocks)} blocks, got out_indices {layers}")
         digest = tensors_digest(backbone)
