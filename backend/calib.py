@@ -153,7 +153,7 @@ def set_threshold(
 
     Without NG: the percentile of the OK scores, times ``margin``. With NG that lie above it: between it and p5(NG), the
     nearer to the OK scores the more of them there are, since n scores leave the edge of their kind open by about 1/n of
-    its spread: two easily seen defects must not push the threshold away from fifty good parts. With NG that do not: the
+    its range: two easily seen defects must not push the threshold away from fifty good parts. With NG that do not: the
     threshold, among the midpoints of neighbouring scores, that makes the fewest false alarms and misses; of several,
     the one that catches most NG, and a warning.
 

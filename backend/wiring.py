@@ -36,7 +36,7 @@ def build_service(settings: Settings, *, extractor: ExtractorLoader | None = Non
             area_mm2_thr=settings.area_mm2_thr,
         ),
         max_pixels=settings.max_pixels,
-        min_ok_samples=max(settings.min_ok_samples, 2),  # one part tells nothing of how parts differ
+        min_ok_samples=max(settings.min_ok_samples, 2),  # one part says nothing of how parts differ
     )
     return InspectionService(
         store=build_store(settings),

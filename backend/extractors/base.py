@@ -59,15 +59,12 @@ class FeatureExtractor(Protocol):
 
     def placement(self, image_hw: tuple[int, int]) -> Placement:
         """Return how an image of this size is brought to the patch grid."""
-        ...
 
     def extract(self, image_bgr: NDArray[np.uint8]) -> tuple[NDArray[np.float32], tuple[int, int]]:
         """Return the embeddings [Ht*Wt, D] float32, row-major, and the grid (Ht, Wt) of a [H, W, 3] BGR image."""
-        ...
 
     def extract_batch(self, images_bgr: Sequence[NDArray[np.uint8]]) -> list[NDArray[np.float32]]:
         """Return the embeddings of several images of one size; each equals what ``extract`` returns, to rounding."""
-        ...
 
 
 @runtime_checkable
@@ -76,7 +73,6 @@ class EmbedsOnDevice(Protocol):
 
     def extract_on_device(self, images_bgr: Sequence[NDArray[np.uint8]]) -> list[RowsOnDevice] | None:
         """Return what ``extract_batch`` does, on the device; None where there is no device but the processor."""
-        ...
 
 
 @runtime_checkable
@@ -85,7 +81,6 @@ class HasEngine(Protocol):
 
     def engine_facts(self) -> EngineFacts:
         """Return what computes the network, as it stands now."""
-        ...
 
 
 def check_image(image_bgr: NDArray[np.uint8]) -> None:

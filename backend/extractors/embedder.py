@@ -35,7 +35,6 @@ class Engine(Protocol):
 
     def embed(self, images_rgb: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return patch embeddings [B, N, D] float32, unit rows, of images [B, h, w, 3] uint8."""
-        ...
 
 
 class PatchEmbedder(nn.Module):
