@@ -13,7 +13,7 @@ import logging
 import shutil
 import sys
 import threading
-from collections import OrderedDict
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -87,8 +87,7 @@ class OpenVinoEngine:
         }
         self._network = _OpenSizes(embedder).eval()
         self._graph = self._convert() if cache_dir is None else self._cached(cache_dir, weights_digest)
-        self._requests: OrderedDict[tuple[int, int], Any] = OrderedDict()
-        self._build_lock = threading.Lock()  # Apart from the other: while one size is compiled the others still run.
+        self._request = lru_cache(MAX_COMPILED)(self._compiled)
         self._run_lock = threading.Lock()
 
     def embed(self, images_rgb: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -113,20 +112,14 @@ class OpenVinoEngine:
             raise Unavailable(f"This processor does not compute in {precision}: set BDI_PRECISION to auto or fp32.")
         return precision
 
-    def _request(self, input_hw: tuple[int, int]) -> Any:
-        """Return the inference request for an input size, made on first use; the least used of too many is dropped."""
-        with self._build_lock:
-            if input_hw not in self._requests:
-                positions = self._network.positions(input_hw)
-                graph = self._graph.clone()
-                graph.reshape({0: [1, *input_hw, 3], 1: list(positions.shape)})
-                request = self._core.compile_model(graph, "CPU", self._config).create_infer_request()
-                request.set_input_tensor(1, self._openvino.Tensor(positions.numpy()))
-                self._requests[input_hw] = request
-                if len(self._requests) > MAX_COMPILED:
-                    self._requests.popitem(last=False)
-            self._requests.move_to_end(input_hw)
-            return self._requests[input_hw]
+    def _compiled(self, input_hw: tuple[int, int]) -> Any:
+        """Return an inference request for an input size."""
+        positions = self._network.positions(input_hw)
+        graph = self._graph.clone()
+        graph.reshape({0: [1, *input_hw, 3], 1: list(positions.shape)})
+        request = self._core.compile_model(graph, "CPU", self._config).create_infer_request()
+        request.set_input_tensor(1, self._openvino.Tensor(positions.numpy()))
+        return request
 
     def _convert(self) -> Any:
         """Return the network as an OpenVINO graph of open input size."""

@@ -169,10 +169,12 @@ def test_only_so_many_input_sizes_stay_compiled_and_a_dropped_one_comes_back(
     monkeypatch.setattr(openvino_engine, "MAX_COMPILED", 2)
     engine = make_openvino()
     first = engine.embed(images(1, (28, 28)))
-    for input_hw in ((28, 42), (28, 28), (28, 56)):
+    for input_hw in ((28, 42), (28, 28), (28, 56), (28, 28)):
         engine.embed(images(1, input_hw))
-    assert list(engine._requests) == [(28, 28), (28, 56)]  # (28, 42) was used longest ago.
-    engine.embed(images(1, (28, 42)))
+    assert engine._request.cache_info().misses == 3
+    engine.embed(images(1, (28, 42)))  # was used longest ago
+    engine.embed(images(1, (28, 56)))
+    assert engine._request.cache_info().misses == 5
     np.testing.assert_array_equal(engine.embed(images(1, (28, 28))), first)
 
 
