@@ -102,8 +102,8 @@ class Audit:
         """Write a decision down; it is on the disk when this returns. Does nothing where none are kept.
 
         Raises:
-            AuditUnavailable: If it cannot be written in time, or the audit is closed; the decision must not be given then. A disk that answers
-                later leaves a row of a decision that nobody was given, never the other way round.
+            AuditUnavailable: If it cannot be written in time, or the audit is closed; then the decision must not be
+                given. A disk that answers later leaves a row of a decision that nobody was given, never the reverse.
         """
         if not self.keeps:
             return
