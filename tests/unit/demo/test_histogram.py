@@ -16,6 +16,6 @@ def test_the_histogram_names_both_kinds_and_every_threshold():
     ElementTree.fromstring(svg)
 
 
-@pytest.mark.parametrize("items", [[], [inspected()], [inspected(), inspected()]])
+@pytest.mark.parametrize("items", [[inspected()], [inspected(score=0.5), inspected(score=0.5)]])
 def test_the_histogram_stands_with_few_or_equal_scores(items):
-    assert score_histogram(items).startswith("<svg")
+    assert score_histogram(items, [("in force", 0.5)]).startswith("<svg")

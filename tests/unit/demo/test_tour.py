@@ -16,7 +16,6 @@ from rich.console import Console
 from backend.demo import tour
 from backend.demo.client import Answer
 from backend.demo.demo_parts import rendered_parts
-from backend.demo.inspected import FoundRegion
 from backend.demo.tour import Api, extractor_line, result_table, run_demo, summary_line
 from tests.testkit.fakes import inspected
 
@@ -32,7 +31,6 @@ _HEALTH = {"status": "ok", "model": "dinov2-vit-s/14", "device": "cpu", "reason"
 @pytest.mark.parametrize(
     ("health", "chosen", "line"),
     [
-        (_HEALTH, None, "Extractor: dinov2-vit-s/14 on cpu (its weights were found)"),
         (_HEALTH, "auto", "Extractor: dinov2-vit-s/14 on cpu (its weights were found)"),
         (
             {**_HEALTH, "model": "filter-bank"},
@@ -55,12 +53,12 @@ def _ng(**changes):
 
 
 def test_the_table_shows_score_threshold_decision_areas_and_time():
-    regions = tuple(FoundRegion(contour_xy=((1, 1),), area_mm2=area) for area in (1.0, 3.0, 2.0))
+    regions = [{"contour": [[1, 1]], "area_mm2": area} for area in (1.0, 3.0, 2.0)]
     console = Console(file=io.StringIO(), width=100)
-    console.print(result_table([_ng(regions=regions, elapsed_ms=41.4), _ng(threshold=None, decision=None)]))
+    console.print(result_table([_ng(regions=regions, elapsed_ms=41.4), _ng(decision="ok")]))
     rows = [re.split(r"\s*│\s*", line.strip("│ \n")) for line in console.file.getvalue().splitlines() if "│" in line]
     assert rows[0] == ["part [1]", "0.750", "0.500", "NG (found)", "3.0, 2.0 +1", "41"]
-    assert rows[1] == ["part [1]", "0.750", "-", "- (not judged)", "-", "10"]
+    assert rows[1] == ["part [1]", "0.750", "0.500", "OK (missed)", "-", "10"]
 
 
 def test_the_summary_sets_parts_apart_that_helped_to_set_the_threshold():
