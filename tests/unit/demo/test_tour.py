@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from backend.cli import main
 from backend.demo import tour
 from backend.demo.client import Answer
 from backend.demo.demo_parts import rendered_parts
@@ -108,6 +109,13 @@ def test_the_calibration_leaves_the_good_scores_to_the_service(ng_scores, sent):
     Api(client, eight_parts()).calibrate(ng_scores)
     roi = {"role_id": "Demo", "roi_id": "part-1", "mm_per_px": 0.2}
     assert client.bodies == [("/calibrate_ng", {**roi, "ng_scores": sent, "score_mode": "top_mean"})]
+
+
+def test_the_demo_names_the_package_that_it_lacks_and_how_to_install_it(monkeypatch, capsys):
+    monkeypatch.delitem(sys.modules, "backend.demo.tour")
+    monkeypatch.setitem(sys.modules, "rich.console", None)
+    assert main(["demo"]) == 2
+    assert capsys.readouterr().err == 'The demo needs rich, which is not installed: pip install ".[demo]"\n'
 
 
 def _run(**arguments):
