@@ -10,7 +10,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from backend.demo.samples import DefectKind, machined_ring, render_defective, render_good
+from backend.demo.part_defects import DefectKind
+from backend.demo.samples import machined_ring, render_defective, render_good
 from backend.imaging.image_codec import SUFFIX_BY_FORMAT, decode_image
 from backend.roi_mask import Annulus, shape_mask
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
@@ -87,15 +88,14 @@ class Tally:
 
 def tally(items: Sequence[Inspected]) -> Tally:
     """Return how many of one or more images were judged right, and how long the service took for one (median)."""
-    aside = [item for item in items if item.note]
-    good = [item for item in items if not item.note and not item.part.is_defective]
-    defective = [item for item in items if not item.note and item.part.is_defective]
+    outcomes = Counter(item.outcome for item in items if not item.note)
+    aside = [item.is_right for item in items if item.note]
     return Tally(
-        n_good=len(good),
-        n_passed=sum(item.is_right for item in good),
-        n_defective=len(defective),
-        n_found=sum(item.is_right for item in defective),
+        n_good=outcomes["passed"] + outcomes["false alarm"],
+        n_passed=outcomes["passed"],
+        n_defective=outcomes["found"] + outcomes["missed"],
+        n_found=outcomes["found"],
         n_aside=len(aside),
-        n_aside_right=sum(item.is_right for item in aside),
+        n_aside_right=sum(aside),
         median_ms=median(item.elapsed_ms for item in items),
     )

@@ -7,6 +7,7 @@ stand alone: a decision is also a word and a sign, a bar also a hatch, an outlin
 from __future__ import annotations
 
 import base64
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,12 +16,16 @@ import cv2
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
+from matplotlib import rc_context
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from backend.demo.histogram import score_histogram
 from backend.demo.inspected import Inspected, tally
 from backend.imaging.image_codec import encode_png
 
+_OK_COLOUR, _NG_COLOUR = "#0072B2", "#D55E00"  # Okabe and Ito 2008: told apart by every kind of colour vision.
 _AT_THRESHOLD = 128
 _PICTURE_EDGE_PX = 640
 _FADE_IN = 0.5  # Below this share of the threshold a good part's own unrest is not drawn.
@@ -69,6 +74,37 @@ def render_report(report: Report) -> str:
             for colour_bgr in _heat_colours(np.linspace(_AT_THRESHOLD, 255, 5))
         ],
     )
+
+
+def score_histogram(items: Sequence[Inspected], thresholds: Sequence[tuple[str, float]]) -> str:
+    """Return a histogram of one or more scores with the thresholds as lines, as inline SVG."""
+    good = [item.score for item in items if not item.part.is_defective]
+    defective = [item.score for item in items if item.part.is_defective]
+    values = [*good, *defective, *(value for _, value in thresholds)]
+    low, high = min(values), max(values)
+    margin = max(0.06 * (high - low), 1e-3)
+    edges = np.linspace(low - margin, high + margin, 37).tolist()
+    with rc_context({"font.family": "sans-serif", "font.size": 10, "svg.hashsalt": "report", "hatch.linewidth": 0.6}):
+        figure = Figure(figsize=(10.5, 3.4), layout="constrained")
+        FigureCanvasSVG(figure)
+        axes = figure.add_subplot()
+        bars: dict[str, Any] = {"alpha": 0.75, "edgecolor": "white", "linewidth": 0.8}
+        n_good, _, _ = axes.hist(good, edges, label=f"good parts ({len(good)})", color=_OK_COLOUR, **bars)
+        label = f"defective parts ({len(defective)})"
+        n_defective, _, _ = axes.hist(defective, edges, label=label, color=_NG_COLOUR, hatch="////", **bars)
+        for label, value in thresholds[:-1]:
+            axes.axvline(value, label=f"{label}: {value:.3f}", color="#777777", linestyle=(0, (4, 3)))
+        label, value = thresholds[-1]
+        axes.axvline(value, label=f"{label}: {value:.3f}", color="#111111", linewidth=2.0)
+        tallest = float(np.max([n_good, n_defective]))
+        axes.set(xlabel="image score (larger = more anomalous)", ylabel="images", ylim=(0, tallest * 1.15))
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+        text = io.StringIO()
+        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
+    svg = text.getvalue()
+    return svg[svg.index("<svg") :]
 
 
 def paint_heatmap(

@@ -21,8 +21,6 @@ from backend.demo.machined_part import EDGE, FACE_INNER, HOLE, MARGIN, N_HOLES, 
 from backend.demo.part_defects import DEFECT_KINDS, DRAWN_DEFECTS, DefectKind
 from backend.roi_mask import Annulus
 
-__all__ = ["DEFECT_KINDS", "DefectKind", "Sample", "machined_ring", "render_defective", "render_good"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:

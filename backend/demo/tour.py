@@ -35,29 +35,11 @@ _SCORE_MODE = "top_mean"  # p99 cannot see a defect that covers less than 1 % of
 _CALL_S = 900.0
 
 
-def run_demo(
-    *,
-    data: Path | None = None,
-    out: Path = Path("demo_output"),
-    n_good: int = 30,
-    keep_models: bool = False,
-    mm_per_px: float = 0.2,
-    console: Console | None = None,
-) -> int:
-    """Run the demo and return the exit code: 0, or 1 when something failed.
-
-    Args:
-        data: Folder of real images; None renders parts.
-        out: Folder for ``index.html`` and the server's log.
-        n_good: How many good parts to render; three quarters are learned from, the others held out; at least 8.
-        keep_models: Keep the fitted model in ``out/models``; otherwise it goes away with the demo.
-        mm_per_px: Millimetres per pixel; positive.
-        console: Where to print; standard output by default.
-    """
-    if console is None:
-        if isinstance(sys.stdout, io.TextIOWrapper):
-            sys.stdout.reconfigure(errors="replace")  # A code page without × must not end the demo.
-        console = Console(width=None if sys.stdout.isatty() else 110)  # A file has room for the whole table.
+def run_demo(*, data: Path | None, out: Path, n_good: int, mm_per_px: float, keep_models: bool) -> int:
+    """Run the demo with the options of the command line; return the exit code: 0, or 1 when something failed."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # A code page without × must not end the demo.
+    console = Console(width=None if sys.stdout.isatty() else 110)  # A file has room for the whole table.
     page, log = out / "index.html", out / "server.log"
     extractor = os.environ.get("BDI_EXTRACTOR", "auto")
     try:

@@ -1,10 +1,12 @@
 import base64
 import re
+from xml.etree import ElementTree
 
 import cv2
 import numpy as np
+import pytest
 
-from backend.demo.report import Report, paint_heatmap, render_report
+from backend.demo.report import Report, paint_heatmap, render_report, score_histogram
 from tests.testkit.fakes import inspected
 
 
@@ -103,3 +105,17 @@ def test_large_pictures_are_made_smaller_for_the_page():
     for data in re.findall(r"data:image/(?:png|jpeg);base64,([A-Za-z0-9+/=]+)", page):
         picture = cv2.imdecode(np.frombuffer(base64.b64decode(data), np.uint8), cv2.IMREAD_COLOR)
         assert picture.shape == (320, 640, 3)
+
+
+def test_the_histogram_names_both_kinds_and_every_threshold():
+    items = [inspected(score=0.4), inspected(score=0.45), inspected(is_defective=True, score=0.9)]
+    svg = score_histogram(items, [("first try", 0.5), ("in force", 0.6)])
+    comments = " ".join(re.findall(r"<!--(.*?)-->", svg))
+    for words in ("good parts (2)", "defective parts (1)", "first try: 0.500", "in force: 0.600"):
+        assert words in comments
+    ElementTree.fromstring(svg)
+
+
+@pytest.mark.parametrize("items", [[inspected()], [inspected(score=0.5), inspected(score=0.5)]])
+def test_the_histogram_stands_with_few_or_equal_scores(items):
+    assert score_histogram(items, [("in force", 0.5)]).startswith("<svg")

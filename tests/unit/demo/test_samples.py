@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from backend.demo.samples import DEFECT_KINDS, machined_ring, render_defective, render_good
+from backend.demo.part_defects import DEFECT_KINDS
+from backend.demo.samples import machined_ring, render_defective, render_good
 
 
 def _grown(mask: NDArray[np.bool_], by: int) -> NDArray[np.bool_]:

@@ -118,10 +118,15 @@ def test_the_demo_names_the_package_that_it_lacks_and_how_to_install_it(monkeypa
     assert capsys.readouterr().err == 'The demo needs rich, which is not installed: pip install ".[demo]"\n'
 
 
-def _run(**arguments):
-    console = Console(file=io.StringIO(), width=100)
-    status = run_demo(console=console, **arguments)
-    return status, console.file.getvalue()
+@pytest.fixture
+def run(capsys):
+    """Return a call of the demo; it returns the exit status and what was printed."""
+
+    def demo(**changes):
+        options = {"data": None, "n_good": 8, "mm_per_px": 0.2, "keep_models": False}
+        return run_demo(**{**options, **changes}), capsys.readouterr().out
+
+    return demo
 
 
 @pytest.fixture
@@ -130,35 +135,35 @@ def ends_at_once(monkeypatch):
     monkeypatch.setattr(tour, "PLAIN_UVICORN", ["-c", "import sys; sys.exit('No module named torch')"])
 
 
-def test_a_server_that_dies_at_start_shows_the_end_of_its_log_and_what_to_do(tmp_path, ends_at_once):
-    status, text = _run(out=tmp_path, n_good=8)
+def test_a_server_that_dies_at_start_shows_the_end_of_its_log_and_what_to_do(tmp_path, run, ends_at_once):
+    status, text = run(out=tmp_path)
     assert status == 1
     assert "the server ended with exit code 1 at start" in text
     assert "No module named torch" in text
     assert "pip install -r requirements.txt" in text
 
 
-def test_a_broken_image_is_named_and_the_demo_fails(tmp_path, ends_at_once):
+def test_a_broken_image_is_named_and_the_demo_fails(tmp_path, run, ends_at_once):
     for place in ("train/good", "test/good", "test/crack"):
         (tmp_path / place).mkdir(parents=True)
         (tmp_path / place / "001.png").write_bytes(b"not an image")
-    status, text = _run(data=tmp_path, out=tmp_path / "out")
+    status, text = run(data=tmp_path, out=tmp_path / "out")
     assert status == 1
     assert "001.png" in text
 
 
-def test_a_missing_folder_is_named_and_the_demo_fails(tmp_path, ends_at_once):
-    status, text = _run(data=tmp_path / "nowhere", out=tmp_path / "out")
+def test_a_missing_folder_is_named_and_the_demo_fails(tmp_path, run, ends_at_once):
+    status, text = run(data=tmp_path / "nowhere", out=tmp_path / "out")
     assert status == 1
     assert "There are no images in" in text
 
 
-def test_an_interrupted_demo_says_so_and_fails(tmp_path, monkeypatch, ends_at_once):
+def test_an_interrupted_demo_says_so_and_fails(tmp_path, monkeypatch, run, ends_at_once):
     def interrupt(*_):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(tour, "rendered_parts", interrupt)
-    status, text = _run(out=tmp_path)
+    status, text = run(out=tmp_path)
     assert status == 1
     assert "Interrupted. The server was stopped." in text
 
