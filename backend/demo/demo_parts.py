@@ -15,9 +15,7 @@ from backend.demo.samples import machined_ring, render_defective, render_good
 from backend.imaging.image_codec import SUFFIX_BY_FORMAT, decode_image
 from backend.roi_mask import Annulus, shape_mask
 
-_DEFECTS: tuple[DefectKind, ...] = (
-    "pit", "scratch", "dent", "missing_hole", "chipped_edge", "rust", "pit", "scratch",
-)  # fmt: skip
+_DEFECTS: Sequence[DefectKind] = "pit", "scratch", "dent", "missing_hole", "chipped_edge", "rust", "pit", "scratch"
 _MAX_FIT, _MAX_TEST = 50, 24
 _MAX_PIXELS = 40_000_000
 _SUFFIXES = frozenset(SUFFIX_BY_FORMAT.values()) | {".jpeg", ".tiff"}
@@ -44,15 +42,11 @@ class Part:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PartSet:
-    """What a demo shows.
+    """What a demo shows: it learns ``fit``, which are good parts, and inspects ``good`` and ``defective``, unseen ones.
 
     Attributes:
         title: What the parts are, for the page.
-        mm_per_px: Millimetres per pixel of every image.
         ring: The area to inspect, or None for the whole image.
-        fit: Good parts to learn from.
-        good: Good parts that the memory never sees.
-        defective: Defective parts.
         remark: What was left out, or empty.
     """
 
@@ -78,9 +72,9 @@ def rendered_parts(n_good: int, mm_per_px: float) -> PartSet:
     inside = shape_mask(ring, (384, 384))
     good, defective = [], []
     for seed in range(n_good):
-        image_bgr = render_good(seed, mm_per_px=mm_per_px).image_bgr
+        sample = render_good(seed, mm_per_px=mm_per_px)
         name = f"good part {seed + 1}"
-        good.append(Part(name=name, image_bgr=image_bgr, is_defective=False, inspected_mask=inside))
+        good.append(Part(name=name, image_bgr=sample.image_bgr, is_defective=False, inspected_mask=inside))
     for seed, kind in enumerate(_DEFECTS, start=1000):
         sample = render_defective(seed, kind, mm_per_px=mm_per_px)
         defective.append(

@@ -29,8 +29,7 @@ class Sample:
     Attributes:
         image_bgr: [H, W, 3] uint8.
         defect_mask: [H, W] bool; True where the defect is, nowhere on a good part.
-        defect_size_mm: Length of a scratch, width of a chip along the rim, else diameter of the disc of equal area; 0
-            on a good part.
+        defect_size_mm: Length of a scratch, width of a chip along the rim, else diameter of the disc of equal area.
     """
 
     image_bgr: NDArray[np.uint8] = field(compare=False, repr=False)

@@ -38,11 +38,7 @@ def environment_with(settings: Mapping[str, object]) -> dict[str, str]:
 class ServiceProcess:
     """One process at a time on one port; ``with`` starts nothing, and ends what still runs.
 
-    Args:
-        log: Where output goes; appended to.
-        environment: Of the process; see ``environment_with``.
-        command: What Python is given; ``--host`` and ``--port`` follow.
-        cwd: Working folder; this process's own by default.
+    Its output is appended to ``log``. Python is given the command, ``--host`` and ``--port``.
     """
 
     def __init__(
