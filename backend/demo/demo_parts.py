@@ -146,11 +146,12 @@ def evenly(paths: Sequence[Path], n: int) -> list[Path]:
 def _part(path: Path, image_bgr: NDArray[np.uint8], folder: Path, image_hw: tuple[int, int]) -> Part:
     kind = path.parent.name
     mask_path = folder / "ground_truth" / kind / f"{path.stem}_mask.png"
+    mask = (_pixels(mask_path)[:, :, 0] > 127).astype(np.uint8) if mask_path.is_file() else None
     return Part(
         name=f"{kind}/{path.name}",
         image_bgr=_resized(image_bgr, image_hw),
         is_defective=kind != "good",
-        defect_mask=_resized(_pixels(mask_path), image_hw)[:, :, 0] > 127 if mask_path.is_file() else None,
+        defect_mask=None if mask is None else _resized(mask, image_hw) > 0,
     )
 
 
