@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backend.demo.part_defects import DefectKind
-from backend.demo.samples import machined_ring, render_defective, render_good
+from backend.demo.samples import SIZE_PX, machined_ring, render_defective, render_good
 from backend.imaging.image_codec import SUFFIX_BY_FORMAT, decode_image
 from backend.roi_mask import Annulus, shape_mask
 
@@ -69,7 +69,7 @@ def rendered_parts(n_good: int, mm_per_px: float) -> PartSet:
         raise ValueError(f"--n-good is {n_good}; at least 8 good parts are needed, 30 are better.")
     n_fit = round(0.75 * n_good)
     ring = machined_ring()
-    inside = shape_mask(ring, (384, 384))
+    inside = shape_mask(ring, (SIZE_PX, SIZE_PX))
     good, defective = [], []
     for seed in range(n_good):
         sample = render_good(seed, mm_per_px=mm_per_px)

@@ -21,6 +21,8 @@ from backend.demo.machined_part import EDGE, FACE_INNER, HOLE, MARGIN, N_HOLES, 
 from backend.demo.part_defects import DEFECT_KINDS, DRAWN_DEFECTS, DefectKind
 from backend.roi_mask import Annulus
 
+SIZE_PX = 384
+
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
@@ -37,20 +39,20 @@ class Sample:
     defect_size_mm: float = 0.0
 
 
-def machined_ring(size_px: int = 384) -> Annulus:
+def machined_ring(size_px: int = SIZE_PX) -> Annulus:
     """Return the annulus that covers the machined face, rim and bolt holes included, wherever the part lies."""
     half = size_px / 2
     centre = (size_px - 1) / 2
     return Annulus(cx=centre, cy=centre, r=(EDGE + MARGIN) * half, r_inner=(FACE_INNER - MARGIN) * half)
 
 
-def render_good(seed: int, *, size_px: int = 384, mm_per_px: float = 0.2) -> Sample:
+def render_good(seed: int, *, size_px: int = SIZE_PX, mm_per_px: float = 0.2) -> Sample:
     """Return a good part on a square image of edge ``size_px``."""
     part = MachinedPart(seed, size_px, mm_per_px)
     return Sample(image_bgr=part.expose(part.shade()), defect_mask=np.zeros((size_px, size_px), np.bool_))
 
 
-def render_defective(seed: int, kind: DefectKind, *, size_px: int = 384, mm_per_px: float = 0.2) -> Sample:
+def render_defective(seed: int, kind: DefectKind, *, size_px: int = SIZE_PX, mm_per_px: float = 0.2) -> Sample:
     """Return the part of ``render_good(seed)`` with one defect of a size that is usual for its kind.
 
     Raises:

@@ -12,10 +12,12 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
+
+import threadpoolctl  # type: ignore[import-untyped]
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -33,11 +35,9 @@ def usable_cpus(quota_file: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
     then wait for each other. The file is Linux' cgroup v2 quota, "<quota> <period>" in microseconds or "max <period>".
     """
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
+    with suppress(OSError, ValueError):  # no quota: not Linux, no such file, or "max"
         quota, period = quota_file.read_text().split()
         cpus = min(cpus, int(quota) // int(period))
-    except (OSError, ValueError):  # no quota: not Linux, no such file, or "max"
-        pass
     return max(1, cpus)
 
 
@@ -48,8 +48,6 @@ def limit_threads(threads: int) -> None:
     number when a network is compiled. OpenMP (FAISS, scikit-learn) keeps a number for each thread that calls it, and
     this reaches only the one that is running.
     """
-    import threadpoolctl  # type: ignore[import-untyped]
-
     global _width
     _width = threads
     _workers.cache_clear()
@@ -79,7 +77,7 @@ def parallel_map(call: Callable[[S], T], parts: Sequence[S]) -> list[T]:
             work()  # the caller works as well: waking a thread takes longer than some parts do
         finally:
             begun = [helper for helper in helpers if not helper.cancel()]  # the others have nothing left to do
-            wait(begun)
+            wait(begun)  # they use what the caller gave
         for helper in begun:
             helper.result()
     return results
@@ -113,8 +111,6 @@ def one_blas_thread() -> Iterator[None]:
 
 @cache
 def _loaded_libraries() -> Any:
-    import threadpoolctl
-
     return threadpoolctl.ThreadpoolController()  # takes a millisecond; numpy's BLAS, which counts here, is loaded
 
 
