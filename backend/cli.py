@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -65,8 +66,12 @@ def _serve(arguments: argparse.Namespace) -> int:
 
 
 def _demo(arguments: argparse.Namespace) -> int:
-    from backend.demo.tour import run_demo
-
+    try:
+        from backend.demo.tour import run_demo
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        print(f'The demo needs {package}, which is not installed: pip install ".[demo]"', file=sys.stderr)
+        return 2
     return run_demo(
         data=arguments.data,
         out=arguments.out,

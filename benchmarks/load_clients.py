@@ -170,7 +170,7 @@ def _inspect(request: Form, caller: Client, tally: _Tally) -> None:
             continue
         tally.inspections_ms.append((time.perf_counter() - started_s) * 1e3)
         if answer.status != 200:
-            raise CallFailed(answer.status, str(answer))
+            raise CallFailed(str(answer))
 
 
 def _ask_health(caller: Client, tally: _Tally) -> None:

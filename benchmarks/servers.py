@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from backend.demo.client import Client, Form, fit_form, infer_form, numbered
+from backend.demo.client import Client, Form, form
 from backend.demo.service_process import PLAIN_UVICORN, ServiceProcess, environment_with
 from benchmarks.vitals import vitals
 
@@ -27,12 +27,13 @@ def roi(roi_id: str) -> dict[str, object]:
 
 def learn(roi_id: str, pngs: Sequence[bytes], **fields: object) -> Form:
     """Return a request to learn good images."""
-    return fit_form(roi(roi_id), numbered(pngs), **fields)
+    images = [(f"{number}.png", png) for number, png in enumerate(pngs)]
+    return form("/fit_ok", {**roi(roi_id), **fields}, "images", images)
 
 
 def inspect(roi_id: str, png: bytes) -> Form:
     """Return a request to inspect one image."""
-    return infer_form(roi(roi_id), ("0.png", png))
+    return form("/infer", roi(roi_id), "image", [("0.png", png)])
 
 
 class Running(ServiceProcess):
@@ -44,7 +45,7 @@ class Running(ServiceProcess):
 
     def seconds_until_health_answers(self) -> float:
         """Return how long after the start of the process ``GET /health`` answered first; call it right after it."""
-        self.wait_until_it_answers()
+        self.wait_until_ready(or_starting=True)
         return time.perf_counter() - self.started_s
 
     def seconds_until_ready(self) -> float:

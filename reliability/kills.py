@@ -3,10 +3,10 @@
     python -m reliability.kills [--kills 200] [--seed 0] [--arenas 2] [--json kills.json] [--update docs/reliability.md]
 
 Each arena is a server on a folder of its own, with four clients that fit, replace, calibrate, upload, delete, clear and
-copy recipes, each at a ROI of its own, one call after the other. The server and all its children are killed, some while
-they sleep, most in the middle of a call or of a write; then it is started again on what is left. A client knows what
-its ROI must hold: what it was answered for, and of the one call that was cut off either all or nothing (see
-``reliability/worlds.py``). What a memory must be and score is computed in this process from the images alone.
+copy recipes, each at a ROI of its own, one call after the other. The server is killed, at times while it sleeps, mostly
+in the middle of a call or of a write; then it is started again on what is left. A client knows what its ROI must hold:
+what it was answered for, and of the one call that was cut off either all or nothing (see ``reliability/worlds.py``).
+What a memory must be and score is computed in this process from the images alone.
 """
 
 from __future__ import annotations

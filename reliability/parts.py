@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from functools import cache
 
 from backend.artifacts.stored_image import FILE_NAME_DIGITS
-from backend.demo.client import Form, fit_form, infer_form, numbered, upload_form
+from backend.demo.client import Form, form
 from backend.demo.samples import render_good
 from backend.imaging.image_codec import decode_image, encode_png, pixel_digest
 
@@ -49,17 +49,17 @@ def roi(roi_id: str) -> dict[str, str]:
 
 def fit(roi_id: str, images: Iterable[int], **fields: object) -> Form:
     """Return a request to learn parts."""
-    return fit_form(_scaled(roi_id), _files(images), **fields)
+    return form("/fit_ok", {**_scaled(roi_id), **fields}, "images", _files(images))
 
 
 def upload(roi_id: str, label: str, images: Iterable[int]) -> Form:
     """Return a request to keep parts in a data set."""
-    return upload_form(_scaled(roi_id), label, _files(images))
+    return form(f"/datasets/{label}/upload", _scaled(roi_id), "images", _files(images))
 
 
 def infer(roi_id: str, image: int, **fields: object) -> Form:
     """Return a request to inspect a part."""
-    return infer_form(_scaled(roi_id), ("0.png", png(image)), **{"heatmap": "none", **fields})
+    return form("/infer", {**_scaled(roi_id), "heatmap": "none", **fields}, "image", _files([image]))
 
 
 def _scaled(roi_id: str) -> dict[str, object]:
@@ -67,4 +67,4 @@ def _scaled(roi_id: str) -> dict[str, object]:
 
 
 def _files(images: Iterable[int]) -> list[tuple[str, bytes]]:
-    return numbered([png(image) for image in images])
+    return [(f"{number}.png", png(image)) for number, image in enumerate(images)]

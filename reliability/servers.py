@@ -20,7 +20,7 @@ SETTINGS: Mapping[str, Any] = {
 
 
 class Server(ServiceProcess):
-    """One process of the service, which ``kill`` ends with its children.
+    """One process of the service.
 
     Args:
         folder: Holds the models folder, the log, and ``elsewhere``: the working, home and temporary folder of the
@@ -35,7 +35,7 @@ class Server(ServiceProcess):
         environment = environment_with({**SETTINGS, "models_dir": self.models_dir, **(settings or {})})
         environment |= {"OMP_NUM_THREADS": "1"}
         environment |= dict.fromkeys(("HOME", "TMPDIR", "TEMP", "TMP"), str(self.elsewhere))
-        super().__init__(folder / f"{name}.log", environment, cwd=self.elsewhere, in_own_group=True)
+        super().__init__(folder / f"{name}.log", environment, cwd=self.elsewhere)
 
     @property
     def pid(self) -> int:

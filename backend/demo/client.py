@@ -8,11 +8,10 @@ from __future__ import annotations
 import http.client
 import json
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from email.message import Message
-from types import TracebackType
-from typing import Any
+from typing import Any, Self
 from urllib.parse import quote, urlencode
 
 import httpx
@@ -25,27 +24,12 @@ class CallCutOff(ConnectionError):
 
 
 class CallFailed(Exception):
-    """A call was answered with another status than it should be.
-
-    Attributes:
-        status: The status.
-    """
-
-    def __init__(self, status: int, text: str) -> None:
-        super().__init__(text)
-        self.status = status
+    """A call was answered with another status than it should be."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What a call was answered with.
-
-    Attributes:
-        path: What was called, without its query.
-        status: HTTP status.
-        headers: By name, in any case.
-        body: As received.
-    """
+    """What a call was answered with; ``path`` is without its query."""
 
     path: str
     status: int
@@ -64,7 +48,7 @@ class Answer:
             CallFailed: If the status is another one; says what the service says.
         """
         if self.status != status:
-            raise CallFailed(self.status, str(self))
+            raise CallFailed(str(self))
         return self.json
 
     def __str__(self) -> str:
@@ -98,47 +82,23 @@ def form(path: str, fields: Mapping[str, object], field_name: str, files: Iterab
     return Form(path=path, body=request.read(), content_type=request.headers["Content-Type"])
 
 
-def fit_form(roi: Mapping[str, object], images: Iterable[tuple[str, bytes]], **fields: object) -> Form:
-    """Return a request to learn good images (file name, content) of a ROI (``role_id``, ``roi_id``, ``mm_per_px``)."""
-    return form("/fit_ok", {**roi, **fields}, "images", images)
-
-
-def infer_form(roi: Mapping[str, object], image: tuple[str, bytes], **fields: object) -> Form:
-    """Return a request to inspect an image; arguments as ``fit_form``."""
-    return form("/infer", {**roi, **fields}, "image", [image])
-
-
-def upload_form(roi: Mapping[str, object], label: str, images: Iterable[tuple[str, bytes]]) -> Form:
-    """Return a request to keep images in a data set, ``ok`` or ``ng``; arguments as ``fit_form``."""
-    return form(f"/datasets/{label}/upload", roi, "images", images)
-
-
-def numbered(images: Sequence[bytes]) -> list[tuple[str, bytes]]:
-    """Return PNG files with the names ``0.png``, ``1.png``, …"""
-    return [(f"{number}.png", image) for number, image in enumerate(images)]
+def with_query(path: str, query: Mapping[str, object]) -> str:
+    """Return a path with its query, percent-encoded."""
+    return f"{path}?{urlencode(query, quote_via=quote)}" if query else path
 
 
 class Client:
-    """One client with one connection that is kept open; not to be shared between threads.
-
-    Args:
-        port: On the loopback interface.
-        timeout_s: Longest wait for a byte.
-    """
+    """One client with one connection to a port of this machine, kept open; not to be shared between threads."""
 
     def __init__(self, port: int, *, timeout_s: float = 60.0) -> None:
         self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout_s)
         self._used_s = time.perf_counter()
 
-    def close(self) -> None:
-        """Close the connection; the next call opens another."""
-        self._connection.close()
-
-    def __enter__(self) -> Client:
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self.close()
+    def __exit__(self, *_: object) -> None:
+        self._connection.close()
 
     def get(self, path: str, **query: object) -> Answer:
         """Return the answer to a GET; raises as ``ask``."""
@@ -152,10 +112,9 @@ class Client:
         """Return the answer to a form; raises as ``ask``."""
         return self.ask("POST", form.path, form.body, {"Content-Type": form.content_type, **headers})
 
-    def post(self, path: str, value: object, **headers: str) -> Answer:
+    def post(self, path: str, value: object) -> Answer:
         """Return the answer to a JSON body; raises as ``ask``."""
-        body = json.dumps(value, ensure_ascii=False).encode()
-        return self.ask("POST", path, body, {"Content-Type": "application/json; charset=utf-8", **headers})
+        return self.ask("POST", path, json.dumps(value).encode(), {"Content-Type": "application/json"})
 
     def ask(
         self, method: str, path: str, body: bytes | None = None, headers: Mapping[str, str] | None = None
@@ -166,20 +125,14 @@ class Client:
             CallCutOff: If there is none.
         """
         if time.perf_counter() - self._used_s > _IDLE_S:
-            self.close()  # uvicorn closes a connection after 5 s without a request; this one opens anew
+            self._connection.close()  # uvicorn closes a connection after 5 s without a request; this one opens anew
         plain_path = path.partition("?")[0]
         try:
-            self._connection.request(method, path, body, dict(headers or {}))
+            self._connection.request(method, path, body, headers or {})
             response = self._connection.getresponse()
             answer = Answer(path=plain_path, status=response.status, headers=response.headers, body=response.read())
         except (OSError, http.client.HTTPException) as error:
-            self.close()
+            self._connection.close()
             raise CallCutOff(f"{method} {plain_path}: {type(error).__name__}: {error}") from error
         self._used_s = time.perf_counter()
         return answer
-
-
-def with_query(path: str, query: Mapping[str, object]) -> str:
-    """Return a path with its query, percent-encoded."""
-    text = urlencode({name: str(value) for name, value in query.items()}, quote_via=quote)
-    return f"{path}?{text}" if query else path

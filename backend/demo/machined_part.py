@@ -22,10 +22,6 @@ class MachinedPart:
     """One part under the camera: its pose, its surface, the light on it; images are [H, W(, 3)] float32, linear."""
 
     def __init__(self, seed: int, size_px: int, mm_per_px: float) -> None:
-        if size_px < 64:
-            raise ValueError(f"size_px must be at least 64, got {size_px}")
-        if not (math.isfinite(mm_per_px) and mm_per_px > 0):
-            raise ValueError(f"mm_per_px must be positive, got {mm_per_px}")
         self.seed, self.size, self.half, self.mm_per_px = seed, size_px, size_px / 2, mm_per_px
         rng = np.random.default_rng([seed, 0])
         shift = np.clip(rng.normal(0.0, 0.005, 2), -0.012, 0.012) * self.half

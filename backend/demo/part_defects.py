@@ -14,13 +14,6 @@ from backend.demo.machined_part import EDGE, Image, MachinedPart, Mask, cover_of
 DefectKind = Literal["scratch", "pit", "dent", "rust", "missing_hole", "chipped_edge"]
 DEFECT_KINDS: tuple[DefectKind, ...] = get_args(DefectKind)
 
-USUAL_SIZE_MM: dict[DefectKind, tuple[float, float]] = {
-    "scratch": (7.0, 14.0),
-    "pit": (1.4, 2.6),
-    "dent": (3.5, 6.0),
-    "rust": (4.0, 8.0),
-    "chipped_edge": (4.0, 7.5),
-}
 _SCRATCH_WIDTH_MM = 0.7
 _RUST_BGR = np.array([0.03, 0.065, 0.14], np.float32)
 
@@ -126,11 +119,14 @@ def _blend(scene: Image, opacity: NDArray[np.floating], colour: NDArray[np.float
     return blended.astype(np.float32)
 
 
-DRAW: dict[DefectKind, Callable[[MachinedPart, Image, float, np.random.Generator], tuple[Image, Mask]]] = {
-    "scratch": _scratch,
-    "pit": _pit,
-    "dent": _dent,
-    "rust": _rust,
-    "chipped_edge": _chip,
+Draw = Callable[[MachinedPart, Image, float, np.random.Generator], tuple[Image, Mask]]
+"""Draws a defect of a size, px, on the light of a part; returns the light with it, and where it is."""
+
+DRAWN_DEFECTS: dict[DefectKind, tuple[Draw, float, float]] = {
+    "scratch": (_scratch, 7.0, 14.0),
+    "pit": (_pit, 1.4, 2.6),
+    "dent": (_dent, 3.5, 6.0),
+    "rust": (_rust, 4.0, 8.0),
+    "chipped_edge": (_chip, 4.0, 7.5),
 }
-"""By kind: draws a defect of a size, px, on the light of a part; returns the light with it, and where it is."""
+"""By kind: what draws it, and the smallest and the largest usual size, mm."""

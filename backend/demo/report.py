@@ -7,74 +7,104 @@ stand alone: a decision is also a word and a sign, a bar also a hatch, an outlin
 from __future__ import annotations
 
 import base64
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
+from matplotlib import rc_context
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from backend.demo.histogram import score_histogram
 from backend.demo.inspected import Inspected, tally
 from backend.imaging.image_codec import encode_png
 
+_OK_COLOUR, _NG_COLOUR = "#0072B2", "#D55E00"  # Okabe and Ito 2008: told apart by every kind of colour vision.
 _AT_THRESHOLD = 128
 _PICTURE_EDGE_PX = 640
 _FADE_IN = 0.5  # Below this share of the threshold a good part's own unrest is not drawn.
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Report:
     """Everything that one page says.
 
     Attributes:
-        title: Headline.
-        lead: One or two sentences under it: what was inspected, with what.
+        lead: One or two sentences under the headline: what was inspected, with what.
         caution: What the reader must know before believing anything, or empty.
         facts: Label and value of what was set up, in reading order.
         notes: Plain sentences, such as the warnings of the calibration.
-        thresholds: Label and value of each threshold that was tried; the last one is in force.
-        items: The images.
+        thresholds: Label and value of each threshold that was tried, one or more; the last one is in force.
+        items: The images, one or more.
     """
 
-    title: str
     lead: str
     caution: str = ""
-    facts: tuple[tuple[str, str], ...] = ()
-    notes: tuple[str, ...] = ()
-    thresholds: tuple[tuple[str, float], ...] = ()
-    items: tuple[Inspected, ...]
-
-
-def write_report(report: Report, path: Path) -> None:
-    """Write the page to a file, making its folder if need be."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(render_report(report), encoding="utf-8", newline="\n")
+    facts: Sequence[tuple[str, str]] = ()
+    notes: Sequence[str] = ()
+    thresholds: Sequence[tuple[str, float]]
+    items: Sequence[Inspected]
 
 
 def render_report(report: Report) -> str:
     """Return the page as HTML."""
     environment = Environment(loader=PackageLoader("backend.demo"), autoescape=True, undefined=StrictUndefined)
-    wrong = [item for item in report.items if item.outcome in ("missed", "false alarm") and not item.note]
-    rest = [item for item in report.items if item not in wrong]
+    wrong = [item for item in report.items if not (item.is_right or item.note)]
+    rest = [item for item in report.items if item.is_right or item.note]
     sections = (
         ("Wrong decisions", [_card(item) for item in wrong]),
-        ("Defective parts", [_card(item) for item in rest if item.is_defective]),
-        ("Good parts", [_card(item) for item in rest if not item.is_defective]),
+        ("Defective parts", [_card(item) for item in rest if item.part.is_defective]),
+        ("Good parts", [_card(item) for item in rest if not item.part.is_defective]),
     )
     return environment.get_template("report.html").render(
         report=report,
         tally=tally(report.items),
         histogram=Markup(score_histogram(report.items, report.thresholds)),
         sections=[(heading, cards) for heading, cards in sections if cards],
-        has_truth=any(item.defect_mask is not None for item in report.items),
-        has_shape=any(item.inspected_mask is not None for item in report.items),
-        heat_stops=[_hex(colour) for colour in _heat_colours(np.linspace(_AT_THRESHOLD, 255, 5))],
+        has_truth=any(item.part.defect_mask is not None for item in report.items),
+        has_shape=any(item.part.inspected_mask is not None for item in report.items),
+        heat_stops=[
+            f"#{colour_bgr[::-1].astype(np.uint8).tobytes().hex()}"
+            for colour_bgr in _heat_colours(np.linspace(_AT_THRESHOLD, 255, 5))
+        ],
     )
+
+
+def score_histogram(items: Sequence[Inspected], thresholds: Sequence[tuple[str, float]]) -> str:
+    """Return a histogram of one or more scores with the thresholds as lines, as inline SVG."""
+    good = [item.score for item in items if not item.part.is_defective]
+    defective = [item.score for item in items if item.part.is_defective]
+    values = [*good, *defective, *(value for _, value in thresholds)]
+    low, high = min(values), max(values)
+    margin = max(0.06 * (high - low), 1e-3)
+    edges = np.linspace(low - margin, high + margin, 37).tolist()
+    with rc_context({"font.family": "sans-serif", "font.size": 10, "svg.hashsalt": "report", "hatch.linewidth": 0.6}):
+        figure = Figure(figsize=(10.5, 3.4), layout="constrained")
+        FigureCanvasSVG(figure)
+        axes = figure.add_subplot()
+        bars: dict[str, Any] = {"alpha": 0.75, "edgecolor": "white", "linewidth": 0.8}
+        n_good, _, _ = axes.hist(good, edges, label=f"good parts ({len(good)})", color=_OK_COLOUR, **bars)
+        label = f"defective parts ({len(defective)})"
+        n_defective, _, _ = axes.hist(defective, edges, label=label, color=_NG_COLOUR, hatch="////", **bars)
+        for label, value in thresholds[:-1]:
+            axes.axvline(value, label=f"{label}: {value:.3f}", color="#777777", linestyle=(0, (4, 3)))
+        label, value = thresholds[-1]
+        axes.axvline(value, label=f"{label}: {value:.3f}", color="#111111", linewidth=2.0)
+        tallest = float(np.max([n_good, n_defective]))
+        axes.set(xlabel="image score (larger = more anomalous)", ylabel="images", ylim=(0, tallest * 1.15))
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+        text = io.StringIO()
+        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
+    svg = text.getvalue()
+    return svg[svg.index("<svg") :]
 
 
 def paint_heatmap(
@@ -83,12 +113,9 @@ def paint_heatmap(
     """Return the grey image with the heat map over it: below the threshold it fades into the grey, above it glows.
 
     Args:
-        image_bgr: [H, W, 3] uint8.
+        image_bgr: [H, W, 3] uint8, as is what is returned.
         heatmap: [H, W] uint8, 128 = the threshold.
         inspected_mask: [H, W] bool; what lies outside is darkened.
-
-    Returns:
-        [H, W, 3] uint8, BGR.
     """
     grey = cv2.cvtColor(image_bgr, cv2.COLOR_BGR2GRAY).astype(np.float32)
     if inspected_mask is not None:
@@ -109,19 +136,19 @@ def _heat_colours(heat: NDArray[np.generic]) -> NDArray[np.float32]:
 
 
 def _card(item: Inspected) -> dict[str, Any]:
-    height, width = item.image_bgr.shape[:2]
-    shown = 0.0 if item.threshold is None or item.threshold <= 0 else min(item.score / (2 * item.threshold), 1.0)
+    part = item.part
+    height, width = part.image_bgr.shape[:2]
     return {
         "item": item,
-        "picture": _data_uri(item.image_bgr),
-        "overlay": _data_uri(paint_heatmap(item.image_bgr, item.heatmap, item.inspected_mask)),
+        "picture": _data_uri(part.image_bgr),
+        "overlay": _data_uri(paint_heatmap(part.image_bgr, item.heatmap, part.inspected_mask)),
         "width": width,
         "height": height,
-        "found_path": " ".join(_path(region.contour_xy) for region in item.regions),
-        "truth_path": _outline(item.defect_mask),
-        "shape_path": _outline(item.inspected_mask),
-        "gauge_percent": round(100 * shown, 1),
-        "areas_mm2": sorted((region.area_mm2 for region in item.regions), reverse=True),
+        "found_path": " ".join(_path(region["contour"]) for region in item.regions),
+        "truth_path": _outline(part.defect_mask),
+        "shape_path": _outline(part.inspected_mask),
+        "gauge_percent": round(100 * min(item.score / (2 * item.threshold), 1.0), 1) if item.threshold else 0.0,
+        "areas_mm2": sorted((region["area_mm2"] for region in item.regions), reverse=True),
     }
 
 
@@ -140,17 +167,11 @@ def _path(contour_xy: Sequence[Sequence[float]]) -> str:
 def _data_uri(image_bgr: NDArray[np.uint8]) -> str:
     """Return a picture for the page, at most ``_PICTURE_EDGE_PX`` a side, as JPEG where that is the smaller file."""
     height, width = image_bgr.shape[:2]
-    scale = _PICTURE_EDGE_PX / max(height, width)
-    if scale < 1:
-        size = (max(1, round(scale * width)), max(1, round(scale * height)))
-        image_bgr = cv2.resize(image_bgr, size, interpolation=cv2.INTER_AREA).astype(np.uint8, copy=False)
+    scale = min(1.0, _PICTURE_EDGE_PX / max(height, width))
+    size = (max(1, round(scale * width)), max(1, round(scale * height)))
+    image_bgr = cv2.resize(image_bgr, size, interpolation=cv2.INTER_AREA).astype(np.uint8, copy=False)
     png = encode_png(image_bgr)
     _, encoded = cv2.imencode(".jpg", image_bgr, [cv2.IMWRITE_JPEG_QUALITY, 90])
     jpeg = encoded.tobytes()
     kind, data = ("jpeg", jpeg) if len(jpeg) < len(png) else ("png", png)
     return f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}"
-
-
-def _hex(colour_bgr: NDArray[np.float32]) -> str:
-    blue, green, red = (int(channel) for channel in colour_bgr)
-    return f"#{red:02x}{green:02x}{blue:02x}"

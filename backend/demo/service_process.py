@@ -6,14 +6,13 @@ The demo, the benchmarks, the proofs in ``reliability/`` and the tests all start
 from __future__ import annotations
 
 import os
-import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from backend.demo.client import CallCutOff, CallFailed, Client
@@ -29,14 +28,9 @@ class ServiceFailed(Exception):
     """A process did not start or did not stop; the text holds the end of its log."""
 
 
-def environment_with(settings: Mapping[str, object], *, inherit: bool = False) -> dict[str, str]:
-    """Return this process's environment with settings of the service put in, by their names in ``Settings``.
-
-    Args:
-        settings: They take the place of what the environment says.
-        inherit: Keep the other ``BDI_...`` variables of this process.
-    """
-    kept = {name: value for name, value in os.environ.items() if inherit or not name.upper().startswith("BDI_")}
+def environment_with(settings: Mapping[str, object]) -> dict[str, str]:
+    """Return this process's environment with settings of the service, by their names in ``Settings``, and no others."""
+    kept = {name: value for name, value in os.environ.items() if not name.upper().startswith("BDI_")}
     chosen = {f"BDI_{name.upper()}": str(value) for name, value in settings.items()}
     return {**kept, "PYTHONUTF8": "1", **chosen}
 
@@ -44,12 +38,7 @@ def environment_with(settings: Mapping[str, object], *, inherit: bool = False) -
 class ServiceProcess:
     """One process at a time on one port; ``with`` starts nothing, and ends what still runs.
 
-    Args:
-        log: Where output goes; appended to.
-        environment: Of the process; see ``environment_with``.
-        command: What Python is given; ``--host`` and ``--port`` follow.
-        cwd: Working folder; this process's own by default.
-        in_own_group: Make it the head of a process group, which ``kill`` ends with it (POSIX).
+    Its output is appended to ``log``. Python is given the command, ``--host`` and ``--port``.
     """
 
     def __init__(
@@ -59,20 +48,14 @@ class ServiceProcess:
         *,
         command: Sequence[str] = SERVE_COMMAND,
         cwd: Path | None = None,
-        in_own_group: bool = False,
     ) -> None:
         self.log, self.port, self.started_s = log, 0, 0.0
-        self._environment, self._command, self._cwd = dict(environment), list(command), cwd
-        self._in_own_group = in_own_group and os.name == "posix"
+        self._environment, self._command, self._cwd = environment, command, cwd
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
     def process(self) -> subprocess.Popen[bytes]:
-        """The process that runs now, or ran last.
-
-        Raises:
-            ServiceFailed: If there never was one.
-        """
+        """The process that runs now, or ran last."""
         if self._process is None:
             raise ServiceFailed("the server was never started")
         return self._process
@@ -83,59 +66,48 @@ class ServiceProcess:
         return self._process is not None and self._process.poll() is None
 
     def launch(self) -> None:
-        """Start a process on a free port and return at once.
-
-        Raises:
-            ServiceFailed: If one runs already.
-        """
+        """Start a process on a free port and return at once; raises ``ServiceFailed`` if one runs already."""
         if self.is_running:
             raise ServiceFailed("the server runs already")
         with socket.create_server(("127.0.0.1", 0)) as reserved:
             self.port = reserved.getsockname()[1]
-        command = [sys.executable, *self._command, "--host", "127.0.0.1", "--port", str(self.port)]
         self.started_s = time.perf_counter()
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                command,
+                [sys.executable, *self._command, "--host", "127.0.0.1", "--port", str(self.port)],
                 cwd=self._cwd,
                 env=self._environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                start_new_session=self._in_own_group,
             )
 
-    def wait_until_it_answers(self, *, limit_s: float = _START_S) -> dict[str, Any]:
-        """Return the first answer of ``GET /health``, whatever it says; raises as ``wait_until_ready``."""
-        deadline = time.monotonic() + limit_s
-        while time.monotonic() < deadline:
-            if not self.is_running:
-                code = self.process.returncode
-                raise ServiceFailed(f"the server ended with exit code {code} at start.\n{self._advice()}")
-            health = self.health()
-            if health is not None:
-                return health
-            time.sleep(_POLL_S)
-        raise ServiceFailed(f"the server was not ready after {limit_s:.0f} s.\n{self._advice()}")
-
-    def wait_until_ready(self, *, limit_s: float = _START_S) -> dict[str, Any]:
+    def wait_until_ready(self, *, or_starting: bool = False, limit_s: float = _START_S) -> dict[str, Any]:
         """Return the answer of ``GET /health`` once the service has its extractor, or knows that it gets none.
+
+        Args:
+            or_starting: Take the first answer, whatever it says.
+            limit_s: How long to wait.
 
         Raises:
             ServiceFailed: If the process ends or is not ready in time.
         """
         deadline = time.monotonic() + limit_s
-        while (health := self.wait_until_it_answers(limit_s=deadline - time.monotonic()))["status"] == "starting":
+        problem = f"was not ready after {limit_s:.0f} s"
+        while time.monotonic() < deadline:
+            if not self.is_running:
+                problem = f"ended with exit code {self.process.returncode} at start"
+                break
+            with suppress(CallCutOff, CallFailed, ValueError), self.client(timeout_s=5.0) as client:
+                health = dict(client.get("/health").ok())
+                if or_starting or health["status"] != "starting":
+                    return health
             time.sleep(_POLL_S)
-        return health
-
-    def health(self) -> dict[str, Any] | None:
-        """Return the answer of ``GET /health``, or None while there is none."""
-        with self.client(timeout_s=5.0) as client:
-            try:
-                return dict(client.get("/health").ok())
-            except (CallCutOff, CallFailed, ValueError):
-                return None
+        raise ServiceFailed(
+            f"the server {problem}.\nThe end of {self.log}:\n{self.log_tail()}\n"
+            "What to do: the lines above name the cause. A missing module: pip install -r requirements.txt. A setting "
+            "that is refused: correct or unset the environment variable BDI_..."
+        )
 
     def client(self, *, timeout_s: float = 60.0) -> Client:
         """Return a client with a connection of its own."""
@@ -155,29 +127,19 @@ class ServiceProcess:
 
     def kill(self) -> None:
         """End the process as a power cut does: no signal handler, no flush."""
-        if self._in_own_group:
-            os.killpg(self.process.pid, signal.SIGKILL)
-        else:
-            self.process.kill()
+        self.process.kill()
         self.process.wait(_STOP_S)
 
-    def log_tail(self, lines: int = 25) -> str:
-        """Return the end of the log."""
-        return "\n".join(self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
+    def log_tail(self) -> str:
+        """Return the last 25 lines of the log."""
+        return "\n".join(self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-25:])
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         if self.is_running:
             try:
                 self.stop(limit_s=10.0)
             except ServiceFailed:
                 self.kill()
-
-    def _advice(self) -> str:
-        return (
-            f"The end of {self.log}:\n{self.log_tail()}\n"
-            "What to do: the lines above name the cause. A missing module: pip install -r requirements.txt. A setting "
-            "that is refused: correct or unset the environment variable BDI_..."
-        )

@@ -20,13 +20,14 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from backend.demo.client import CallFailed, Client, Form, fit_form, infer_form
-from backend.demo.demo_parts import DemoError, Part, PartSet, folder_parts, rendered_parts
+from backend.demo.client import CallFailed, Client, form
+from backend.demo.demo_parts import Part, PartSet, folder_parts, rendered_parts
 from backend.demo.inspected import Inspected, tally
-from backend.demo.report import Report, write_report
+from backend.demo.report import Report, render_report
 from backend.demo.service_process import PLAIN_UVICORN, ServiceFailed, ServiceProcess, environment_with
 from backend.errors import InspectionError
-from backend.roi_mask import shape_fields, shape_mask
+from backend.imaging.image_codec import encode_png
+from backend.roi_mask import shape_fields
 
 _ROI = {"role_id": "Demo", "roi_id": "part-1"}
 _N_NG_FOR_CALIBRATION = 2
@@ -34,72 +35,44 @@ _SCORE_MODE = "top_mean"  # p99 cannot see a defect that covers less than 1 % of
 _CALL_S = 900.0
 
 
-def run_demo(
-    *,
-    data: Path | None = None,
-    out: Path = Path("demo_output"),
-    n_good: int = 30,
-    keep_models: bool = False,
-    mm_per_px: float = 0.2,
-    console: Console | None = None,
-) -> int:
-    """Run the demo and return the exit code: 0, or 1 when something failed.
-
-    Args:
-        data: Folder of real images; None renders parts.
-        out: Folder for ``index.html`` and the server's log.
-        n_good: How many good parts to render; three quarters are learned from, the others held out; at least 8.
-        keep_models: Keep the fitted model in ``out/models``; otherwise it goes away with the demo.
-        mm_per_px: Millimetres per pixel; positive.
-        console: Where to print; standard output by default.
-    """
-    if console is None:
-        if isinstance(sys.stdout, io.TextIOWrapper):
-            sys.stdout.reconfigure(errors="replace")  # A code page without × must not end the demo.
-        console = Console(width=None if sys.stdout.isatty() else 110)  # A file has room for the whole table.
-    page = out / "index.html"
+def run_demo(*, data: Path | None, out: Path, n_good: int, mm_per_px: float, keep_models: bool) -> int:
+    """Run the demo with the options of the command line; return the exit code: 0, or 1 when something failed."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # A code page without × must not end the demo.
+    console = Console(width=None if sys.stdout.isatty() else 110)  # A file has room for the whole table.
+    page, log = out / "index.html", out / "server.log"
+    extractor = os.environ.get("BDI_EXTRACTOR", "auto")
     try:
         out.mkdir(parents=True, exist_ok=True)
+        log.unlink(missing_ok=True)
         with tempfile.TemporaryDirectory(prefix="roi-inspector-", ignore_cleanup_errors=True) as passing:
             models_dir = (out / "models").resolve() if keep_models else Path(passing)
-            with _server(models_dir, out / "server.log") as server:
+            environment = {**os.environ, **environment_with({"models_dir": models_dir, "extractor": extractor})}
+            with ServiceProcess(log, environment, command=PLAIN_UVICORN) as server:
                 with _progress(console) as progress:
                     progress.add_task("preparing images, starting the server", total=None)
                     server.launch()
                     parts = rendered_parts(n_good, mm_per_px) if data is None else folder_parts(data, mm_per_px)
                     health = server.wait_until_ready()
-                _say(console, extractor_line(health, os.environ.get("BDI_EXTRACTOR")))
+                _say(console, extractor_line(health, extractor))
                 with server.client(timeout_s=_CALL_S) as client:
                     report = _tour(Api(client, parts), health, console)
-        write_report(report, page)
+        page.write_text(render_report(report), encoding="utf-8", newline="\n")
     except KeyboardInterrupt:
         _say(console, "Interrupted. The server was stopped.")
         return 1
-    except (DemoError, ServiceFailed, CallFailed, InspectionError, OSError, ValueError) as error:
+    except (ServiceFailed, CallFailed, InspectionError, OSError, ValueError) as error:
         _say(console, f"The demo failed: {error}", style="bold red")
-        _say(console, f"The server's log: {out / 'server.log'}")
+        _say(console, f"The server's log: {log}")
         return 1
     _say(console, summary_line(report.items), style="bold")
     _say(console, f"Page: {page.resolve()}")
     return 0
 
 
-def _server(models_dir: Path, log: Path) -> ServiceProcess:
-    log.unlink(missing_ok=True)
-    settings = {"models_dir": models_dir, "extractor": os.environ.get("BDI_EXTRACTOR", "auto")}
-    return ServiceProcess(log, environment_with(settings, inherit=True), command=PLAIN_UVICORN)
-
-
-def extractor_line(health: Mapping[str, Any], chosen: str | None) -> str:
-    """Return which extractor runs and why.
-
-    Args:
-        health: The answer of ``GET /health``.
-        chosen: What the user has set ``BDI_EXTRACTOR`` to, if anything.
-    """
-    why = health.get("reason") or (
-        f"chosen by BDI_EXTRACTOR={chosen}" if chosen not in (None, "auto") else "its weights were found"
-    )
+def extractor_line(health: Mapping[str, Any], chosen: str) -> str:
+    """Return which extractor runs and why, from the answer of ``GET /health`` and the setting ``BDI_EXTRACTOR``."""
+    why = health["reason"] or ("its weights were found" if chosen == "auto" else f"chosen by BDI_EXTRACTOR={chosen}")
     return f"Extractor: {health['model']} on {health['device']} ({why.rstrip('.')})"
 
 
@@ -124,13 +97,13 @@ def result_table(items: Sequence[Inspected]) -> Table:
         column.no_wrap, column.justify = True, "right"
     table.columns[0].justify = "left"
     for item in items:
-        style = {"passed": "green", "found": "green", "not judged": "yellow"}.get(item.outcome, "bold red")
-        areas = sorted((region.area_mm2 for region in item.regions), reverse=True)
+        style = "green" if item.is_right else "bold red"
+        areas = sorted((region["area_mm2"] for region in item.regions), reverse=True)
         table.add_row(
-            escape(item.name),
+            escape(item.part.name),
             f"{item.score:.3f}",
-            "-" if item.threshold is None else f"{item.threshold:.3f}",
-            f"[{style}]{(item.decision or '-').upper()} ({item.outcome})[/]",
+            f"{item.threshold:.3f}",
+            f"[{style}]{item.decision.upper()} ({item.outcome})[/]",
             ", ".join(f"{area:.1f}" for area in areas[:2]) + (f" +{len(areas) - 2}" if len(areas) > 2 else "") or "-",
             f"{item.elapsed_ms:.0f}",
         )
@@ -148,8 +121,7 @@ class Api:
 
     def fit(self) -> dict[str, Any]:
         """Learn the good parts, in place of whatever was learned before."""
-        images = [(part.name, part.data) for part in self.parts.fit]
-        return self._answer(fit_form(self._roi, images, shape=self._shape, mode="replace"))
+        return self._send("/fit_ok", "images", self.parts.fit, mode="replace")
 
     def calibrate(self, ng_scores: Sequence[float]) -> dict[str, Any]:
         """Set the threshold, from the service's own leave-one-image-out scores of the good parts."""
@@ -158,10 +130,12 @@ class Api:
 
     def infer(self, part: Part) -> dict[str, Any]:
         """Inspect one part."""
-        return self._answer(infer_form(self._roi, (part.name, part.data), shape=self._shape))
+        return self._send("/infer", "image", [part])
 
-    def _answer(self, form: Form) -> dict[str, Any]:
-        return dict(self._client.send(form).ok())
+    def _send(self, path: str, field_name: str, parts: Sequence[Part], **fields: str) -> dict[str, Any]:
+        images = [(part.name, encode_png(part.image_bgr)) for part in parts]
+        request = form(path, {**self._roi, "shape": self._shape, **fields}, field_name, images)
+        return dict(self._client.send(request).ok())
 
 
 def _tour(api: Api, health: Mapping[str, Any], console: Console) -> Report:
@@ -180,16 +154,8 @@ def _tour(api: Api, health: Mapping[str, Any], console: Console) -> Report:
         calibrations.append(api.calibrate([api.infer(part)["score"] for part in for_calibration]))
         items = []
         for part in (*parts.good, *parts.defective):
-            item = Inspected.from_answer(
-                api.infer(part),
-                name=part.name,
-                is_defective=part.is_defective,
-                image_bgr=part.image_bgr,
-                inspected_mask=None if parts.ring is None else shape_mask(parts.ring, part.image_bgr.shape[:2]),
-                defect_mask=part.defect_mask,
-                note="Its score helped to set the threshold, so it is not counted." if part in for_calibration else "",
-            )
-            items.append(item)
+            note = "Its score helped to set the threshold, so it is not counted." if part in for_calibration else ""
+            items.append(Inspected.from_answer(api.infer(part), part, note))
             progress.advance(inspecting)
     console.print(result_table(items))
     return _report(parts, health, fit, calibrations, items)
@@ -211,11 +177,12 @@ def _report(
     calibrations: Sequence[Mapping[str, Any]],
     items: Sequence[Inspected],
 ) -> Report:
-    n_ng = calibrations[-1]["n_ng"]
-    thresholds = tuple(
-        (name, float(calibration["threshold"]))
-        for name, calibration in zip(("from good parts alone", f"with {n_ng} NG"), calibrations, strict=True)
-    )
+    in_force = calibrations[-1]
+    n_ng = in_force["n_ng"]
+    labels = ("from good parts alone", f"with {n_ng} NG")
+    thresholds = [
+        (label, float(calibration["threshold"])) for label, calibration in zip(labels, calibrations, strict=True)
+    ]
     facts = [
         ("Extractor", f"{health['model']} on {health['device']}"),
         ("Learned from", f"{fit['n_ok_total']} good images"),
@@ -224,21 +191,18 @@ def _report(
         ("Score of an image", "mean of the hottest 1 % of its pixels"),
         ("Scale", f"{parts.mm_per_px:g} mm per pixel"),
     ]
-    for name, threshold in thresholds:
+    for label, threshold in thresholds:
         judged = tally([item.judged_by(threshold) for item in items])
         right = f"{judged.n_passed} of {judged.n_good} passed, {judged.n_found} of {judged.n_defective} found"
-        facts.append((f"Threshold {name}", f"{threshold:.3f}: {right}"))
-    expected, at_most = (
-        calibrations[-1][bound] for bound in ("expected_false_alarm_rate", "false_alarm_rate_upper_95")
-    )
+        facts.append((f"Threshold {label}", f"{threshold:.3f}: {right}"))
+    expected, at_most = in_force["expected_false_alarm_rate"], in_force["false_alarm_rate_upper_95"]
     facts.append(("False alarms to expect", f"{100 * expected:.1f} %, at most {100 * at_most:.1f} % (95 % sure)"))
     return Report(
-        title="Inspection demo",
         lead=f"{parts.title}: {len(parts.good)} good and {len(parts.defective)} defective parts, after learning from "
         f"{len(parts.fit)} other good ones. The scores of {n_ng} of the defective ones helped to set the threshold.",
-        caution=str(health.get("reason") or ""),
-        facts=tuple(facts),
-        notes=tuple(dict.fromkeys(str(note) for answer in (fit, *calibrations) for note in answer["warnings"])),
+        caution=health["reason"] or "",
+        facts=facts,
+        notes=list(dict.fromkeys(note for answer in (fit, *calibrations) for note in answer["warnings"])),
         thresholds=thresholds,
-        items=tuple(items),
+        items=items,
     )

@@ -27,16 +27,14 @@ def learn(
 ) -> MemoryBank:
     """Return the memory of a ROI. The same images give the same memory, in whatever order they came.
 
+    Arguments that are not listed are those of ``MemoryBank``.
+
     Args:
         grids: Patch grids by image digest; all on one grid and from one extractor.
         part_ids: The part of each image; an image that is missing here is a part of its own.
         mask_cells: [Ht*Wt] bool, the cells to learn; at least one.
         shape: JSON object of the shape that ``mask_cells`` was made from, in pixels of the first image by digest.
-        whitening: Brings the raw rows to unit rows, or None.
-        options: Everything else that shapes the memory.
-        mm_per_px: Millimetres per pixel of the images.
-        precision: What the extractor multiplied in.
-        progress: Told (done, total) while the coreset is picked.
+        progress: Called with (done, total) while the coreset is picked.
 
     Raises:
         ValueError: If there is no image, the grids disagree, or no cell is learned.

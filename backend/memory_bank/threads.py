@@ -12,15 +12,15 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
+import threadpoolctl  # type: ignore[import-untyped]
+
 S = TypeVar("S")
 T = TypeVar("T")
-
-_CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 _blas_lock = threading.Lock()
 _blas_users = 0
@@ -28,41 +28,26 @@ _blas_limit: Any = None
 _width: int | None = None
 
 
-def usable_cpus(quota_file: Path = _CPU_QUOTA) -> int:
+def usable_cpus(quota_file: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
     """Return how many CPUs this process may use at once: what the scheduler and a container's quota grant, at least 1.
 
     The libraries look at the machine only; in a container that is granted two of 64 CPUs they start 64 threads, which
-    then wait for each other.
-
-    Args:
-        quota_file: Linux' cgroup v2 quota, "<quota> <period>" in microseconds or "max <period>".
+    then wait for each other. The file is Linux' cgroup v2 quota, "<quota> <period>" in microseconds or "max <period>".
     """
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
+    with suppress(OSError, ValueError):  # no quota: not Linux, no such file, or "max"
         quota, period = quota_file.read_text().split()
         cpus = min(cpus, int(quota) // int(period))
-    except (OSError, ValueError):  # no quota: not Linux, no such file, or "max"
-        pass
     return max(1, cpus)
 
 
 def limit_threads(threads: int) -> None:
-    """Let OpenMP, OpenCV, PyTorch and ``parallel_map`` compute with so many threads each, and BLAS with one.
+    """Let OpenMP, OpenCV, PyTorch and ``parallel_map`` compute with so many threads each (≥ 1), and BLAS with one.
 
     Reaches the libraries that are loaded by then; so call it after what needs them was imported. OpenVINO takes its
     number when a network is compiled. OpenMP (FAISS, scikit-learn) keeps a number for each thread that calls it, and
     this reaches only the one that is running.
-
-    Args:
-        threads: At least 1.
-
-    Raises:
-        ValueError: If ``threads`` is less than 1.
     """
-    if threads < 1:
-        raise ValueError(f"threads must be at least 1, got {threads}")
-    import threadpoolctl  # type: ignore[import-untyped]
-
     global _width
     _width = threads
     _workers.cache_clear()
@@ -77,10 +62,7 @@ def parallel_map(call: Callable[[S], T], parts: Sequence[S]) -> list[T]:
     """Return what ``call`` returns for each part, in order; threads take the parts one after the other.
 
     For calls that leave Python's lock alone most of the time: products, and numpy on large arrays. BLAS is held to one
-    thread meanwhile.
-
-    Raises:
-        Exception: What a part raised; parts that had not begun by then may be left out.
+    thread meanwhile. Raises what a part raised; parts that had not begun by then may be left out.
     """
     results: list[Any] = [None] * len(parts)
     numbers = iter(range(len(parts)))  # shared: Python's lock hands each number to one thread
@@ -94,9 +76,8 @@ def parallel_map(call: Callable[[S], T], parts: Sequence[S]) -> list[T]:
         try:
             work()  # the caller works as well: waking a thread takes longer than some parts do
         finally:
-            # Those that did not begin have nothing left to do; the others use what the caller gave.
-            begun = [helper for helper in helpers if not helper.cancel()]
-            wait(begun)
+            begun = [helper for helper in helpers if not helper.cancel()]  # the others have nothing left to do
+            wait(begun)  # they use what the caller gave
         for helper in begun:
             helper.result()
     return results
@@ -111,12 +92,10 @@ def parallel_width() -> int:
 def one_blas_thread() -> Iterator[None]:
     """Let BLAS compute in the thread that calls it, until the last of those that asked for it has left.
 
-    The threads of a BLAS product hand each other pieces and spin meanwhile; where something else wants the cores too,
-    such a product takes several times as long as on one thread. The number belongs to the process, not to a thread, so
-    concurrent users must not each restore what they found.
+    Where something else wants the cores too, a product on several BLAS threads takes several times as long as on one.
+    The number belongs to the process, not to a thread, so concurrent users must not each restore what they found.
     """
     global _blas_users, _blas_limit
-
     with _blas_lock:
         if _blas_users == 0:
             _blas_limit = _loaded_libraries().limit(limits=1, user_api="blas")
@@ -132,10 +111,7 @@ def one_blas_thread() -> Iterator[None]:
 
 @cache
 def _loaded_libraries() -> Any:
-    import threadpoolctl
-
-    # Looking for them takes a millisecond, and numpy's BLAS, which is the one that counts here, has been loaded.
-    return threadpoolctl.ThreadpoolController()
+    return threadpoolctl.ThreadpoolController()  # takes a millisecond; numpy's BLAS, which counts here, is loaded
 
 
 @cache

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from backend.calib import ScoreRule
+from backend.demo.demo_parts import Part
 from backend.demo.inspected import Inspected
 from backend.imaging.image_codec import pixel_digest
 from backend.imaging.placement import Placement, place
@@ -170,11 +171,10 @@ def bank_on_a_line(
 
 
 def inspected(**changes: Any) -> Inspected:
-    """Return a good part of 20 × 30 px that passed, but for what is to differ."""
+    """Return a good part of 20 × 30 px that passed, but for what is to differ in ``Part`` or ``Inspected``."""
+    of_part: dict[str, Any] = {"name": "part", "is_defective": False, "image_bgr": np.full((20, 30, 3), 120, np.uint8)}
+    of_part |= {name: changes.pop(name) for name in (*of_part, "inspected_mask", "defect_mask") if name in changes}
     values: dict[str, Any] = {
-        "name": "part",
-        "is_defective": False,
-        "image_bgr": np.full((20, 30, 3), 120, np.uint8),
         "heatmap": np.zeros((20, 30), np.uint8),
         "score": 0.4,
         "threshold": 0.5,
@@ -182,4 +182,4 @@ def inspected(**changes: Any) -> Inspected:
         "regions": (),
         "elapsed_ms": 10.0,
     }
-    return Inspected(**{**values, **changes})
+    return Inspected(part=Part(**of_part), **{**values, **changes})

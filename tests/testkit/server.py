@@ -109,7 +109,7 @@ def running_server(
     with ServiceProcess(log, variables, command=[script, *arguments], cwd=cwd) as server:
         server.launch()
         try:
-            server.wait_until_it_answers()
+            server.wait_until_ready(or_starting=True)
         except ServiceFailed as error:
             raise AssertionError(f"uvicorn ended with an error: {error}") from error
         with httpx.Client(base_url=f"http://127.0.0.1:{server.port}", timeout=DEADLINE_S, trust_env=False) as client:

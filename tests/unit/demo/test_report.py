@@ -1,11 +1,12 @@
 import base64
 import re
+from xml.etree import ElementTree
 
 import cv2
 import numpy as np
+import pytest
 
-from backend.demo.inspected import FoundRegion
-from backend.demo.report import Report, paint_heatmap, render_report, write_report
+from backend.demo.report import Report, paint_heatmap, render_report, score_histogram
 from tests.testkit.fakes import inspected
 
 
@@ -21,7 +22,7 @@ def test_the_heat_map_leaves_cold_pixels_grey_and_colours_hot_ones():
     assert painted[0, 3].sum() > painted[0, 2].sum()
 
 
-def test_the_heat_map_darkens_what_is_notinspected():
+def test_the_heat_map_darkens_what_is_not_inspected():
     image = np.full((1, 2, 3), 100, np.uint8)
     painted = paint_heatmap(image, np.zeros((1, 2), np.uint8), np.array([[True, False]]))
     assert painted[:, :, 0].tolist() == [[100, 40]]
@@ -29,7 +30,6 @@ def test_the_heat_map_darkens_what_is_notinspected():
 
 def _report(**changes):
     values = {
-        "title": "Inspection",
         "lead": "Two parts.",
         "thresholds": (("from good parts", 0.5),),
         "items": (
@@ -41,8 +41,8 @@ def _report(**changes):
                 decision="ng",
                 defect_mask=np.eye(20, 30, dtype=np.bool_),
                 regions=(
-                    FoundRegion(contour_xy=((1, 1), (5, 1), (5, 5)), area_mm2=3.25),
-                    FoundRegion(contour_xy=((9, 9),), area_mm2=7.5),
+                    {"contour": [[1, 1], [5, 1], [5, 5]], "area_mm2": 3.25},
+                    {"contour": [[9, 9]], "area_mm2": 7.5},
                 ),
             ),
         ),
@@ -87,7 +87,7 @@ def test_the_page_puts_wrong_decisions_first_and_names_them():
 def test_names_and_sentences_are_escaped():
     page = render_report(
         _report(
-            title="<b>T</b>",
+            lead="<b>T</b>",
             caution="<script>alert(1)</script>",
             notes=("a < b",),
             facts=(("<i>k</i>", "<i>v</i>"),),
@@ -99,12 +99,6 @@ def test_names_and_sentences_are_escaped():
     assert "&lt;b&gt;T&lt;/b&gt;" in page
 
 
-def test_a_page_without_a_threshold_says_that_nothing_was_judged():
-    page = render_report(_report(thresholds=(), items=(inspected(threshold=None, decision=None),)))
-    assert "NOT JUDGED" in page
-    assert "no threshold yet" in page
-
-
 def test_large_pictures_are_made_smaller_for_the_page():
     large = np.zeros((1000, 2000, 3), np.uint8)
     page = render_report(_report(items=(inspected(image_bgr=large, heatmap=large[:, :, 0]),)))
@@ -113,7 +107,15 @@ def test_large_pictures_are_made_smaller_for_the_page():
         assert picture.shape == (320, 640, 3)
 
 
-def test_the_page_is_written_as_utf8_into_a_new_folder(tmp_path):
-    path = tmp_path / "new" / "page.html"
-    write_report(_report(title="Prüfung"), path)
-    assert "Prüfung" in path.read_bytes().decode("utf-8")
+def test_the_histogram_names_both_kinds_and_every_threshold():
+    items = [inspected(score=0.4), inspected(score=0.45), inspected(is_defective=True, score=0.9)]
+    svg = score_histogram(items, [("first try", 0.5), ("in force", 0.6)])
+    comments = " ".join(re.findall(r"<!--(.*?)-->", svg))
+    for words in ("good parts (2)", "defective parts (1)", "first try: 0.500", "in force: 0.600"):
+        assert words in comments
+    ElementTree.fromstring(svg)
+
+
+@pytest.mark.parametrize("items", [[inspected()], [inspected(score=0.5), inspected(score=0.5)]])
+def test_the_histogram_stands_with_few_or_equal_scores(items):
+    assert score_histogram(items, [("in force", 0.5)]).startswith("<svg")

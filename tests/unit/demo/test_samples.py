@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from backend.demo.samples import DEFECT_KINDS, machined_ring, render_defective, render_good
+from backend.demo.part_defects import DEFECT_KINDS
+from backend.demo.samples import machined_ring, render_defective, render_good
 
 
 def _grown(mask: NDArray[np.bool_], by: int) -> NDArray[np.bool_]:
@@ -23,8 +24,7 @@ def test_a_good_sample_has_the_declared_form_and_an_empty_mask():
     assert sample.defect_mask.shape == (128, 128)
     assert sample.defect_mask.dtype == np.bool_
     assert not sample.defect_mask.any()
-    assert (sample.defect_kind, sample.defect_size_mm, sample.defect_area_mm2) == (None, None, 0.0)
-    assert (sample.seed, sample.mm_per_px) == (3, 0.5)
+    assert sample.defect_size_mm == 0
 
 
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_another_part():
@@ -54,42 +54,46 @@ def test_a_defect_changes_the_pixels_of_its_mask_and_nothing_beyond_the_lens_blu
     assert change[~_grown(bad.defect_mask, 5)].max() == 0
 
 
+def _area_mm2(sample, mm_per_px=0.2):
+    return np.count_nonzero(sample.defect_mask) * mm_per_px**2
+
+
 @pytest.mark.parametrize("kind", ["pit", "dent", "rust"])
 def test_a_blob_has_the_area_of_a_disc_of_its_size(kind):
-    sample = render_defective(4, kind, size_mm=4.0)
-    assert sample.defect_size_mm == 4.0
-    assert sample.defect_area_mm2 == pytest.approx(math.pi * 2.0**2, rel=0.03)  # 12.57 mm²
+    sample = render_defective(4, kind)
+    assert _area_mm2(sample) == pytest.approx(math.pi / 4 * sample.defect_size_mm**2, rel=0.03)
 
 
 def test_a_missing_hole_has_the_area_of_a_bolt_hole():
     sample = render_defective(4, "missing_hole")
     # Radius 0.075 of half of 384 px: 14.4 px of 0.2 mm, so 5.76 mm across and 26.06 mm².
     assert sample.defect_size_mm == pytest.approx(5.76)
-    assert sample.defect_area_mm2 == pytest.approx(26.06, rel=0.03)
+    assert _area_mm2(sample) == pytest.approx(26.06, rel=0.03)
 
 
 def test_a_scratch_is_as_long_as_declared_and_seven_tenths_of_a_millimetre_wide():
-    sample = render_defective(5, "scratch", size_mm=10.0)
+    sample = render_defective(5, "scratch")
     rows, columns = np.nonzero(sample.defect_mask)
-    extent_mm = math.hypot(np.ptp(rows) + 1, np.ptp(columns) + 1) * sample.mm_per_px
-    assert extent_mm == pytest.approx(10.0, rel=0.06)
-    # A band 0.7 mm wide with round ends: 9.3·0.7 + π·0.35² = 6.89 mm².
-    assert sample.defect_area_mm2 == pytest.approx(6.89, rel=0.1)
+    extent_mm = math.hypot(np.ptp(rows) + 1, np.ptp(columns) + 1) * 0.2
+    assert extent_mm == pytest.approx(sample.defect_size_mm, rel=0.06)
+    # A band 0.7 mm wide with round ends.
+    assert _area_mm2(sample) == pytest.approx(0.7 * (sample.defect_size_mm - 0.7) + math.pi * 0.35**2, rel=0.1)
 
 
 def test_a_chip_is_as_wide_as_declared_and_bites_at_most_half_of_that_into_the_rim():
-    sample = render_defective(6, "chipped_edge", size_mm=6.0)
+    sample = render_defective(6, "chipped_edge")
     rows, columns = np.nonzero(sample.defect_mask)
     corners = np.stack([rows, columns], axis=1)
     widest_px = max(float(np.hypot(*(corners - corner).T).max()) for corner in corners) + 1
-    assert widest_px * sample.mm_per_px == pytest.approx(6.0, rel=0.1)
-    assert 0 < sample.defect_area_mm2 < 6.0 * 3.0
+    assert widest_px * 0.2 == pytest.approx(sample.defect_size_mm, rel=0.1)
+    assert 0 < _area_mm2(sample) < sample.defect_size_mm**2 / 2
 
 
 def test_a_size_in_millimetres_means_the_same_at_another_scale():
-    fine = render_defective(4, "rust", size_px=384, mm_per_px=0.2, size_mm=4.0)
-    coarse = render_defective(4, "rust", size_px=192, mm_per_px=0.4, size_mm=4.0)
-    assert fine.defect_area_mm2 == pytest.approx(coarse.defect_area_mm2, rel=0.03)
+    fine = render_defective(4, "rust", size_px=384, mm_per_px=0.2)
+    coarse = render_defective(4, "rust", size_px=192, mm_per_px=0.4)
+    assert fine.defect_size_mm == coarse.defect_size_mm
+    assert _area_mm2(fine) == pytest.approx(_area_mm2(coarse, 0.4), rel=0.03)
 
 
 def test_the_ring_of_384_px_is_where_the_drawing_says():
@@ -117,18 +121,7 @@ def test_good_parts_differ_by_little_more_than_marks_and_noise():
     assert 2 < images.std(axis=0).mean() < 12
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        ({"kind": "crack"}, "kind must be one of scratch, pit"),
-        ({"kind": "pit", "size_px": 63}, "size_px must be at least 64"),
-        ({"kind": "pit", "mm_per_px": 0.0}, "mm_per_px must be positive"),
-        ({"kind": "pit", "mm_per_px": math.nan}, "mm_per_px must be positive"),
-        ({"kind": "pit", "size_mm": 0.3}, "size_mm must be between 0.4 and 14.59"),
-        ({"kind": "pit", "size_mm": 15.0}, "size_mm must be between 0.4 and 14.59"),
-        ({"kind": "missing_hole", "size_mm": 5.0}, "size_mm must be left out"),
-    ],
-)
-def test_arguments_out_of_range_are_refused(arguments, words):
-    with pytest.raises(ValueError, match=words):
-        render_defective(0, **arguments)
+@pytest.mark.parametrize("mm_per_px", [-0.2, 0.0, math.nan, math.inf, 0.01, 2.0])
+def test_a_scale_at_which_a_defect_cannot_be_drawn_is_refused(mm_per_px):
+    with pytest.raises(ValueError, match=r"a pit of 2\.\d mm cannot be drawn at .* mm per pixel"):
+        render_defective(1000, "pit", mm_per_px=mm_per_px)

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from backend.cli import main
 from backend.demo import tour
 from backend.demo.client import Answer
 from backend.demo.demo_parts import rendered_parts
-from backend.demo.inspected import FoundRegion
 from backend.demo.tour import Api, extractor_line, result_table, run_demo, summary_line
 from tests.testkit.fakes import inspected
 
@@ -32,7 +32,6 @@ _HEALTH = {"status": "ok", "model": "dinov2-vit-s/14", "device": "cpu", "reason"
 @pytest.mark.parametrize(
     ("health", "chosen", "line"),
     [
-        (_HEALTH, None, "Extractor: dinov2-vit-s/14 on cpu (its weights were found)"),
         (_HEALTH, "auto", "Extractor: dinov2-vit-s/14 on cpu (its weights were found)"),
         (
             {**_HEALTH, "model": "filter-bank"},
@@ -55,12 +54,12 @@ def _ng(**changes):
 
 
 def test_the_table_shows_score_threshold_decision_areas_and_time():
-    regions = tuple(FoundRegion(contour_xy=((1, 1),), area_mm2=area) for area in (1.0, 3.0, 2.0))
+    regions = [{"contour": [[1, 1]], "area_mm2": area} for area in (1.0, 3.0, 2.0)]
     console = Console(file=io.StringIO(), width=100)
-    console.print(result_table([_ng(regions=regions, elapsed_ms=41.4), _ng(threshold=None, decision=None)]))
+    console.print(result_table([_ng(regions=regions, elapsed_ms=41.4), _ng(decision="ok")]))
     rows = [re.split(r"\s*│\s*", line.strip("│ \n")) for line in console.file.getvalue().splitlines() if "│" in line]
     assert rows[0] == ["part [1]", "0.750", "0.500", "NG (found)", "3.0, 2.0 +1", "41"]
-    assert rows[1] == ["part [1]", "0.750", "-", "- (not judged)", "-", "10"]
+    assert rows[1] == ["part [1]", "0.750", "0.500", "OK (missed)", "-", "10"]
 
 
 def test_the_summary_sets_parts_apart_that_helped_to_set_the_threshold():
@@ -112,10 +111,22 @@ def test_the_calibration_leaves_the_good_scores_to_the_service(ng_scores, sent):
     assert client.bodies == [("/calibrate_ng", {**roi, "ng_scores": sent, "score_mode": "top_mean"})]
 
 
-def _run(**arguments):
-    console = Console(file=io.StringIO(), width=100)
-    status = run_demo(console=console, **arguments)
-    return status, console.file.getvalue()
+def test_the_demo_names_the_package_that_it_lacks_and_how_to_install_it(monkeypatch, capsys):
+    monkeypatch.delitem(sys.modules, "backend.demo.tour")
+    monkeypatch.setitem(sys.modules, "rich.console", None)
+    assert main(["demo"]) == 2
+    assert capsys.readouterr().err == 'The demo needs rich, which is not installed: pip install ".[demo]"\n'
+
+
+@pytest.fixture
+def run(capsys):
+    """Return a call of the demo; it returns the exit status and what was printed."""
+
+    def demo(**changes):
+        options = {"data": None, "n_good": 8, "mm_per_px": 0.2, "keep_models": False}
+        return run_demo(**{**options, **changes}), capsys.readouterr().out
+
+    return demo
 
 
 @pytest.fixture
@@ -124,35 +135,35 @@ def ends_at_once(monkeypatch):
     monkeypatch.setattr(tour, "PLAIN_UVICORN", ["-c", "import sys; sys.exit('No module named torch')"])
 
 
-def test_a_server_that_dies_at_start_shows_the_end_of_its_log_and_what_to_do(tmp_path, ends_at_once):
-    status, text = _run(out=tmp_path, n_good=8)
+def test_a_server_that_dies_at_start_shows_the_end_of_its_log_and_what_to_do(tmp_path, run, ends_at_once):
+    status, text = run(out=tmp_path)
     assert status == 1
     assert "the server ended with exit code 1 at start" in text
     assert "No module named torch" in text
     assert "pip install -r requirements.txt" in text
 
 
-def test_a_broken_image_is_named_and_the_demo_fails(tmp_path, ends_at_once):
+def test_a_broken_image_is_named_and_the_demo_fails(tmp_path, run, ends_at_once):
     for place in ("train/good", "test/good", "test/crack"):
         (tmp_path / place).mkdir(parents=True)
         (tmp_path / place / "001.png").write_bytes(b"not an image")
-    status, text = _run(data=tmp_path, out=tmp_path / "out")
+    status, text = run(data=tmp_path, out=tmp_path / "out")
     assert status == 1
     assert "001.png" in text
 
 
-def test_a_missing_folder_is_named_and_the_demo_fails(tmp_path, ends_at_once):
-    status, text = _run(data=tmp_path / "nowhere", out=tmp_path / "out")
+def test_a_missing_folder_is_named_and_the_demo_fails(tmp_path, run, ends_at_once):
+    status, text = run(data=tmp_path / "nowhere", out=tmp_path / "out")
     assert status == 1
     assert "There are no images in" in text
 
 
-def test_an_interrupted_demo_says_so_and_fails(tmp_path, monkeypatch, ends_at_once):
+def test_an_interrupted_demo_says_so_and_fails(tmp_path, monkeypatch, run, ends_at_once):
     def interrupt(*_):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(tour, "rendered_parts", interrupt)
-    status, text = _run(out=tmp_path)
+    status, text = run(out=tmp_path)
     assert status == 1
     assert "Interrupted. The server was stopped." in text
 

@@ -123,46 +123,8 @@ def test_a_round_trip_through_an_npz_changes_no_byte() -> None:
     assert again.apply(rows).tobytes() == whitening.apply(rows).tobytes()
 
 
-def test_arrays_are_read_only_copies() -> None:
-    mean = np.zeros(3, dtype=np.float32)
-    whitening = Whitening(mean=mean, components=np.eye(3, dtype=np.float32), lift=1.0)
-    mean[0] = 5
-    assert whitening.mean[0] == 0
-    with pytest.raises(ValueError, match="read-only"):
-        whitening.components[0, 0] = 2
-
-
-@pytest.mark.parametrize(
-    ("rows", "message"),
-    [
-        (np.zeros((0, 3), dtype=np.float32), r"\[N, D\]"),
-        (np.zeros(3, dtype=np.float32), r"\[N, D\]"),
-        (np.array([[np.nan, 1.0]], dtype=np.float32), "finite"),
-    ],
-)
-def test_fit_refuses_rows_it_cannot_learn_from(rows: NDArray[np.float32], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        fit_whitening(rows)
-
-
-@pytest.mark.parametrize("parameters", [{"shrinkage": 1.0}, {"shrinkage": -0.1}, {"lift": 0.0}, {"lift": np.inf}])
-def test_fit_refuses_parameters_out_of_range(parameters: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match=next(iter(parameters))):
-        fit_whitening(_correlated_rows(10), **parameters)
-
-
-def test_apply_refuses_rows_of_another_width() -> None:
-    with pytest.raises(ValueError, match=r"\[N, 6\]"):
-        fit_whitening(_correlated_rows(10)).apply(np.zeros((2, 5), dtype=np.float32))
-
-
-def test_from_arrays_names_what_is_missing_or_wrong() -> None:
-    arrays = fit_whitening(_correlated_rows(10)).to_arrays()
-    with pytest.raises(ValueError, match="missing: lift"):
-        Whitening.from_arrays({name: array for name, array in arrays.items() if name != "lift"})
-    with pytest.raises(ValueError, match=r"mean \[D\]"):
-        Whitening.from_arrays(arrays | {"mean": np.zeros(5, dtype=np.float32)})
-    with pytest.raises(ValueError, match="finite"):
-        Whitening.from_arrays(arrays | {"mean": np.full(6, np.nan, dtype=np.float32)})
-    with pytest.raises(ValueError, match="single number"):
-        Whitening.from_arrays(arrays | {"lift": np.ones(2)})
+def test_arrays_are_read_only() -> None:
+    whitening = fit_whitening(_correlated_rows(10))
+    for array in (whitening.mean, whitening.components):
+        with pytest.raises(ValueError, match="read-only"):
+            array[0] = 2
