@@ -26,6 +26,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from backend.artifacts.files import ABANDONED_S
 from reliability import parts
 from reliability.checks import problems_after_a_crash
 from reliability.clients import CallCutOff, Client
@@ -38,7 +39,7 @@ from reliability.worlds import NG_POOL, OK_POOL, RoiState, World, contradictions
 
 _KEPT_COPIES = 2
 _JOIN_S = 90.0
-_AGED_S = 60.0
+_AGED_S = 2 * ABANDONED_S
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -255,7 +256,7 @@ class _Arena:
 
 
 def age(paths: Iterable[str]) -> None:
-    """Make temporary files and folders older than a sweep leaves alone, as if the restart came a minute later."""
+    """Make temporary files and folders older than a sweep leaves alone, as if the restart came two days later."""
     then_s = time.time() - _AGED_S
     for path in paths:
         for entry in (Path(path), *Path(path).rglob("*")):

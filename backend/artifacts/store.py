@@ -17,14 +17,16 @@ rename and written after it: whoever reads it finds the index of the memory besi
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+from filelock import FileLock, Timeout
+
 from backend.artifacts.disk_limit import DiskLimit, size_of
-from backend.artifacts.files import read_file, remove, replace, staged, stamp, sync_folder, write_atomic, writing
+from backend.artifacts.files import make_folder, read_file, remove, stamp, write_atomic, writing
 from backend.artifacts.formats import (
     LearnedFacts,
     OutdatedFormat,
@@ -36,7 +38,6 @@ from backend.artifacts.formats import (
 )
 from backend.artifacts.image_store import ImageStore
 from backend.artifacts.layout import child_folder
-from backend.artifacts.locks import RoiLocks
 from backend.artifacts.model_key import DEFAULT_RECIPE, RECIPES_FOLDER, ModelKey, folder_name
 from backend.artifacts.quarantine import Quarantine, is_refused, set_aside_copies
 from backend.artifacts.stored_model import Stamps, StoredModel, unusable
@@ -62,7 +63,7 @@ class ArtefactStore:
         self.models_dir = models_dir
         self.quarantine = Quarantine(models_dir)
         self.disk = DiskLimit(models_dir, max_disk_gb)
-        self._locks = RoiLocks()
+        self._locks: dict[Path, FileLock] = {}
 
     def roi_folder(self, key: ModelKey) -> Path:
         """Return the folder of a ROI, whether it exists or not."""
@@ -141,12 +142,9 @@ class ArtefactStore:
         if calibration is not None:
             self.save_calibration(key, calibration, stored=stored)
         data, index_data = bank_bytes(bank), faiss_bytes(bank.vectors)
-        with writing(), self.disk.room_for(path, len(data)), staged(path, data) as new:
-            if index.exists():
-                self.remove(index)  # the old memory's does not outlive it
-            replace(new, path)
-            sync_folder(path.parent)
-        self.quarantine.forget(path)
+        if index.exists():
+            self.remove(index)  # the old memory's does not outlive it
+        self.write(path, data)
         try:
             if index_data is not None:
                 self.write(index, index_data)
@@ -244,7 +242,7 @@ class ArtefactStore:
         Where the lock is taken, or the file cannot be renamed, it is only remembered: the next reader tries again.
         """
         try:
-            with self._locks.hold_at_once(self.roi_folder(key), name=str(key)):
+            with self.lock(key, timeout_s=0):
                 data = read_file(path)
                 if data is None or not is_damaged(data):
                     return  # it has been replaced since, or the disk has thought better of it
@@ -253,14 +251,28 @@ class ArtefactStore:
             _log.warning("%s is damaged and could not be set aside: %s", path, error)
             self.quarantine.remember(path)
 
-    def lock(self, key: ModelKey, *, timeout_s: float = LOCK_TIMEOUT_S) -> AbstractContextManager[None]:
+    @contextmanager
+    def lock(self, key: ModelKey, *, timeout_s: float = LOCK_TIMEOUT_S) -> Iterator[None]:
         """Hold the ROI against other writers, in this process and in others on the same folder.
+
+        A thread that holds it already may take it again.
 
         Raises:
             Unavailable: If another writer holds it for longer than ``timeout_s``.
             StorageFull, StorageFailed: If the ROI's folder cannot be made.
         """
-        return self._locks.hold(self.roi_folder(key), name=str(key), timeout_s=timeout_s)
+        folder = self.roi_folder(key)
+        make_folder(folder)
+        lock = self._locks.setdefault(folder, FileLock(folder / ".lock"))
+        with writing():
+            try:
+                lock.acquire(timeout=timeout_s)
+            except Timeout as error:  # an OSError, too
+                raise Unavailable(f"Another fit of {key} has been running for a long time. Try again later.") from error
+        try:
+            yield
+        finally:
+            lock.release()
 
     def _bank(self, key: ModelKey) -> MemoryBank | None:
         return self._read(key, self.model_folder(key) / "memory.npz", bank_from_bytes)

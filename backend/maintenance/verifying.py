@@ -7,7 +7,6 @@ that was caught half-way is not taken for damage. Nothing is changed.
 from __future__ import annotations
 
 import os
-import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from typing import Literal
 import cv2
 import numpy as np
 
-from backend.artifacts.files import is_ownerless
+from backend.artifacts.files import is_leftover
 from backend.artifacts.formats import OutdatedFormat, bank_from_bytes, calibrations_from_bytes
 from backend.artifacts.image_store import embeddings_from_bytes
 from backend.artifacts.job_files import job_from_bytes
@@ -133,7 +132,7 @@ def _finding(path: Path, artifact: ArtifactPath) -> Finding | None:
         match artifact.kind:
             case "unknown":
                 return "unknown", "no file of this service; move it elsewhere"
-            case "temporary" if is_ownerless(path, time.time()):
+            case "temporary" if is_leftover(path):
                 return "leftover", "of a crash; a service sweeps it when it starts"
             case "memory":
                 bank_from_bytes(path.read_bytes())
