@@ -30,21 +30,12 @@ _SAFETY = [
     (b"referrer-policy", b"no-referrer"),
     (b"x-frame-options", b"DENY"),
 ]
-_OF_ANSWERS = [
-    *_SAFETY,
-    (b"cache-control", b"no-store"),
-    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
-]
+_ANSWER_POLICY = b"default-src 'none'; frame-ancestors 'none'"
 # The pages of the documentation begin with a script of their own, and ReDoc runs a worker and draws its logo.
-_OF_PAGES = [
-    *_SAFETY,
-    (b"cache-control", b"no-store"),
-    (
-        b"content-security-policy",
-        b"default-src 'self'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; "
-        b"img-src 'self' data:; worker-src 'self' blob:; frame-ancestors 'none'",
-    ),
-]
+_PAGE_POLICY = (
+    b"default-src 'self'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; "
+    b"img-src 'self' data:; worker-src 'self' blob:; frame-ancestors 'none'"
+)
 
 
 class RequestFrame:
@@ -145,7 +136,8 @@ def _safety_headers(scope: Scope) -> list[tuple[bytes, bytes]]:
     path = scope["path"].removeprefix(scope.get("root_path", ""))
     if path.startswith(_STATIC):
         return _SAFETY  # the same for every installation; a browser may keep it
-    return _OF_PAGES if path.startswith(_PAGES) else _OF_ANSWERS
+    policy = _PAGE_POLICY if path.startswith(_PAGES) else _ANSWER_POLICY
+    return [*_SAFETY, (b"cache-control", b"no-store"), (b"content-security-policy", policy)]
 
 
 def _named_recipe(sent: str) -> str:
