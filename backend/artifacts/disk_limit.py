@@ -23,23 +23,17 @@ class DiskLimit:
     Args:
         models_dir: The folder.
         max_gb: Most that it may hold, 10⁹ bytes; 0 sets no limit.
+
+    Attributes:
+        used_bytes: What it holds, or None before it was walked. Whoever walks sets it; what is written meanwhile counts
+            from the next walk on.
     """
 
     def __init__(self, models_dir: Path, max_gb: float = 0.0) -> None:
         self._models_dir = models_dir
         self._max_bytes = int(max_gb * _GB)
-        self._used: int | None = None
+        self.used_bytes: int | None = None
         self._lock = threading.Lock()
-
-    @property
-    def used_bytes(self) -> int | None:
-        """What the folder holds, or None before it was measured."""
-        return self._used
-
-    def measured(self, used_bytes: int) -> None:
-        """Take over what a walk over the folder has found; what was written meanwhile counts from the next one on."""
-        with self._lock:
-            self._used = used_bytes
 
     @contextmanager
     def room_for(self, path: Path, n_bytes: int) -> Iterator[None]:
@@ -48,12 +42,12 @@ class DiskLimit:
         Raises:
             StorageFull: If the folder would hold more than it may.
         """
-        if self._max_bytes and self._used is None:
+        if self._max_bytes and self.used_bytes is None:
             with writing():
-                self.measured(sum(entry.n_bytes for entry in walk(self._models_dir)))
+                self.used_bytes = sum(entry.n_bytes for entry in walk(self._models_dir))
         more = n_bytes - size_of(path)
         with self._lock:
-            used = self._used or 0
+            used = self.used_bytes or 0
             if self._max_bytes and more > 0 and used + more > self._max_bytes:
                 raise StorageFull(
                     f"The models folder holds {used / _GB:.3g} GB of the {self._max_bytes / _GB:.3g} GB that "
@@ -65,8 +59,7 @@ class DiskLimit:
         try:
             yield
         except BaseException:
-            with self._lock:
-                self._count(-more)
+            self.freed(more)
             raise
 
     def freed(self, n_bytes: int) -> None:
@@ -75,8 +68,8 @@ class DiskLimit:
             self._count(-n_bytes)
 
     def _count(self, n_bytes: int) -> None:
-        if self._used is not None:
-            self._used = max(0, self._used + n_bytes)
+        if self.used_bytes is not None:
+            self.used_bytes = max(0, self.used_bytes + n_bytes)
 
 
 def size_of(path: Path) -> int:

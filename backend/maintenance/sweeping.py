@@ -25,33 +25,30 @@ _log = logging.getLogger(__name__)
 ROUND_S = 600.0
 
 
-class Upkeep:
+class Upkeep(threading.Thread):
     """Sweeps in the background, at once and then now and then."""
 
     def __init__(self, store: ArtefactStore, *, round_s: float = ROUND_S) -> None:
+        super().__init__(name="upkeep", daemon=True)
         self._store = store
         self._round_s = round_s
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="upkeep", daemon=True)
-
-    def start(self) -> None:
-        """Begin, on a thread of its own."""
-        self._thread.start()
+        self._end = threading.Event()
 
     def close(self) -> None:
         """End after the current step."""
-        self._stop.set()
-        if self._thread.ident is not None:
-            self._thread.join()
+        self._end.set()
+        if self.ident is not None:
+            self.join()
 
-    def _run(self) -> None:
-        while not self._stop.is_set():
+    def run(self) -> None:
+        """Sweep until ``close`` is called."""
+        while not self._end.is_set():
             try:
-                if swept := sweep(self._store, stop=self._stop):
+                if swept := sweep(self._store, stop=self._end):
                     _log.info("swept what a crash had left: %s", ", ".join(f"{n} {what}" for what, n in swept.items()))
             except (InspectionError, OSError):
                 _log.exception("the models folder cannot be looked over")
-            self._stop.wait(self._round_s)
+            self._end.wait(self._round_s)
 
 
 def sweep(store: ArtefactStore, *, stop: threading.Event | None = None) -> Counter[str]:
@@ -71,7 +68,7 @@ def sweep(store: ArtefactStore, *, stop: threading.Event | None = None) -> Count
         if stop.is_set():
             return swept
         by_roi[None if entry.artifact.key is None else entry.artifact.key.roi].append(entry)
-    store.disk.measured(sum(entry.n_bytes for entries in by_roi.values() for entry in entries))
+    store.disk.used_bytes = sum(entry.n_bytes for entries in by_roi.values() for entry in entries)
     store.quarantine.update(entry.artifact for entries in by_roi.values() for entry in entries)
     for entry in by_roi.pop(None, []):
         if entry.artifact.kind in ("temporary", "job_mark") and is_leftover(entry.path):

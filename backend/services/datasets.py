@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from backend.artifacts.image_store import ImageStore
 from backend.artifacts.model_key import ModelKey
 from backend.artifacts.stored_image import Label, StoredImage, safe_stem
 from backend.errors import ArtefactCorrupt, InvalidInput, NotFound
@@ -75,7 +74,7 @@ class Datasets:
                 )
             )
         with self._store.lock(key):
-            images = self._images(key)
+            images = self._store.images(key)
             for stored, upload in zip(described, uploads, strict=True):
                 images.check_label(stored.digest, label, upload.name)
             with images.all_or_none():
@@ -83,7 +82,7 @@ class Datasets:
 
     def list(self, key: ModelKey) -> dict[Label, list[StoredImage]]:
         """Return the images of each label, by file name."""
-        images = self._images(key)
+        images = self._store.images(key)
         return {label: sorted(images.labelled(label), key=lambda image: image.file_name) for label in LABELS}
 
     def get(self, key: ModelKey, label: Label, file_name: str) -> StoredImage:
@@ -93,7 +92,7 @@ class Datasets:
             NotFound: If there is none of that name.
             ArtefactCorrupt: If its facts are damaged.
         """
-        found = self._images(key).find(file_name, label)
+        found = self._store.images(key).find(file_name, label)
         if found is None:
             raise NotFound(f"There is no {label} image {file_name[:200]!r} in this data set.")
         if found.is_damaged:
@@ -102,27 +101,24 @@ class Datasets:
 
     def read(self, key: ModelKey, image: StoredImage) -> bytes:
         """Return the original bytes of one image; see ``ImageStore.read``."""
-        return self._images(key).read(image)
+        return self._store.images(key).read(image)
 
     def delete(self, key: ModelKey, label: Label, file_name: str) -> bool:
         """Delete one image; return whether it was there. A memory keeps what it learned until the next fit."""
-        if self._images(key).find(file_name, label) is None:
+        if self._store.images(key).find(file_name, label) is None:
             return False  # and make no folder: anyone can name endless ids
         with self._store.lock(key):
-            images = self._images(key)
+            images = self._store.images(key)
             found = images.find(file_name, label)
-            return found is not None and images.delete(found.digest, label)
+            return found is not None and images.delete([found.digest], label) == 1
 
     def clear(self, key: ModelKey, label: Label) -> int:
         """Delete all images of a label; return how many there were."""
-        if not self._images(key).labelled(label):
+        if not self._store.images(key).labelled(label):
             return 0
         with self._store.lock(key):
-            images = self._images(key)
-            return images.delete_all([image.digest for image in images.labelled(label)], label)
-
-    def _images(self, key: ModelKey) -> ImageStore:
-        return self._store.images(key)
+            images = self._store.images(key)
+            return images.delete([image.digest for image in images.labelled(label)], label)
 
 
 def _mm_per_px(upload: DatasetUpload) -> float | None:

@@ -16,11 +16,11 @@ _NOT_COPIED = frozenset({"heatmap", "lock", "temporary"})
 
 
 class Recipes:
-    """The recipes below one models folder."""
+    """The recipes below the models folder of a store."""
 
-    def __init__(self, models_dir: Path, store: ArtefactStore) -> None:
-        self._models_dir = models_dir
+    def __init__(self, store: ArtefactStore) -> None:
         self._store = store
+        self._models_dir = store.models_dir
 
     def contents(self) -> dict[str, list[ModelKey]]:
         """Return the models of every recipe that has any; ``default`` is always there.
