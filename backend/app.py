@@ -66,7 +66,15 @@ def create_app(settings: Settings | None = None, service: InspectionService | No
         version=__version__,
         description="Learns from good images of a region of interest, and finds what is not normal.",
         lifespan=lifespan,
-        middleware=_middleware(),
+        middleware=[  # the outermost first
+            Middleware(RequestFrame),  # an id and a line in the log for whatever comes of the request
+            Middleware(Cors),  # also refusals must be readable for the pages that may call
+            Middleware(ErrorAnswers),  # answers for what those below refuse
+            # before anything of a body is read
+            Middleware(KeyCheck, routes=[route for router in ROUTERS for route in router.routes]),
+            Middleware(Draining),  # strangers are not counted as work under way
+            Middleware(RequestLimits),  # innermost: it guards the body that the route reads
+        ],
         responses=cast("dict[int | str, dict[str, Any]]", ERROR_RESPONSES),
         generate_unique_id_function=lambda route: route.name,  # what a generated client calls its methods
     )
@@ -77,19 +85,6 @@ def create_app(settings: Settings | None = None, service: InspectionService | No
     install_error_handlers(app)
     _declare_keys(app)
     return app
-
-
-def _middleware() -> list[Middleware]:
-    """Return what a request passes on its way to a route, the outermost first."""
-    return [
-        Middleware(RequestFrame),  # an id and a line in the log for whatever comes of the request
-        Middleware(Cors),  # also refusals must be readable for the pages that may call
-        Middleware(ErrorAnswers),  # answers for what those below refuse
-        # before anything of a body is read
-        Middleware(KeyCheck, routes=[route for router in ROUTERS for route in router.routes]),
-        Middleware(Draining),  # strangers are not counted as work under way
-        Middleware(RequestLimits),  # innermost: it guards the body that the route reads
-    ]
 
 
 @asynccontextmanager

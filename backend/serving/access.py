@@ -8,7 +8,7 @@ import ipaddress
 import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal, TypedDict, cast
+from typing import Any, Literal, cast
 
 from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -31,13 +31,7 @@ READING = frozenset({"GET", "HEAD", "OPTIONS"})
 """Methods that change nothing (RFC 9110, 9.2.1)."""
 
 
-class Marker(TypedDict):
-    """What a route is declared with."""
-
-    openapi_extra: dict[str, Any]
-
-
-def _marker(access: Access) -> Marker:
+def _marker(access: Access) -> dict[str, Any]:
     security: list[dict[str, list[str]]] = [] if access == "open" else [{name: []} for name in SECURITY_SCHEMES]
     return {"openapi_extra": {"security": security, "x-role": access}}
 
