@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from backend.memory_bank.bank import MemoryBank, PatchGrid
 from backend.memory_bank.coreset import coreset_size, kcenter_greedy
-from backend.memory_bank.nearest import NearestNeighbours, build_index
+from backend.memory_bank.index import build_index
+from backend.memory_bank.nearest import NearestNeighbours
 
 __all__ = [
     "MemoryBank",

@@ -18,7 +18,6 @@ import itertools
 import sys
 import tempfile
 from collections.abc import Sequence
-from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 
@@ -26,14 +25,16 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Column, Table
 
+from backend.demo.client import CallFailed
 from backend.demo.samples import render_good
+from backend.demo.service_process import ServiceFailed
 from backend.errors import InspectionError
 from backend.imaging.image_codec import encode_png
 from backend.settings import Settings
-from benchmarks.clients import FITS, HEALTH_MS, LOAD_ROI, REFIT_ROI, Measured, Plan, measure
-from benchmarks.machine import cuda_device, describe, machine_facts, markdown, update_block, write_json
+from benchmarks.load_clients import FITS, HEALTH_MS, LOAD_ROI, REFIT_ROI, Measured, Plan, measure
+from benchmarks.machine import cuda_device, describe, markdown, network_facts, update_block, write_json
 from benchmarks.seeded_weights import weights_for_benchmarks
-from benchmarks.servers import MM_PER_PX, ROLE, SERVICE, CallFailed, fit_form, infer_form, serving
+from benchmarks.servers import MM_PER_PX, SERVICE, inspect, learn, roi, serving
 
 _HEADINGS = ("clients", "fit", "images/s", "p50, p95, p99 ms", "n", "/health p99 ms", "fits, 503s", "limit")
 
@@ -70,9 +71,9 @@ def main(argv: Sequence[str] | None = None, *, console: Console | None = None) -
     try:
         with tempfile.TemporaryDirectory(prefix="load-", ignore_cleanup_errors=True) as scratch:
             weights = weights_for_benchmarks(Path(scratch), named=arguments.weights or Settings().weights)
-            facts = machine_facts(weights)
+            facts = network_facts(weights)
             rows = _measure_all(plan, Path(scratch), weights.path, console)
-    except (InspectionError, OSError, CallFailed) as error:
+    except (InspectionError, OSError, ServiceFailed, CallFailed) as error:
         console.print(str(error), markup=False)
         return 1
     table = Table(*(Column(heading, overflow="fold") for heading in _HEADINGS), title="Inspections over HTTP")
@@ -103,20 +104,20 @@ def _measure_all(plan: Plan, folder: Path, weights: Path, console: Console) -> l
         task = progress.add_task("", total=len(devices) * len(plan.fits) * len(plan.clients))
         for device in devices:
             settings: dict[str, object] = {
-                "BDI_MODELS_DIR": folder / f"models-{device}",
-                "BDI_EXTRACTOR": plan.extractor,
-                "BDI_WEIGHTS": weights,
-                "BDI_DEVICE": device,
-                "BDI_INPUT_SIZE": plan.size_px,
+                "models_dir": folder / f"models-{device}",
+                "extractor": plan.extractor,
+                "weights": weights,
+                "device": device,
+                "input_size": plan.size_px,
             }
             with serving(SERVICE, folder, settings=settings) as running:
                 progress.update(task, description=f"{device}: starting")
                 running.seconds_until_ready()
-                with closing(running.caller()) as caller:
-                    for roi in (LOAD_ROI, REFIT_ROI):
-                        caller.send(fit_form(roi, pngs))
-                    caller.post_json("/calibrate_ng", {"role_id": ROLE, "roi_id": LOAD_ROI, "mm_per_px": MM_PER_PX})
-                    caller.send(infer_form(LOAD_ROI, pngs[0]))
+                with running.caller() as caller:
+                    for roi_id in (LOAD_ROI, REFIT_ROI):
+                        caller.send(learn(roi_id, pngs)).ok()
+                    caller.post("/calibrate_ng", roi(LOAD_ROI)).ok()
+                    caller.send(inspect(LOAD_ROI, pngs[0])).ok()
                 for fit, clients in itertools.product(plan.fits, plan.clients):
                     progress.update(task, description=f"{device}: {clients} clients, fit: {fit}")
                     found.append(measure(running, plan, device.upper(), clients, fit, pngs))

@@ -10,11 +10,10 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from benchmarks.seeded_weights import Weights
+if TYPE_CHECKING:
+    from benchmarks.seeded_weights import Weights
 
 _FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16")
 _PACKAGES = ("numpy", "torch", "timm", "openvino", "faiss-cpu", "opencv-python-headless", "fastapi", "uvicorn")
@@ -22,11 +21,13 @@ _PACKAGES = ("numpy", "torch", "timm", "openvino", "faiss-cpu", "opencv-python-h
 
 def cuda_device() -> str | None:
     """Return the name of the CUDA device, or None where there is none."""
+    import torch
+
     return torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
 
 
-def machine_facts(weights: Weights) -> dict[str, Any]:
-    """Return what a reader needs to know to compare figures with those of another machine."""
+def machine_facts() -> dict[str, Any]:
+    """Return what a reader needs to know of the machine to compare figures with those of another one."""
     cpuinfo = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     fields = dict(re.findall(r"^(model name|flags)\s*:\s*(.*)$", cpuinfo, re.MULTILINE))
     flags = set(fields.get("flags", "").split())
@@ -38,6 +39,13 @@ def machine_facts(weights: Weights) -> dict[str, Any]:
         "load_average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
+    }
+
+
+def network_facts(weights: Weights) -> dict[str, Any]:
+    """Return the facts of the machine, and what computes the network with which weights."""
+    return {
+        **machine_facts(),
         "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
         "cuda": cuda_device(),
         "weights": weights.title,
@@ -45,7 +53,7 @@ def machine_facts(weights: Weights) -> dict[str, Any]:
 
 
 def describe(facts: Mapping[str, Any]) -> str:
-    """Return the facts as sentences for a document."""
+    """Return the facts of ``network_facts`` as text for a document."""
     packages = ", ".join(f"{name} {version}" for name, version in facts["packages"].items())
     load = facts["load_average"]
     return (

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import base64
-import json
 import shutil
 import statistics
 import time
 from collections.abc import Sequence
-from contextlib import closing
 
 import cv2
 import numpy as np
 
 from backend.imaging.image_codec import encode_png
-from benchmarks.servers import MM_PER_PX, ROLE, SERVICE, STUBBED, infer_form, serving, stub_settings
+from benchmarks.servers import ROLE, SERVICE, STUBBED, inspect, roi, serving
+from benchmarks.stub import stub_environment
 from benchmarks.workbench import FITTED, Row, Workbench
 
 _REST_MS, _HEALTH_S, _ROIS_MB = 12.0, 3.0, 200.0
@@ -25,26 +24,24 @@ _LAPS = ("decode", "post", "encode")
 def rest_rows(bench: Workbench) -> Sequence[Row]:
     """Measure a whole inspection whose extractor answers at once, less its search, and tell where its time goes."""
     service, _ = bench.fitted()
-    request = infer_form(FITTED, encode_png(bench.defective))
-    heat = json.loads(service.send(request))
+    request = inspect(FITTED, encode_png(bench.defective))
+    heat = service.send(request).ok()
     pixels = cv2.imdecode(np.frombuffer(base64.b64decode(heat["heatmap_png_base64"]), np.uint8), cv2.IMREAD_GRAYSCALE)
     # A part whose defects cover a twentieth of it, in several regions.
     limit = float(np.percentile(pixels, 100 * (1 - _HOT))) / 256 * heat["params"]["heatmap_scale"]
-    body = {"role_id": ROLE, "roi_id": FITTED, "mm_per_px": MM_PER_PX, "ok_scores": [limit] * bench.plan.n_images}
-    service.post_json("/calibrate_ng", body)
-    settings = bench.environment(bench.models_dir()) | stub_settings(
-        bench.query, bench.features, bench.folder / "stub.npz"
-    )
+    service.post("/calibrate_ng", {**roi(FITTED), "ok_scores": [limit] * bench.plan.n_images}).ok()
+    settings = bench.settings(bench.models_dir())
+    stubbed = stub_environment(bench.query, bench.features, bench.folder / "stub.npz")
     times_ms, answers = [], []
-    with serving(STUBBED, bench.folder, settings=settings) as running:
+    with serving(STUBBED, bench.folder, settings=settings, environment=stubbed) as running:
         running.seconds_until_ready()
-        with closing(running.caller()) as caller:
-            caller.send(request)
+        with running.caller() as caller:
+            caller.send(request).ok()
             for _ in range(4 * bench.plan.rounds * bench.plan.calls):
                 started_s = time.perf_counter()
                 answer = caller.send(request)
                 times_ms.append((time.perf_counter() - started_s) * 1e3)
-                answers.append(json.loads(answer))
+                answers.append(answer.ok())
     laps = {name: [answer["timings_ms"][name] for answer in answers] for name in ("search", *_LAPS)}
     rest_ms = [whole - search for whole, search in zip(times_ms, laps["search"], strict=True)]
     return [
@@ -68,7 +65,7 @@ def start_and_memory_rows(bench: Workbench) -> Sequence[Row]:
     health_s, ready_s = [], []
     resident_mb: float | None = None
     for _ in range(1 + bench.plan.starts):
-        with serving(SERVICE, bench.folder, settings=bench.environment(models)) as running:
+        with serving(SERVICE, bench.folder, settings=bench.settings(models)) as running:
             health_s.append(running.seconds_until_health_answers())
             ready_s.append(running.seconds_until_ready())
             resident_mb = running.resident_mb()
@@ -102,16 +99,16 @@ def _memory_row(bench: Workbench, without_mb: float | None) -> Row:
     shutil.copytree(bench.folder / "models-none" / ".engines", models / ".engines")
     fitted = bench.models_dir() / ROLE / FITTED
     for number in range(n_rois):
-        roi = models / ROLE / f"roi-{number}"
-        roi.mkdir(parents=True)
+        target = models / ROLE / f"roi-{number}"
+        target.mkdir(parents=True)
         for name in ("memory.npz", "calib.json"):
-            shutil.copy(fitted / name, roi / name)
+            shutil.copy(fitted / name, target / name)
     png = encode_png(bench.defective)
-    with serving(SERVICE, bench.folder, settings=bench.environment(models)) as running:
+    with serving(SERVICE, bench.folder, settings=bench.settings(models)) as running:
         running.seconds_until_ready()
-        with closing(running.caller()) as caller:
+        with running.caller() as caller:
             for number in range(n_rois):
-                caller.send(infer_form(f"roi-{number}", png))
+                caller.send(inspect(f"roi-{number}", png)).ok()
         with_mb = running.resident_mb()
     if with_mb is None:
         raise OSError("the server process is gone")

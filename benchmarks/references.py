@@ -2,9 +2,9 @@
 
 - extraction: timm's network in PyTorch, float32, eager, with timm's way of bringing an image to it;
 - coreset: the greedy as its definition reads (``backend.memory_bank.coreset.kcenter_greedy_reference``);
-- nearest neighbours: FAISS ``IndexFlatL2``.
+- nearest neighbours: FAISS ``IndexFlatL2``, and for small memories four lines of numpy.
 
-``reference_app`` serves ``/fit_ok`` and ``/infer`` with these three. All else is the service's own code, so that a
+``reference_app`` serves ``/fit_ok`` and ``/infer`` with the first three. All else is the service's own code, so that a
 ratio between the two servers tells of these three and of what the real service does beyond them: store, lock, check.
 """
 
@@ -88,6 +88,21 @@ class FaissFlat:
         """Return the distance [N] float32 (not squared) and the index [N] int64 of the nearest vector of each query."""
         squares, indices = self._index.search(query, 1)
         return np.sqrt(squares[:, 0].clip(min=0)), indices[:, 0]
+
+
+class PlainNearest:
+    """The nearest of vectors [M, D] float32 by one product, measured again from its difference."""
+
+    def __init__(self, vectors: NDArray[np.float32]) -> None:
+        self._vectors = vectors
+        self._half_squared_norms = 0.5 * np.einsum("md,md->m", vectors, vectors)
+
+    def search(self, query: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Return the distance [N] float32 and the index [N] int64 of the nearest vector of each query."""
+        products = query @ self._vectors.T
+        products -= self._half_squared_norms
+        indices = products.argmax(axis=1)
+        return np.linalg.norm(query - self._vectors[indices], axis=1), indices
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,10 +21,10 @@ from rich.table import Column, Table
 
 from backend.errors import InspectionError
 from backend.settings import Settings
-from benchmarks.machine import describe, machine_facts, markdown, update_block, write_json
+from benchmarks.machine import describe, markdown, network_facts, update_block, write_json
 from benchmarks.process_rows import rest_rows, start_and_memory_rows
 from benchmarks.seeded_weights import weights_for_benchmarks
-from benchmarks.speed_rows import coreset_row, cuda_rows, extract_row, fit_row, infer_row, nearest_row
+from benchmarks.speed_rows import coreset_row, cuda_rows, extract_row, fit_row, infer_row, nearest_rows
 from benchmarks.workbench import Plan, Row, Workbench
 
 _HEADINGS = ("work", "service", "reference", "ratio", "rounds", "limit", "remark")
@@ -32,7 +32,7 @@ _HEADINGS = ("work", "service", "reference", "ratio", "rounds", "limit", "remark
 ROWS: dict[str, Callable[[Workbench], Sequence[Row]]] = {
     "extract": lambda bench: [extract_row(bench)],
     "infer": lambda bench: [infer_row(bench)],
-    "nearest": lambda bench: [nearest_row(bench)],
+    "nearest": nearest_rows,
     "coreset": lambda bench: [coreset_row(bench)],
     "fit": lambda bench: [fit_row(bench)],
     "rest": rest_rows,
@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None, *, console: Console | None = None, p
             folder = Path(scratch)
             named = arguments.weights or Settings().weights
             weights = weights_for_benchmarks(folder, named=named)
-            facts = machine_facts(weights)
+            facts = network_facts(weights)
             columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
             with (
                 Progress(*columns, console=console, transient=True) as progress,

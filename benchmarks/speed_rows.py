@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
@@ -10,12 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from backend.demo.client import Client
 from backend.imaging.image_codec import encode_png
 from backend.memory_bank.coreset import coreset_size, kcenter_greedy, kcenter_greedy_reference
-from backend.memory_bank.nearest import build_index
+from backend.memory_bank.index import build_index
 from benchmarks.machine import cuda_device
-from benchmarks.references import FaissFlat, TorchEagerExtractor
-from benchmarks.servers import Caller, fit_form, infer_form
+from benchmarks.references import FaissFlat, PlainNearest, TorchEagerExtractor
+from benchmarks.servers import inspect, learn
 from benchmarks.workbench import FITTED, Row, Workbench, duel
 
 _TIE = 1e-6
@@ -47,26 +47,41 @@ def extract_row(bench: Workbench, device: str = "cpu", limit: float | None = 0.3
     )
 
 
-def nearest_row(bench: Workbench) -> Row:
-    """Measure the search for the nearest vector."""
-    rows, query = bench.embeddings, bench.query
-    memory = np.ascontiguousarray(rows[kcenter_greedy(rows, min(bench.plan.memory_size, len(rows)))])
-    index, flat = build_index(memory), FaissFlat(memory)
-    (distances, indices), (flat_distances, flat_indices) = index.search(query), flat.search(query)
-    off = float(np.abs(distances[:, 0] - flat_distances).max())
-    exact = np.linalg.norm(query - memory[flat_indices], axis=1)
-    differs = indices[:, 0] != flat_indices
+def nearest_rows(bench: Workbench) -> list[Row]:
+    """Measure the search for the nearest vector, in memories of the usual size and in a large one."""
+    rows, plan = bench.embeddings, bench.plan
+    # A coreset begins with the smaller ones.
+    memory = rows[kcenter_greedy(rows, min(max(*plan.usual_memory_sizes, plan.memory_size), len(rows)))]
+    return [
+        *(_nearest_row(bench, memory[:size], PlainNearest, "plain numpy", 1.1) for size in plan.usual_memory_sizes),
+        _nearest_row(bench, memory[: plan.memory_size], FaissFlat, "FAISS flat", 0.6),
+    ]
+
+
+def _nearest_row(
+    bench: Workbench,
+    memory: NDArray[np.float32],
+    reference: Callable[[NDArray[np.float32]], FaissFlat | PlainNearest],
+    name: str,
+    limit: float,
+) -> Row:
+    memory, query = np.ascontiguousarray(memory), bench.query
+    ours, theirs = build_index(memory), reference(memory)
+    (distances, indices), (expected, expected_indices) = ours.search(query), theirs.search(query)
+    off = float(np.abs(distances[:, 0] - expected).max())
+    exact = np.linalg.norm(query - memory[expected_indices], axis=1)
+    differs = indices[:, 0] != expected_indices
     tied = np.abs(exact - distances[:, 0]) <= _TIE
     figures = duel(
-        lambda: index.search(query), lambda: flat.search(query), rounds=bench.plan.rounds, calls=bench.plan.calls
+        lambda: ours.search(query), lambda: theirs.search(query), rounds=bench.plan.rounds, calls=bench.plan.calls
     )
     ties = int(np.count_nonzero(differs))
     return Row(
         work=f"nearest of {len(memory):,}×{memory.shape[1]} for {len(query)} queries",
         **figures,
-        limit=0.50,
+        limit=limit,
         same_result=off <= _SAME_DISTANCE and bool(tied[differs].all()),
-        remark=f"FAISS flat; same indices{f' but {ties} ties' if ties else ''}, distances within {off:.0e}",
+        remark=f"{name}; same indices{f' but {ties} ties' if ties else ''}, distances within {off:.0e}",
     )
 
 
@@ -110,9 +125,9 @@ def fit_row(bench: Workbench, device: str = "cpu", limit: float | None = 0.35) -
     pngs = bench.pngs()
     answers: dict[str, dict[str, Any]] = {}
 
-    def fits(name: str, caller: Caller) -> Callable[[], None]:
-        forms = iter([fit_form(f"fit-{number}", pngs) for number in range(bench.plan.fit_rounds)])
-        return lambda: answers.update({name: json.loads(caller.send(next(forms)))})
+    def fits(name: str, caller: Client) -> Callable[[], None]:
+        forms = iter([learn(f"fit-{number}", pngs) for number in range(bench.plan.fit_rounds)])
+        return lambda: answers.update({name: caller.send(next(forms)).ok()})
 
     figures = duel(fits("service", service), fits("reference", reference), rounds=bench.plan.fit_rounds, warm=False)
     ours, theirs = answers["service"], answers["reference"]
@@ -129,8 +144,8 @@ def fit_row(bench: Workbench, device: str = "cpu", limit: float | None = 0.35) -
 def infer_row(bench: Workbench, device: str = "cpu", limit: float | None = 0.40) -> Row:
     """Measure an inspection over HTTP, one client."""
     service, reference = bench.fitted(device)
-    request = infer_form(FITTED, encode_png(bench.defective))
-    found, expected = (json.loads(caller.send(request)) for caller in (service, reference))
+    request = inspect(FITTED, encode_png(bench.defective))
+    found, expected = (caller.send(request).ok() for caller in (service, reference))
     off = abs(found["score"] / expected["score"] - 1)
     figures = duel(
         lambda: service.send(request),

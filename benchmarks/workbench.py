@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from backend.demo.client import Client
 from backend.demo.samples import render_defective, render_good
 from backend.extractors.dinov2 import DinoV2Features
 from backend.imaging.image_codec import encode_png
-from benchmarks.servers import MM_PER_PX, REFERENCE, ROLE, SERVICE, Caller, Running, fit_form, serving
+from benchmarks.servers import MM_PER_PX, REFERENCE, SERVICE, Running, learn, roi, serving
 
 FITTED = "fitted"
 """The ROI that is inspected."""
@@ -32,7 +33,8 @@ class Plan:
         size_px: Edge of the images and of the network input, px.
         n_images: Good images of a fit.
         coreset_rate: Of a fit.
-        memory_size: Vectors to search.
+        usual_memory_sizes: Vectors to search, beside plain numpy.
+        memory_size: Vectors to search, beside FAISS.
         rounds: Rounds of what takes milliseconds.
         calls: Calls of a contender in a row, of which the median counts.
         long_rounds: Rounds of what takes seconds.
@@ -44,6 +46,7 @@ class Plan:
     size_px: int = 384
     n_images: int = 30
     coreset_rate: float = 0.02
+    usual_memory_sizes: tuple[int, ...] = (438, 2_000)
     memory_size: int = 10_000
     rounds: int = 7
     calls: int = 5
@@ -101,7 +104,7 @@ class Workbench:
         self.plan, self.folder, self.weights = plan, folder, weights
         self._stack = ExitStack()
         self._contenders: dict[str, tuple[Running, Running]] = {}
-        self._fitted: dict[str, tuple[Caller, Caller]] = {}
+        self._fitted: dict[str, tuple[Client, Client]] = {}
 
     def __enter__(self) -> Workbench:
         return self
@@ -150,16 +153,16 @@ class Workbench:
         """[Ht*Wt, D], the rows of the defective part."""
         return self.features.extract(self.defective)[0]
 
-    def environment(self, models_dir: Path, device: str = "cpu") -> dict[str, object]:
+    def settings(self, models_dir: Path, device: str = "cpu") -> dict[str, object]:
         """Return the settings of a server."""
         return {
-            "BDI_MODELS_DIR": models_dir,
-            "BDI_EXTRACTOR": "dinov2",
-            "BDI_WEIGHTS": self.weights,
-            "BDI_DEVICE": device,
-            "BDI_INPUT_SIZE": self.plan.size_px,
-            "BDI_CORESET_RATE": self.plan.coreset_rate,
-            "BDI_CACHE_MAX_ENTRIES": max(50, self.plan.n_rois),
+            "models_dir": models_dir,
+            "extractor": "dinov2",
+            "weights": self.weights,
+            "device": device,
+            "input_size": self.plan.size_px,
+            "coreset_rate": self.plan.coreset_rate,
+            "cache_max_entries": max(50, self.plan.n_rois),
         }
 
     def models_dir(self, device: str = "cpu") -> Path:
@@ -169,31 +172,28 @@ class Workbench:
     def contenders(self, device: str = "cpu") -> tuple[Running, Running]:
         """Return the service and the reference service on a device, ready."""
         if device not in self._contenders:
-            environment = self.environment(self.models_dir(device), device)
+            settings = self.settings(self.models_dir(device), device)
             running = [
-                self._stack.enter_context(serving(app, self.folder, settings=environment))
-                for app in (SERVICE, REFERENCE)
+                self._stack.enter_context(serving(app, self.folder, settings=settings)) for app in (SERVICE, REFERENCE)
             ]
             for one in running:
                 one.seconds_until_ready()
             self._contenders[device] = (running[0], running[1])
         return self._contenders[device]
 
-    def callers(self, device: str = "cpu") -> tuple[Caller, Caller]:
+    def callers(self, device: str = "cpu") -> tuple[Client, Client]:
         """Return a client of each of the contenders."""
-        service, reference = (
-            self._stack.enter_context(closing(running.caller())) for running in self.contenders(device)
-        )
+        service, reference = (self._stack.enter_context(running.caller()) for running in self.contenders(device))
         return service, reference
 
-    def fitted(self, device: str = "cpu") -> tuple[Caller, Caller]:
+    def fitted(self, device: str = "cpu") -> tuple[Client, Client]:
         """Return clients of both, each of which has learned the ROI ``FITTED`` and has a threshold for it."""
         if device not in self._fitted:
             service, reference = self.callers(device)
-            learned = fit_form(FITTED, self.pngs())
+            learned = learn(FITTED, self.pngs())
             for caller in (service, reference):
-                caller.send(learned)
-            service.post_json("/calibrate_ng", {"role_id": ROLE, "roi_id": FITTED, "mm_per_px": MM_PER_PX})
+                caller.send(learned).ok()
+            service.post("/calibrate_ng", roi(FITTED)).ok()
             self._fitted[device] = (service, reference)
         return self._fitted[device]
 

@@ -20,18 +20,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return 0 when every claim of every proof holds."""
     parser = argparse.ArgumentParser(prog="python -m reliability", description=(__doc__ or "").split("\n")[0])
     add = parser.add_argument
-    add("--kills", type=int, default=kills.Plan.kills, help="kill -9 at random moments (%(default)s)")
-    add("--requests", type=int, default=fuzz.Plan.requests, help="that no client should send (%(default)s)")
-    add("--crowd-minutes", type=float, default=crowd.Plan.seconds / 60, help="of several processes (%(default)g)")
-    add("--minutes", type=float, default=soak.Plan.seconds / 60, help="of steady load (%(default)g)")
+    add("--kills", type=int, default=kills.Plan().kills, help="kill -9 at random moments (%(default)s)")
+    add("--requests", type=int, default=fuzz.Plan().requests, help="that no client should send (%(default)s)")
+    add("--crowd-minutes", type=float, default=crowd.Plan().minutes, help="of several processes (%(default)g)")
+    add("--minutes", type=float, default=soak.Plan().minutes, help="of steady load (%(default)g)")
     add("--seed", type=int, default=0, help="draws calls, moments and requests (%(default)s)")
     add_output_options(parser)
     arguments = parser.parse_args(argv)
     seed = arguments.seed
     kill_plan = kills.Plan(kills=arguments.kills, seed=seed)
     fuzz_plan = fuzz.Plan(requests=arguments.requests, seed=seed)
-    crowd_plan = crowd.Plan(seconds=60 * arguments.crowd_minutes, seed=seed)
-    soak_plan = soak.Plan(seconds=60 * arguments.minutes)
+    crowd_plan = crowd.Plan(minutes=arguments.crowd_minutes, seed=seed)
+    soak_plan = soak.Plan(minutes=arguments.minutes)
     proofs: list[tuple[str, int, Proof]] = [
         ("kills", kill_plan.kills, lambda folder, step: kills.run(kill_plan, folder, step=step)),
         ("fuzz", fuzz_plan.requests, lambda folder, step: fuzz.run(fuzz_plan, folder, step=step)),

@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
-import re
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Column, Table
 
+from backend.demo.service_process import ServiceFailed
+from benchmarks.machine import machine_facts, update_block
 from reliability.outcomes import Outcome
-from reliability.servers import ServerFailed
 
 _HEADINGS = ("claim", "figure", "holds")
 
@@ -45,6 +42,28 @@ Proof = Callable[[Path, Callable[[], None]], Outcome]
 """Proves something in a folder, and calls back after each of its steps."""
 
 
+def run_command(
+    name: str, document: str | None, plan_type: Any, run: Callable[..., Outcome], n_steps: Callable[[Any], int]
+) -> NoReturn:
+    """Run one proof as a command and exit with 0 when every claim holds.
+
+    Args:
+        name: Of the module.
+        document: Its docstring, whose first line describes the command.
+        plan_type: A dataclass; each field is an option, with the ``help`` of its metadata.
+        run: Runs a plan in a folder, with a ``step`` to call.
+        n_steps: How many steps a plan takes.
+    """
+    parser = argparse.ArgumentParser(prog=f"python -m reliability.{name}", description=(document or "").split("\n")[0])
+    for option in fields(plan_type):
+        text = f"{option.metadata['help']} (%(default)s)"
+        parser.add_argument(f"--{option.name}", type=type(option.default), default=option.default, help=text)
+    add_output_options(parser)
+    arguments = parser.parse_args()
+    plan = plan_type(**{option.name: getattr(arguments, option.name) for option in fields(plan_type)})
+    sys.exit(proved([(name, n_steps(plan), lambda folder, step: run(plan, folder, step=step))], arguments))
+
+
 def proved(proofs: Sequence[tuple[str, int, Proof]], arguments: argparse.Namespace) -> int:
     """Run proofs (name, number of steps, proof) and publish what came of them; return 0 when every claim holds."""
     outcomes = []
@@ -52,7 +71,7 @@ def proved(proofs: Sequence[tuple[str, int, Proof]], arguments: argparse.Namespa
         try:
             with tempfile.TemporaryDirectory(prefix=f"{name}-") as folder, steps(name, total) as step:
                 outcomes.append(prove(Path(folder), step))
-        except ServerFailed as error:
+        except ServiceFailed as error:
             print(f"{name}: {error}", file=sys.stderr)
     holds = publish(outcomes, arguments) == 0 and len(outcomes) == len(proofs)
     return 0 if holds else 1
@@ -75,9 +94,6 @@ def publish(outcomes: Sequence[Outcome], arguments: argparse.Namespace, *, conso
         document = {"machine": facts, "outcomes": [asdict(outcome) for outcome in outcomes]}
         arguments.json.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     if arguments.update is not None:
-        # Imported here: it brings torch along, which takes seconds and much of the memory of a small machine.
-        from benchmarks.machine import update_block
-
         for outcome in outcomes:
             update_block(arguments.update, outcome.name, block(outcome, facts))
     return 0 if all(outcome.holds for outcome in outcomes) else 1
@@ -93,17 +109,3 @@ def block(outcome: Outcome, facts: dict[str, Any]) -> str:
         f"\n\nMeasured {facts['date']} in {minutes:.1f} min on {facts['processor']}, {facts['cores']} cores, "
         f"{facts['system']}, Python {facts['python']}.{load}"
     )
-
-
-def machine_facts() -> dict[str, Any]:
-    """Return the machine and the date."""
-    cpuinfo = Path("/proc/cpuinfo")
-    model = re.search(r"^model name\s*:\s*(.*)$", cpuinfo.read_text(), re.MULTILINE) if cpuinfo.exists() else None
-    return {
-        "date": time.strftime("%Y-%m-%d"),
-        "processor": model[1] if model else platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "system": f"{platform.system()} {platform.release()}",
-        "python": platform.python_version(),
-        "load_average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
-    }

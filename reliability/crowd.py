@@ -10,25 +10,25 @@ process, and every score, threshold and decision is computed again and compared 
 
 from __future__ import annotations
 
-import argparse
 import random
-import sys
 import threading
 import time
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from backend.demo.client import CallCutOff, Client
 from reliability import parts
 from reliability.checks import folder_problems, leftovers
-from reliability.clients import Answer, CallCutOff, Client
-from reliability.command import add_output_options, proved
-from reliability.outcomes import Claim, Findings, Outcome
+from reliability.command import run_command
+from reliability.outcomes import Claim, Outcome, Tally
 from reliability.reference import Reference
 from reliability.servers import Server
+from reliability.workers import at_work
 from reliability.worlds import NG_POOL
 
 ROIS = tuple(f"crowd-{number}" for number in range(5))
@@ -41,24 +41,22 @@ _INSPECTED = (0, 5, 17, *range(3000, 3006))
 
 _CALLS = ("infer",) * 30 + ("fit",) * 2 + ("calibrate",) * 3 + ("upload",) * 2 + ("list",) * 2
 _TICK_S = 1.0
-_JOIN_S = 120.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """How much.
+    """How much; each field is an option of the command."""
 
-    Attributes:
-        seconds: How long the crowd works.
-        processes: Servers on the one folder.
-        clients: Of each.
-        seed: Draws the calls.
-    """
+    minutes: float = field(default=3.0, metadata={"help": "how long the crowd works"})
+    processes: int = field(default=4, metadata={"help": "on the one folder"})
+    clients: int = field(default=8, metadata={"help": "of each process"})
+    seed: int = field(default=0, metadata={"help": "draws the calls"})
+    inspections: int = field(default=20, metadata={"help": "at least, whatever the time; and one new generation"})
 
-    seconds: float = 180.0
-    processes: int = 4
-    clients: int = 8
-    seed: int = 0
+    @property
+    def seconds(self) -> float:
+        """How long the crowd works, s."""
+        return 60 * self.minutes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,18 +69,12 @@ class _Fit:
 
 
 @dataclass
-class _Tally:
-    """What all clients have seen; changed under its lock."""
-
-    findings: Findings = field(default_factory=Findings)
-    calls: Counter[str] = field(default_factory=Counter)
-    busy: int = 0
+class _Tally(Tally):
     fits: dict[str, list[_Fit]] = field(default_factory=lambda: defaultdict(list))
     marks: dict[str, set[float]] = field(default_factory=lambda: defaultdict(set))
     uploaded: dict[str, set[int]] = field(default_factory=lambda: defaultdict(set))
     inspections: list[tuple[str, int, Mapping[str, Any]]] = field(default_factory=list)
     calibrations: list[tuple[str, Mapping[str, Any]]] = field(default_factory=list)
-    lock: threading.Lock = field(default_factory=threading.Lock)
 
 
 def run(plan: Plan, folder: Path, *, step: Callable[[], None] = lambda: None) -> Outcome:
@@ -100,7 +92,7 @@ def run(plan: Plan, folder: Path, *, step: Callable[[], None] = lambda: None) ->
         servers = [stack.enter_context(Server(folder, name=f"server-{n}")) for n in range(plan.processes)]
         for server in servers:
             server.start()
-        with closing(servers[0].client()) as client:
+        with servers[0].client() as client:
             for roi_id in ROIS:
                 _fit(client, roi_id, _FIRST, tally)
                 _calibrate(client, roi_id, 1.0, tally)
@@ -112,41 +104,37 @@ def run(plan: Plan, folder: Path, *, step: Callable[[], None] = lambda: None) ->
             _check_the_answers(memories, tally, reference)
         for server in servers:
             server.stop()
-    for sentence in leftovers(folder / "models"):
-        tally.findings.add("left behind", sentence)
-    for sentence in folder_problems(folder / "models"):
-        tally.findings.add("verify", sentence)
+    tally.findings.extend("left behind", leftovers(folder / "models"))
+    tally.findings.extend("verify", folder_problems(folder / "models"))
     return _outcome(plan, tally, memories, time.perf_counter() - started_s)
 
 
 def _let_the_crowd_work(servers: Sequence[Server], plan: Plan, tally: _Tally, step: Callable[[], None]) -> None:
-    stop, started_s = threading.Event(), time.monotonic()
+    started_s = time.monotonic()
 
     def n_open() -> int:
         share = min(1.0, (time.monotonic() - started_s) / plan.seconds)
         return len(_FIRST) + round(share * (len(_OK_POOL) - len(_FIRST)))
 
-    threads = [
-        threading.Thread(
-            target=_work, args=(server, random.Random(f"{plan.seed}-{n}-{m}"), n_open, tally, stop), daemon=True
-        )
+    clients = [
+        partial(_work, server, random.Random(f"{plan.seed}-{n}-{m}"), n_open, tally)
         for n, server in enumerate(servers)
         for m in range(plan.clients)
     ]
-    for thread in threads:
-        thread.start()
-    while (left_s := started_s + plan.seconds - time.monotonic()) > 0:
-        time.sleep(min(_TICK_S, left_s))
-        step()
-    stop.set()
-    for thread in threads:
-        thread.join(_JOIN_S)
-        if thread.is_alive():
-            tally.findings.add("hang", f"a client still waits {_JOIN_S:.0f} s after the end")
+    with at_work(clients, tally.findings):
+        while (left_s := started_s + plan.seconds - time.monotonic()) > 0 or not _is_enough(plan, tally):
+            time.sleep(max(0.01, min(_TICK_S, left_s)))
+            step()
+
+
+def _is_enough(plan: Plan, tally: _Tally) -> bool:
+    with tally.lock:
+        n_generations = len({fit.checksum for fits in tally.fits.values() for fit in fits})
+        return len(tally.inspections) >= plan.inspections and n_generations > len(ROIS)
 
 
 def _work(server: Server, rng: random.Random, n_open: Callable[[], int], tally: _Tally, stop: threading.Event) -> None:
-    with closing(server.client()) as client:
+    with server.client() as client:
         while not stop.is_set():
             roi_id, kind = rng.choice(ROIS), rng.choice(_CALLS)
             try:
@@ -159,30 +147,21 @@ def _work(server: Server, rng: random.Random, n_open: Callable[[], int], tally: 
                 elif kind == "upload":
                     _upload(client, roi_id, rng.sample(NG_POOL, 2), tally)
                 else:
-                    _is_done("list", client.get("/datasets/list", **parts.roi(roi_id)), tally)
+                    tally.is_done("list", client.get("/datasets/list", **parts.roi(roi_id)))
             except CallCutOff as error:
                 tally.findings.add("cut off", str(error))
 
 
-def _is_done(kind: str, answer: Answer, tally: _Tally) -> bool:
-    with tally.lock:
-        tally.calls[kind] += 1
-        tally.busy += answer.status == 503
-    if answer.status not in (200, 503):
-        tally.findings.add("refused", f"{kind}: {answer}")
-    return answer.status == 200
-
-
 def _infer(client: Client, roi_id: str, image: int, tally: _Tally) -> None:
     answer = client.send(parts.infer(roi_id, image))
-    if _is_done("infer", answer, tally):
+    if tally.is_done("infer", answer):
         with tally.lock:
             tally.inspections.append((roi_id, image, answer.json))
 
 
 def _fit(client: Client, roi_id: str, images: Sequence[int], tally: _Tally) -> None:
     answer = client.send(parts.fit(roi_id, images))
-    if _is_done("fit", answer, tally):
+    if tally.is_done("fit", answer):
         fit = _Fit(images=frozenset(images), checksum=answer.json["checksum"], n_ok_total=answer.json["n_ok_total"])
         with tally.lock:
             tally.fits[roi_id].append(fit)
@@ -193,13 +172,13 @@ def _calibrate(client: Client, roi_id: str, area_mm2_thr: float, tally: _Tally) 
         tally.marks[roi_id].add(area_mm2_thr)
     body = {**parts.roi(roi_id), "mm_per_px": parts.MM_PER_PX, "area_mm2_thr": area_mm2_thr}
     answer = client.post("/calibrate_ng", body)
-    if _is_done("calibrate", answer, tally):
+    if tally.is_done("calibrate", answer):
         with tally.lock:
             tally.calibrations.append((roi_id, answer.json))
 
 
 def _upload(client: Client, roi_id: str, images: Sequence[int], tally: _Tally) -> None:
-    if _is_done("upload", client.send(parts.upload(roi_id, "ng", images)), tally):
+    if tally.is_done("upload", client.send(parts.upload(roi_id, "ng", images))):
         with tally.lock:
             tally.uploaded[roi_id].update(images)
 
@@ -226,7 +205,7 @@ def _check_the_end(
     server: Server, memories: Mapping[str, Mapping[str, frozenset[int]]], tally: _Tally, reference: Reference
 ) -> None:
     """Compare what a server tells at the end with all that was acknowledged, whoever acknowledged it."""
-    with closing(server.client()) as client:
+    with server.client() as client:
         for roi_id in ROIS:
             learned = frozenset().union(*(fit.images for fit in tally.fits[roi_id]))
             facts = client.get("/manifest", **parts.roi(roi_id)).json["fit"]
@@ -274,7 +253,7 @@ def _outcome(
         claims=(
             Claim(
                 text="Every answer equals, to the last bit, what a single process gives for the generation it names",
-                figure=f"{plan.processes} processes × {plan.clients} clients, {plan.seconds / 60:g} min: {shown}; "
+                figure=f"{plan.processes} processes × {plan.clients} clients, {plan.minutes:g} min: {shown}; "
                 f"{n_memories} generations of {len(ROIS)} ROIs, {len(tally.inspections)} inspections and "
                 f"{len(tally.calibrations)} calibrations compared, {findings.count('answer', 'memory')} differ",
                 holds=findings.count("answer", "memory") == 0 and n_memories > len(ROIS),
@@ -309,23 +288,5 @@ def _outcome(
     )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; return 0 when every claim holds."""
-    parser = argparse.ArgumentParser(prog="python -m reliability.crowd", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--minutes", type=float, default=Plan.seconds / 60, help="how long it works (%(default)g)")
-    parser.add_argument("--processes", type=int, default=Plan.processes, help="on the one folder (%(default)s)")
-    parser.add_argument("--clients", type=int, default=Plan.clients, help="of each process (%(default)s)")
-    parser.add_argument("--seed", type=int, default=Plan.seed, help="draws the calls (%(default)s)")
-    add_output_options(parser)
-    arguments = parser.parse_args(argv)
-    plan = Plan(
-        seconds=60 * arguments.minutes,
-        processes=arguments.processes,
-        clients=arguments.clients,
-        seed=arguments.seed,
-    )
-    return proved([("crowd", int(plan.seconds), lambda folder, step: run(plan, folder, step=step))], arguments)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command("crowd", __doc__, Plan, run, lambda plan: int(plan.seconds))

@@ -9,30 +9,28 @@ document allows and half as it forbids. Meanwhile and afterwards the same part m
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
-import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
 
+from backend.demo.client import CallCutOff
+from backend.demo.service_process import ServiceFailed
+from benchmarks.vitals import Vitals, vitals
 from reliability import parts
 from reliability.checks import folder_problems, leftovers
-from reliability.clients import CallCutOff
-from reliability.command import add_output_options, proved
+from reliability.command import run_command
 from reliability.exchanges import ANSWER_S, exchange
 from reliability.mutations import captured_requests, mutated
 from reliability.outcomes import Claim, Findings, Outcome
 from reliability.schema_requests import send_schema_requests
-from reliability.servers import Server, ServerFailed
-from reliability.vitals import Vitals, vitals
+from reliability.servers import Server
 
 CONTROL_ROI = "control"
 GROWTH = 0.10
@@ -50,15 +48,10 @@ _UNFORESEEN = ("Exception in ASGI application", "internal_error", "Task exceptio
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """How much.
+    """How much; each field is an option of the command."""
 
-    Attributes:
-        requests: In all.
-        seed: Draws them.
-    """
-
-    requests: int = 20_000
-    seed: int = 0
+    requests: int = field(default=20_000, metadata={"help": "in all"})
+    seed: int = field(default=0, metadata={"help": "draws them"})
 
 
 @dataclass
@@ -99,26 +92,23 @@ def run(plan: Plan, folder: Path, *, step: Callable[[], None] = lambda: None) ->
         tally.statuses.update(schema_warm + schema_rest)
         _control(server, score, tally)
         after = _settled(server)
-        for sentence in [*folder_problems(server.models_dir), *leftovers(server.models_dir)]:
-            tally.findings.add("folder", sentence)
-        for path in server.elsewhere.rglob("*"):
-            tally.findings.add("outside", str(path))
+        tally.findings.extend("folder", [*folder_problems(server.models_dir), *leftovers(server.models_dir)])
+        tally.findings.extend("outside", map(str, server.elsewhere.rglob("*")))
         server.stop()
-        for sentence in _failures(server):
-            tally.findings.add("log", sentence)
+        tally.findings.extend("log", _failures(server))
     return _outcome(tally, before, after, time.perf_counter() - started_s)
 
 
 def _prepare(server: Server) -> float:
     """Fit and calibrate a ROI that no request names; return the score of a part."""
-    with closing(server.client()) as client:
+    with server.client() as client:
         for answer in (
             client.send(parts.fit(CONTROL_ROI, range(4))),
             client.post("/calibrate_ng", {**parts.roi(CONTROL_ROI), "mm_per_px": parts.MM_PER_PX}),
             client.send(parts.fit("inspection-1", range(4))),
         ):
             if answer.status != 200:
-                raise ServerFailed(f"the server does not learn: {answer}")
+                raise ServiceFailed(f"the server does not learn: {answer}")
         return float(client.send(parts.infer(CONTROL_ROI, parts.PROBE)).json["score"])
 
 
@@ -141,13 +131,13 @@ def _send_mutated(
             tally.rules.update(sent.rules)
             tally.statuses.update(found.statuses)
             tally.slowest_s = max(tally.slowest_s, found.elapsed_s)
-        told = f"request {number} ({', '.join(sent.rules)}): {sent.data[:200]!r} → {found.received[:300]!r}"
+        exchanged = f"request {number} ({', '.join(sent.rules)}): {sent.data[:200]!r} → {found.received[:300]!r}"
         if found.timed_out:
-            tally.findings.add("hang", told)
+            tally.findings.add("hang", exchanged)
         if any(status >= 500 and status != 503 for status in found.statuses):
-            tally.findings.add("5xx", told)
+            tally.findings.add("5xx", exchanged)
         if not _is_strict(found.received):
-            tally.findings.add("not JSON", told)
+            tally.findings.add("not JSON", exchanged)
         if number % _CONTROL_EVERY == 0:
             _control(server, score, tally)
         step()
@@ -195,7 +185,7 @@ def _refuse(constant: str) -> NoReturn:
 
 def _control(server: Server, score: float, tally: _Tally) -> None:
     """Inspect the part that was inspected before anything else was sent."""
-    with closing(server.client()) as client:
+    with server.client() as client:
         try:
             health, answer = client.get("/health"), client.send(parts.infer(CONTROL_ROI, parts.PROBE))
         except CallCutOff as error:
@@ -275,16 +265,5 @@ def _outcome(tally: _Tally, before: Vitals | None, after: Vitals | None, elapsed
     )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; return 0 when every claim holds."""
-    parser = argparse.ArgumentParser(prog="python -m reliability.fuzz", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--requests", type=int, default=Plan.requests, help="in all (%(default)s)")
-    parser.add_argument("--seed", type=int, default=Plan.seed, help="draws them (%(default)s)")
-    add_output_options(parser)
-    arguments = parser.parse_args(argv)
-    plan = Plan(requests=arguments.requests, seed=arguments.seed)
-    return proved([("fuzz", plan.requests, lambda folder, step: run(plan, folder, step=step))], arguments)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command("fuzz", __doc__, Plan, run, lambda plan: plan.requests)

@@ -25,11 +25,16 @@ _MAX_WRITES = 40
 
 
 class Pulse:
-    """The calls of one server as they begin and end; safe to share between threads."""
+    """The calls of one server as they begin and end; safe to share between threads.
+
+    Attributes:
+        ended: How many were answered.
+    """
 
     def __init__(self) -> None:
         self._condition = threading.Condition()
         self._begun = 0
+        self.ended = 0
         self._latest = ""
         self._durations_s: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=_KEPT_DURATIONS))
 
@@ -43,6 +48,7 @@ class Pulse:
     def end(self, kind: str, elapsed_s: float) -> None:
         """Note that it was answered."""
         with self._condition:
+            self.ended += 1
             self._durations_s[kind].append(elapsed_s)
 
     def next_call(self) -> float:

@@ -6,15 +6,14 @@ from collections.abc import Iterable
 from functools import cache
 
 from backend.artifacts.stored_image import FILE_NAME_DIGITS
+from backend.demo.client import Form, fit_form, infer_form, numbered, upload_form
 from backend.demo.samples import render_good
 from backend.imaging.image_codec import decode_image, encode_png, pixel_digest
-from benchmarks.servers import MM_PER_PX, ROLE, Form, form
 
+ROLE, MM_PER_PX = "Inspection", 0.2
 SIZE_PX = 96
 PROBE = 9_999
 """The part that is inspected to see what a memory gives; never learned."""
-
-__all__ = ["MM_PER_PX", "PROBE", "ROLE", "digits", "fit", "infer", "numbers", "png", "roi", "upload"]
 
 
 @cache
@@ -50,14 +49,22 @@ def roi(roi_id: str) -> dict[str, str]:
 
 def fit(roi_id: str, images: Iterable[int], **fields: object) -> Form:
     """Return a request to learn parts."""
-    return form("/fit_ok", roi_id, [("images", png(image)) for image in images], **fields)
+    return fit_form(_scaled(roi_id), _files(images), **fields)
 
 
 def upload(roi_id: str, label: str, images: Iterable[int]) -> Form:
     """Return a request to keep parts in a data set."""
-    return form(f"/datasets/{label}/upload", roi_id, [("images", png(image)) for image in images])
+    return upload_form(_scaled(roi_id), label, _files(images))
 
 
 def infer(roi_id: str, image: int, **fields: object) -> Form:
     """Return a request to inspect a part."""
-    return form("/infer", roi_id, [("image", png(image))], **{"heatmap": "none", **fields})
+    return infer_form(_scaled(roi_id), ("0.png", png(image)), **{"heatmap": "none", **fields})
+
+
+def _scaled(roi_id: str) -> dict[str, object]:
+    return {**roi(roi_id), "mm_per_px": MM_PER_PX}
+
+
+def _files(images: Iterable[int]) -> list[tuple[str, bytes]]:
+    return numbered([png(image) for image in images])

@@ -15,7 +15,6 @@ from schemathesis.core.control import SkipTest
 from schemathesis.core.result import Ok
 
 from backend.app import create_app
-from benchmarks.servers import ROLE
 from reliability import parts
 from reliability.outcomes import Findings
 
@@ -37,7 +36,7 @@ def send_schema_requests(
         port: On the loopback interface.
         number: Of requests, about; every operation gets the same share, in both modes.
         seed: Draws them.
-        findings: Are told of answers of 5xx but 503, of what is no strict JSON, and of calls that are not answered.
+        findings: Get answers of 5xx but 503, what is no strict JSON, and calls that are not answered.
         step: Called after each request.
     """
     statuses: Counter[int] = Counter()
@@ -76,19 +75,19 @@ def send_schema_requests(
 
 
 def _answered(case: Any, port: int, findings: Findings) -> list[int]:
-    told = f"{case.method} {case.path} {str(case.query)[:300]} {str(case.body)[:300]}"
+    request = f"{case.method} {case.path} {str(case.query)[:300]} {str(case.body)[:300]}"
     try:
         response = case.call(base_url=f"http://127.0.0.1:{port}", timeout=_TIMEOUT_S)
     except Exception as error:  # whatever the client library makes of a connection that ended
-        findings.add("hang", f"{told}: {error!r}"[:1500])
+        findings.add("hang", f"{request}: {error!r}"[:1500])
         return []
     if response.status_code >= 500 and response.status_code != 503:
-        findings.add("5xx", f"{told}: {response.status_code} {response.text[:300]}")
+        findings.add("5xx", f"{request}: {response.status_code} {response.text[:300]}")
     if response.headers.get("content-type") == ["application/json"] and response.text:
         try:
             json.loads(response.text, parse_constant=_refuse)
         except ValueError:
-            findings.add("not JSON", f"{told}: {response.text[:300]}")
+            findings.add("not JSON", f"{request}: {response.text[:300]}")
     return [response.status_code]
 
 
@@ -99,7 +98,7 @@ def _to_the_point(case: Any) -> Any:
         if not isinstance(sent, dict):
             continue
         if "role_id" in sent and number % 2:
-            sent.update(role_id=ROLE, roi_id=_FITTED_ROI, model_key=_FITTED_ROI, recipe_id="default")
+            sent.update(role_id=parts.ROLE, roi_id=_FITTED_ROI, model_key=_FITTED_ROI, recipe_id="default")
         if isinstance(sent.get("shape"), str):
             sent["shape"] = _TEXTS[number % len(_TEXTS)]
         if isinstance(sent.get("metas"), list) and isinstance(sent.get("images"), list):

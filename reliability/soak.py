@@ -13,27 +13,25 @@ the request that it meets; quarters, because a leak of a page per request shows 
 
 from __future__ import annotations
 
-import argparse
 import statistics
-import sys
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from backend.demo.client import Answer, CallCutOff, Client
+from backend.demo.service_process import ServiceFailed
 from backend.services.jobs import KEPT_JOBS
+from benchmarks.vitals import Vitals, folder_mb, vitals
 from reliability import parts
 from reliability.checks import folder_problems, leftovers
-from reliability.clients import Answer, CallCutOff, Client
-from reliability.command import add_output_options, proved
-from reliability.outcomes import Claim, Findings, Outcome
-from reliability.servers import Server, ServerFailed
-from reliability.vitals import Vitals, folder_mb, vitals
+from reliability.command import run_command
+from reliability.outcomes import Claim, Outcome, Tally
+from reliability.servers import Server
+from reliability.workers import at_work
 
 FLAT = 0.03
 """How far the last quarter's median memory may lie above the second quarter's."""
@@ -47,20 +45,20 @@ _SAMPLES = 360
 _SHORTEST_TICK_S = 0.25
 _FINAL_STATES = {"done", "failed", "cancelled", "lost"}
 _MIN_SAMPLES = 8
-_JOIN_S = 120.0
+_FAILURES = ("refused", "cut off", "hang")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """How much.
+    """How much; each field is an option of the command."""
 
-    Attributes:
-        seconds: Of load.
-        clients: That inspect.
-    """
+    minutes: float = field(default=30.0, metadata={"help": "of load"})
+    clients: int = field(default=3, metadata={"help": "that inspect"})
 
-    seconds: float = 1800.0
-    clients: int = 3
+    @property
+    def seconds(self) -> float:
+        """The same in seconds."""
+        return 60 * self.minutes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,12 +79,8 @@ class Sample:
 
 
 @dataclass
-class _Tally:
-    findings: Findings = field(default_factory=Findings)
-    calls: Counter[str] = field(default_factory=Counter)
-    busy: int = 0
+class _Tally(Tally):
     rounds: int = 0
-    lock: threading.Lock = field(default_factory=threading.Lock)
 
 
 def run(plan: Plan, folder: Path, *, step: Callable[[], None] = lambda: None) -> Outcome:
@@ -101,45 +95,33 @@ def run(plan: Plan, folder: Path, *, step: Callable[[], None] = lambda: None) ->
     with Server(folder) as server:
         server.start()
         scores = _prepare(server)
-        stop = threading.Event()
-        loops = [(partial(_inspect_once, scores, first, tally), _PAUSE_S) for first in range(plan.clients)]
-        loops.append((partial(_round, tally), _ROUND_PAUSE_S))
-        threads = [
-            threading.Thread(target=_loop, args=(server, call, pause_s, tally, stop), daemon=True)
-            for call, pause_s in loops
-        ]
-        for thread in threads:
-            thread.start()
-        samples = _watch(server, plan, step)
-        stop.set()
-        for thread in threads:
-            thread.join(_JOIN_S)
-            if thread.is_alive():
-                tally.findings.add("failed", f"a client still waits {_JOIN_S:.0f} s after the end")
+        calls = [(partial(_inspect_once, scores, first, tally), _PAUSE_S) for first in range(plan.clients)]
+        calls.append((partial(_round, tally), _ROUND_PAUSE_S))
+        with at_work([partial(_loop, server, call, pause_s, tally) for call, pause_s in calls], tally.findings):
+            samples = _watch(server, plan, tally, step)
         server.stop()
-        for sentence in [*folder_problems(server.models_dir), *leftovers(server.models_dir)]:
-            tally.findings.add("folder", sentence)
+        tally.findings.extend("folder", [*folder_problems(server.models_dir), *leftovers(server.models_dir)])
     return _outcome(plan, tally, samples, time.perf_counter() - started_s)
 
 
 def _prepare(server: Server) -> dict[int, float]:
     """Fit and calibrate two ROIs; return the scores of the parts that are inspected from then on."""
-    with closing(server.client()) as client:
+    with server.client() as client:
         for roi_id in (_ROI, _BUSY_ROI):
             fitted = client.send(parts.fit(roi_id, _FITTED))
             calibrated = client.post("/calibrate_ng", {**parts.roi(roi_id), "mm_per_px": parts.MM_PER_PX})
             if (fitted.status, calibrated.status) != (200, 200):
-                raise ServerFailed(f"the server does not learn: {fitted}; {calibrated}")
+                raise ServiceFailed(f"the server does not learn: {fitted}; {calibrated}")
         return {image: client.send(parts.infer(_ROI, image)).json["score"] for image in _INSPECTED}
 
 
 def _loop(server: Server, call: Callable[[Client], None], pause_s: float, tally: _Tally, stop: threading.Event) -> None:
-    with closing(server.client()) as client:
+    with server.client() as client:
         while not stop.wait(pause_s):
             try:
                 call(client)
             except CallCutOff as error:
-                tally.findings.add("failed", str(error))
+                tally.findings.add("cut off", str(error))
 
 
 def _inspect_once(scores: dict[int, float], first: int, tally: _Tally, client: Client) -> None:
@@ -148,7 +130,7 @@ def _inspect_once(scores: dict[int, float], first: int, tally: _Tally, client: C
     image = _INSPECTED[number % len(_INSPECTED)]
     heatmap = ("base64", "path", "none")[number % 3]
     answer = client.send(parts.infer(_ROI, image, heatmap=heatmap))
-    if _is_done("inspect", answer, tally) and answer.json["score"] != scores[image]:
+    if tally.is_done("inspect", answer) and answer.json["score"] != scores[image]:
         tally.findings.add("score", f"part {image}: {answer.json['score']}, at the beginning {scores[image]}")
 
 
@@ -169,7 +151,9 @@ def _round(tally: _Tally, client: Client) -> None:
         ("replace", lambda: client.send(parts.fit(_BUSY_ROI, _FITTED, mode="replace"))),
     ]
     for kind, call in steps:
-        _is_done(kind, call(), tally)
+        answer = call()
+        if tally.is_done(kind, answer) and kind == "job" and answer.json["state"] != "done":
+            tally.findings.add("refused", f"job: {answer.json}")
     with tally.lock:
         tally.rounds += 1
 
@@ -186,21 +170,12 @@ def _job(client: Client) -> Answer:
         time.sleep(0.02)
 
 
-def _is_done(kind: str, answer: Answer, tally: _Tally) -> bool:
-    with tally.lock:
-        tally.calls[kind] += 1
-        tally.busy += answer.status == 503
-    if answer.status not in (200, 503) or (kind == "job" and answer.json.get("state") != "done"):
-        tally.findings.add("failed", f"{kind}: {answer}")
-    return answer.status == 200
-
-
-def _watch(server: Server, plan: Plan, step: Callable[[], None]) -> list[Sample]:
-    """Return samples over the whole time; none where the system does not tell."""
+def _watch(server: Server, plan: Plan, tally: _Tally, step: Callable[[], None]) -> list[Sample]:
+    """Return samples over the whole time, and until a round is done; none where the system does not tell."""
     samples: list[Sample] = []
     tick_s = max(_SHORTEST_TICK_S, plan.seconds / _SAMPLES)
     started_s = time.monotonic()
-    while (at_s := time.monotonic() - started_s) < plan.seconds:
+    while (at_s := time.monotonic() - started_s) < plan.seconds or tally.rounds == 0 or 0 < len(samples) < _MIN_SAMPLES:
         held = vitals(server.pid)
         if held is not None:
             jobs = server.models_dir / ".jobs"
@@ -211,27 +186,21 @@ def _watch(server: Server, plan: Plan, step: Callable[[], None]) -> list[Sample]
     return samples
 
 
-def quarters(samples: Sequence[Sample], seconds: float, figure: Callable[[Sample], float]) -> list[float]:
-    """Return the medians of a figure in the four quarters of the time.
-
-    Raises:
-        statistics.StatisticsError: If a quarter has no sample.
-    """
-    return [
-        statistics.median(figure(one) for one in samples if seconds * n / 4 <= one.at_s < seconds * (n + 1) / 4)
-        for n in range(4)
-    ]
+def quarters(samples: Sequence[Sample], figure: Callable[[Sample], float]) -> list[float]:
+    """Return the medians of a figure in the four quarters of at least four samples, taken at a steady pace."""
+    n = len(samples)
+    return [statistics.median(map(figure, samples[n * k // 4 : n * (k + 1) // 4])) for k in range(4)]
 
 
-def growth_claims(samples: Sequence[Sample], seconds: float) -> list[Claim]:
+def growth_claims(samples: Sequence[Sample]) -> list[Claim]:
     """Return what the samples say: the last quarter beside the second, after the first as a warm-up."""
     if len(samples) < _MIN_SAMPLES:
         return [Claim(text="Memory stays flat", figure="not measured: this system does not tell", holds=False)]
-    resident = quarters(samples, seconds, lambda one: one.vitals.resident_mb)
-    descriptors = quarters(samples, seconds, lambda one: one.vitals.descriptors)
-    sockets = quarters(samples, seconds, lambda one: one.vitals.sockets)
-    threads = quarters(samples, seconds, lambda one: one.vitals.threads)
-    folder = quarters(samples, seconds, lambda one: one.folder_mb)
+    resident = quarters(samples, lambda one: one.vitals.resident_mb)
+    descriptors = quarters(samples, lambda one: one.vitals.descriptors)
+    sockets = quarters(samples, lambda one: one.vitals.sockets)
+    threads = quarters(samples, lambda one: one.vitals.threads)
+    folder = quarters(samples, lambda one: one.folder_mb)
     most_jobs = max(one.jobs for one in samples)
     grown = resident[3] / resident[1] - 1
     return [
@@ -276,13 +245,13 @@ def _outcome(plan: Plan, tally: _Tally, samples: Sequence[Sample], elapsed_s: fl
     return Outcome(
         name="soak",
         claims=[
-            *growth_claims(samples, plan.seconds),
+            *growth_claims(samples),
             Claim(
                 text="Every call is answered, and the same part gets the same score to the end",
                 figure=f"{plan.seconds / 60:g} min, {tally.calls['inspect']} inspections ({per_s:.1f} per s) and "
-                f"{tally.rounds} rounds of everything else; {tally.busy} times 503, {findings.count('failed')} "
+                f"{tally.rounds} rounds of everything else; {tally.busy} times 503, {findings.count(*_FAILURES)} "
                 f"failures, {findings.count('score')} other scores",
-                holds=findings.count("failed", "score") == 0 and tally.rounds > 0,
+                holds=findings.count(*_FAILURES, "score") == 0 and tally.rounds > 0,
             ),
             Claim(
                 text="Afterwards `roi-inspector verify` finds nothing, and no lock or temporary file is left",
@@ -300,16 +269,5 @@ def n_steps(plan: Plan) -> int:
     return int(plan.seconds / max(_SHORTEST_TICK_S, plan.seconds / _SAMPLES))
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; return 0 when every claim holds."""
-    parser = argparse.ArgumentParser(prog="python -m reliability.soak", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--minutes", type=float, default=Plan.seconds / 60, help="of load (%(default)g)")
-    parser.add_argument("--clients", type=int, default=Plan.clients, help="that inspect (%(default)s)")
-    add_output_options(parser)
-    arguments = parser.parse_args(argv)
-    plan = Plan(seconds=60 * arguments.minutes, clients=arguments.clients)
-    return proved([("soak", n_steps(plan), lambda folder, step: run(plan, folder, step=step))], arguments)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command("soak", __doc__, Plan, run, n_steps)

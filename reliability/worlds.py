@@ -11,8 +11,8 @@ import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from backend.demo.client import Answer, Client
 from reliability import parts
-from reliability.clients import Answer, Client
 
 OK_POOL = range(24)
 NG_POOL = range(1000, 1010)
@@ -26,7 +26,7 @@ class RoiState:
 
     Attributes:
         learned: The parts in its memory; none when it was never fitted.
-        mark: What its calibration is told by: the ``area_mm2_thr`` that it was given; None when never calibrated.
+        mark: What its calibration is recognised by: the ``area_mm2_thr`` that it was given; None when never calibrated.
         ok: The parts of its data set.
         ng: The bad ones.
     """

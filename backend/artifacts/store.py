@@ -44,7 +44,7 @@ from backend.artifacts.stored_model import Stamps, StoredModel, unusable
 from backend.calib import Calibration
 from backend.errors import ArtefactCorrupt, ArtefactOutdated, InspectionError, Unavailable
 from backend.memory_bank.bank import MemoryBank
-from backend.memory_bank.nearest import faiss_bytes
+from backend.memory_bank.index import faiss_bytes
 
 _log = logging.getLogger(__name__)
 

@@ -138,12 +138,12 @@ class MachinedPart:
     def _polar_noise(self, rng: np.random.Generator, *, along: float, across: float) -> Image:
         """Return unit noise drawn out along the circles: ``along`` radians of arc, ``across`` px of radius."""
         columns, rows = 256, self.size
-        spread = along * columns / (2 * math.pi)
+        blur_px = along * columns / (2 * math.pi)
         ring = cv2.GaussianBlur(rng.standard_normal((rows, 1), np.float32), (0, 0), across)
         if along < 2 * math.pi:
             sheet = rng.standard_normal((rows, columns), np.float32)
             wrapped = np.pad(sheet, ((0, 0), (columns // 2, columns // 2)), mode="wrap")
-            ring = cv2.GaussianBlur(wrapped, (0, 0), sigmaX=spread, sigmaY=across)[:, columns // 2 : -columns // 2]
+            ring = cv2.GaussianBlur(wrapped, (0, 0), sigmaX=blur_px, sigmaY=across)[:, columns // 2 : -columns // 2]
         ring = np.broadcast_to(ring, (rows, columns)) / ring.std()
         column = np.mod((self.angle - self.turn) / (2 * math.pi), 1.0).astype(np.float32) * columns
         ring = np.ascontiguousarray(ring, np.float32)

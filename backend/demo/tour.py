@@ -15,21 +15,23 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import httpx
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from backend.demo.client import CallFailed, Client, Form, fit_form, infer_form
 from backend.demo.demo_parts import DemoError, Part, PartSet, folder_parts, rendered_parts
-from backend.demo.demo_server import serving
-from backend.demo.report import Inspected, Report, tally, write_report
+from backend.demo.inspected import Inspected, tally
+from backend.demo.report import Report, write_report
+from backend.demo.service_process import PLAIN_UVICORN, ServiceFailed, ServiceProcess, environment_with
 from backend.errors import InspectionError
 from backend.roi_mask import shape_fields, shape_mask
 
 _ROI = {"role_id": "Demo", "roi_id": "part-1"}
 _N_NG_FOR_CALIBRATION = 2
 _SCORE_MODE = "top_mean"  # p99 cannot see a defect that covers less than 1 % of the ROI
+_CALL_S = 900.0
 
 
 def run_demo(
@@ -60,24 +62,32 @@ def run_demo(
         out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix="roi-inspector-", ignore_cleanup_errors=True) as passing:
             models_dir = (out / "models").resolve() if keep_models else Path(passing)
-            with serving(models_dir, out / "server.log") as server:
+            with _server(models_dir, out / "server.log") as server:
                 with _progress(console) as progress:
                     progress.add_task("preparing images, starting the server", total=None)
+                    server.launch()
                     parts = rendered_parts(n_good, mm_per_px) if data is None else folder_parts(data, mm_per_px)
                     health = server.wait_until_ready()
                 _say(console, extractor_line(health, os.environ.get("BDI_EXTRACTOR")))
-                report = _tour(Api(server.client, parts), health, console)
+                with server.client(timeout_s=_CALL_S) as client:
+                    report = _tour(Api(client, parts), health, console)
         write_report(report, page)
     except KeyboardInterrupt:
         _say(console, "Interrupted. The server was stopped.")
         return 1
-    except (DemoError, InspectionError, httpx.HTTPError, OSError, ValueError) as error:
+    except (DemoError, ServiceFailed, CallFailed, InspectionError, OSError, ValueError) as error:
         _say(console, f"The demo failed: {error}", style="bold red")
         _say(console, f"The server's log: {out / 'server.log'}")
         return 1
     _say(console, summary_line(report.items), style="bold")
     _say(console, f"Page: {page.resolve()}")
     return 0
+
+
+def _server(models_dir: Path, log: Path) -> ServiceProcess:
+    log.unlink(missing_ok=True)
+    settings = {"models_dir": models_dir, "extractor": os.environ.get("BDI_EXTRACTOR", "auto")}
+    return ServiceProcess(log, environment_with(settings, inherit=True), command=PLAIN_UVICORN)
 
 
 def extractor_line(health: Mapping[str, Any], chosen: str | None) -> str:
@@ -128,41 +138,30 @@ def result_table(items: Sequence[Inspected]) -> Table:
 
 
 class Api:
-    """The three calls of the tour, as any client would make them."""
+    """The three calls of the tour, as any client would make them; each raises as ``Client.ask`` and ``Answer.ok``."""
 
-    def __init__(self, client: httpx.Client, parts: PartSet) -> None:
+    def __init__(self, client: Client, parts: PartSet) -> None:
         self.parts = parts
         self._client = client
-        self._form = {**_ROI, "mm_per_px": str(parts.mm_per_px)}
-        if parts.ring is not None:
-            self._form["shape"] = json.dumps(shape_fields(parts.ring))
+        self._roi: dict[str, object] = {**_ROI, "mm_per_px": parts.mm_per_px}
+        self._shape = None if parts.ring is None else json.dumps(shape_fields(parts.ring))
 
     def fit(self) -> dict[str, Any]:
         """Learn the good parts, in place of whatever was learned before."""
-        files = [("images", (part.name, part.data)) for part in self.parts.fit]
-        return _answer(self._client.post("/fit_ok", data={**self._form, "mode": "replace"}, files=files))
+        images = [(part.name, part.data) for part in self.parts.fit]
+        return self._answer(fit_form(self._roi, images, shape=self._shape, mode="replace"))
 
     def calibrate(self, ng_scores: Sequence[float]) -> dict[str, Any]:
         """Set the threshold, from the service's own leave-one-image-out scores of the good parts."""
-        body = {
-            **_ROI,
-            "mm_per_px": self.parts.mm_per_px,
-            "ng_scores": list(ng_scores) or None,
-            "score_mode": _SCORE_MODE,
-        }
-        return _answer(self._client.post("/calibrate_ng", json=body))
+        body = {**self._roi, "ng_scores": list(ng_scores) or None, "score_mode": _SCORE_MODE}
+        return dict(self._client.post("/calibrate_ng", body).ok())
 
     def infer(self, part: Part) -> dict[str, Any]:
         """Inspect one part."""
-        return _answer(self._client.post("/infer", data=self._form, files={"image": (part.name, part.data)}))
+        return self._answer(infer_form(self._roi, (part.name, part.data), shape=self._shape))
 
-
-def _answer(response: httpx.Response) -> dict[str, Any]:
-    body = response.json() if "json" in response.headers.get("content-type", "") else {}
-    if response.is_success:
-        return dict(body)
-    sentence = body.get("error") or body.get("detail") or response.text[:300]
-    raise DemoError(f"{response.request.url.path} answered {response.status_code}: {sentence}")
+    def _answer(self, form: Form) -> dict[str, Any]:
+        return dict(self._client.send(form).ok())
 
 
 def _tour(api: Api, health: Mapping[str, Any], console: Console) -> Report:

@@ -1,8 +1,8 @@
 """Exact nearest neighbours on the device that made the embeddings: rows never leave it, only distances do.
 
-As `nearest` on the processor: products only name candidates, distances are taken from differences, and a query
-whose candidates might hide a nearer vector is measured against all of them. Products here are in full float32; of
-10,000 vectors they are a few tenths of a millisecond on a large card.
+As ``memory_bank.nearest`` on the processor: products only name candidates, distances are taken from differences, and
+a query whose candidates might hide a nearer vector is measured against all of them. Products here are in full float32;
+of 10,000 vectors they are a few tenths of a millisecond on a large card.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from backend.memory_bank.distances import half_squares, slack
+from backend.memory_bank.distances import half_squared_norms, rounding_bound
 
 _CANDIDATES: Final = 8
 """Vectors that are measured for each query, beside the k that are asked for."""
@@ -31,8 +31,8 @@ _KEPT_NUMBERS: Final = 1 << 28
 @dataclass(frozen=True, eq=False)
 class _Index:
     vectors: torch.Tensor
-    halves: torch.Tensor
-    largest_half: float
+    half_squared_norms: torch.Tensor
+    largest_half_squared_norm: float
 
 
 class DeviceSearch:
@@ -64,11 +64,11 @@ class DeviceSearch:
     def _index(self, name: str, vectors: NDArray[np.float32]) -> _Index:
         with self._lock:
             if name not in self._indices:
-                halves = half_squares(vectors)
+                norms = half_squared_norms(vectors)
                 self._indices[name] = _Index(
                     torch.tensor(vectors, device=self._device),
-                    torch.tensor(halves, device=self._device),
-                    float(halves.max()),
+                    torch.tensor(norms, device=self._device),
+                    float(norms.max()),
                 )
                 while len(self._indices) > 1 and self._held() > _KEPT_NUMBERS:
                     self._indices.popitem(last=False)
@@ -104,16 +104,16 @@ def _nearest(rows: torch.Tensor, index: _Index, k: int) -> torch.Tensor:
     m, d = index.vectors.shape
     n_candidates = min(m, k + _CANDIDATES)
     # ½|q|² is the same for all vectors: the nearest is the one with the largest q·v - ½|v|².
-    products, columns = (rows @ index.vectors.T - index.halves).topk(n_candidates, dim=1)
+    products, columns = (rows @ index.vectors.T - index.half_squared_norms).topk(n_candidates, dim=1)
     distances: torch.Tensor = (
         torch.linalg.vector_norm(rows[:, None] - index.vectors[columns], dim=2).sort(dim=1).values[:, :k]
     )
     if n_candidates == m:
         return distances
-    halves = 0.5 * rows.square().sum(dim=1)
-    off = 2 * slack(d, max(index.largest_half, float(halves.max()) * 1.001))
+    row_norms = 0.5 * rows.square().sum(dim=1)
+    bound = 2 * rounding_bound(d, max(index.largest_half_squared_norm, float(row_norms.max()) * 1.001))
     # No vector that was left out can be nearer than this.
-    nearest_left_out = (halves - products[:, -1] - off).clamp(min=0)
+    nearest_left_out = (row_norms - products[:, -1] - bound).clamp(min=0)
     for row in torch.nonzero(0.5 * distances[:, -1].square() > nearest_left_out).flatten().tolist():
         starts = range(0, m, max(1, _NUMBERS_AT_ONCE // d))
         parts = [

@@ -24,7 +24,7 @@ from backend.artifacts.model_key import ModelKey
 from backend.artifacts.stored_image import StoredImage, facts_from_bytes
 from backend.errors import InspectionError
 from backend.imaging.image_codec import decode_image, pixel_digest
-from backend.memory_bank.nearest import faiss_bytes
+from backend.memory_bank.index import faiss_bytes
 from backend.storage import ArtefactStore
 
 Fault = Literal["damaged", "missing", "mismatch", "outdated", "set_aside", "leftover", "unknown", "unreadable"]

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from backend.calib import ScoreRule
 from backend.imaging.placement import Placement
-from backend.memory_bank.nearest import NearestNeighbours, RowsOnDevice, build_index
+from backend.memory_bank.index import build_index
+from backend.memory_bank.nearest import NearestNeighbours, RowsOnDevice
 from backend.memory_bank.whitening import Whitening
 from backend.utils import canonical_json
 

@@ -3,39 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from backend.memory_bank.distances import half_squares, pair_distances, slack
-from backend.memory_bank.threads import one_blas_thread, spread_width
+from backend.memory_bank.distances import half_squared_norms, pair_distances, rounding_bound
+from backend.memory_bank.nearest import NearestNeighbours
+from backend.memory_bank.threads import one_blas_thread, parallel_map
 from backend.utils import generator
 
-_ROUND_MIN, _ROUND_MAX = 256, 4096
+_CANDIDATES_MIN, _CANDIDATES_MAX = 256, 4096
 """How many candidates a round may have, unless more are needed to tell the farthest one."""
 
 _BLOCK = 1024
 """Rows whose products a thread holds at one time: [4096, 1024] float32 are 16 MiB."""
 
-_THREADS_MAX = 4
-"""Threads that the products are spread over."""
-
-_WORTH_THREADS = 1 << 28
-"""Multiplications from which more than one thread pays."""
-
-_AHEAD = 64
-"""Candidates whose products are computed at one time, the farthest first."""
-
-_TABLE = 1 << 22
-"""Products that a round may keep: 16 MiB."""
-
 Progress = Callable[[int, int], None]
 """Called with (done, total) now and then."""
-
-_Spread = Callable[[Callable[[int], None], Iterable[int]], Iterator[None]]
-"""``map``, or that of a pool of threads."""
 
 
 def coreset_size(n: int, rate: float) -> int:
@@ -60,17 +45,23 @@ def kcenter_greedy(
     but normal texture is a far point, and those are the ones that a projection loses. On a tie the lowest index wins.
     A vector is never picked twice, also when all that are left coincide with centres.
 
+    Picking needs few vectors, covering needs all. So it goes in rounds. A round takes the candidates, the vectors
+    farthest from the centres, and runs the greedy among them alone. That is the whole greedy for as long as the
+    farthest of them is farther than every other vector was at the start of the round, since distances to the nearest
+    centre only fall. Then all picks of the round cover all vectors in one matrix product; one pick at a time that is a
+    walk through memory per pick.
+
     Args:
         vectors: [N, D] float32.
         m: Number of centres, 1 … N.
         seed: Draws the first centre.
-        progress: Told (picked, m) now and then.
+        progress: Called with (picked, m) after each round that picked.
 
     Returns:
         [m] int64, in the order of picking; for m = N all indices in ascending order.
 
     Raises:
-        ValueError: If ``m`` is not in 1 … N or ``vectors`` is not [N, D].
+        ValueError: If ``m`` is not in 1 … N, or ``vectors`` is not [N, D] or not finite.
     """
     if vectors.ndim != 2:
         raise ValueError(f"vectors must be [N, D], got {vectors.shape}")
@@ -79,137 +70,82 @@ def kcenter_greedy(
         raise ValueError(f"m must be in 1 … {n}, got {m}")
     if m == n:
         return np.arange(n, dtype=np.int64)
-    vectors, first = np.ascontiguousarray(vectors, dtype=np.float32), int(generator(seed).integers(n))
-    if vectors.size * m < _WORTH_THREADS:
-        return _in_rounds(_Greedy(vectors, first, map), m, progress)
-    with one_blas_thread(), ThreadPoolExecutor(min(spread_width(), _THREADS_MAX)) as pool:
-        return _in_rounds(_Greedy(vectors, first, pool.map), m, progress)
+    vectors = np.ascontiguousarray(vectors, dtype=np.float32)
+    norms = half_squared_norms(vectors)
+    bound = rounding_bound(vectors.shape[1], float(norms.max()))
+    upper = np.full(n, np.inf, dtype=np.float32)  # ½ squared distance to the nearest centre, within the bound
+    picks = new = np.array([int(generator(seed).integers(n))], dtype=np.int64)
+    size = _CANDIDATES_MIN
+    with one_blas_thread():
+        while True:
+            if len(new):
+                _cover(vectors, norms, upper, new)
+                # Covering costs N · new and a round about size²; at the root of N · new they are of one order.
+                size = min(max(math.isqrt(n * len(new)), _CANDIDATES_MIN), _CANDIDATES_MAX)
+                if progress is not None:
+                    progress(len(picks), m)
+            else:
+                size *= 4
+            if len(picks) == m:
+                return picks
+            candidates, outside = _farthest(upper, size)
+            rows = vectors if len(candidates) == n else vectors[candidates]
+            distances = NearestNeighbours(vectors[picks]).search(rows)[0][:, 0]
+            distances[np.isneginf(upper[candidates])] = -np.inf
+            new = candidates[_greedy_among(rows, norms[candidates], distances, m - len(picks), outside + bound, bound)]
+            picks = np.concatenate([picks, new])
 
 
-def _in_rounds(greedy: _Greedy, m: int, progress: Progress | None) -> NDArray[np.int64]:
-    size, picked = _ROUND_MIN, 1
-    while True:
-        if progress is not None and picked:
-            progress(len(greedy.picks), m)
-        if len(greedy.picks) == m:
-            return greedy.picks
-        picked = greedy.round(size, m - len(greedy.picks))
-        # Covering costs N · picked and running a round about size²; at the root of N · picked they are of one order.
-        even = math.isqrt(len(greedy.vectors) * picked)
-        size = min(max(even, _ROUND_MIN), _ROUND_MAX) if picked else 4 * size
+def _cover(
+    vectors: NDArray[np.float32], norms: NDArray[np.float32], upper: NDArray[np.float32], new: NDArray[np.int64]
+) -> None:
+    """Bring ``upper`` [N], half the squared distance to the nearest centre, up to date; -inf for a centre."""
+    centres, centre_norms = vectors[new], norms[new][:, None]
+
+    def cover(start: int) -> None:
+        part = slice(start, start + _BLOCK)
+        products = centres @ vectors[part].T
+        products -= centre_norms
+        np.minimum(upper[part], norms[part] - products.max(axis=0), out=upper[part])
+
+    parallel_map(cover, range(0, len(vectors), _BLOCK))
+    upper[new] = -np.inf
 
 
-class _Greedy:
-    """One run of the greedy, in rounds.
+def _farthest(upper: NDArray[np.float32], size: int) -> tuple[NDArray[np.int64], float]:
+    """Return the indices of the ``size`` largest, ascending so that ties go to the lowest, and the next largest value.
 
-    Picking needs few vectors, covering needs all. A round takes the ``size`` vectors farthest from the centres and runs
-    the greedy among them alone. That is the whole greedy for as long as the farthest of them is farther than every
-    vector left outside was at the start of the round, since distances to the nearest centre only fall. Then all picks
-    of the round cover all vectors in one matrix product; one pick at a time that is a walk through memory per pick.
-
-    Attributes:
-        vectors: [N, D] float32.
-        halves: [N] float32, half the squared length of each vector.
-        slack: How far half a squared distance by products may be off.
-        upper: [N] float32, half the squared distance to the nearest of the centres at the start of a round, within
-            ``slack``; -inf for a centre.
-        picks: The centres, in order of picking.
+    With about as many as there are it is all of them, and -inf.
     """
-
-    def __init__(self, vectors: NDArray[np.float32], first: int, spread: _Spread) -> None:
-        self.vectors = vectors
-        self.halves = half_squares(vectors)
-        largest = float(self.halves.max())
-        if not np.isfinite(largest):
-            raise ValueError("vectors must be finite, and so must be their squared lengths in float32")
-        self.slack = slack(vectors.shape[1], largest)
-        self.upper = np.full(len(vectors), np.inf, dtype=np.float32)
-        self.picks = np.array([first], dtype=np.int64)
-        self._covered = 0
-        self._spread = spread
-
-    def round(self, size: int, most: int) -> int:
-        """Append the next picks, at most ``most``, and return how many.
-
-        None if the ``size`` candidates cannot be told from the vectors outside: more are needed.
-        """
-        self._cover()
-        n = len(self.vectors)
-        if 4 * size >= n:  # all of them then, without a copy
-            candidates = np.arange(n)
-            rows, outside = self.vectors, -np.inf
-        else:
-            order = np.argpartition(self.upper, n - size - 1)
-            candidates = np.sort(order[n - size :])  # ascending, so that argmax settles ties by the lowest index
-            rows, outside = self.vectors[candidates], float(self.upper[order[n - size - 1]]) + self.slack
-        distances = self._distances(rows, candidates)
-        picks = candidates[_greedy_among(rows, self.halves[candidates], distances, most, outside, self.slack)]
-        self.picks = np.concatenate([self.picks, picks])
-        return len(picks)
-
-    def _cover(self) -> None:
-        new = self.picks[self._covered :]
-        if len(new) == 0:
-            return
-        centres, centre_halves = self.vectors[new], self.halves[new][:, None]
-
-        def cover(start: int) -> None:
-            part = slice(start, start + _BLOCK)
-            products = centres @ self.vectors[part].T
-            products -= centre_halves
-            np.minimum(self.upper[part], self.halves[part] - products.max(axis=0), out=self.upper[part])
-
-        for _ in self._spread(cover, range(0, len(self.vectors), _BLOCK)):
-            pass
-        self.upper[new] = -np.inf
-        self._covered = len(self.picks)
-
-    def _distances(self, rows: NDArray[np.float32], candidates: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Return each candidate's distance [P] to its nearest centre, as the definition has it; -inf for a centre."""
-        distances = np.where(np.isneginf(self.upper[candidates]), -np.inf, np.inf).astype(np.float32)
-        # A centre whose product lies below this is farther than another one, whatever rounding did to either.
-        least = self.halves[candidates] - self.upper[candidates] - np.float32(2 * self.slack)
-
-        def measure(top: int) -> None:
-            for start in range(0, len(self.picks), _BLOCK):
-                picks = self.picks[start : start + _BLOCK]
-                centres = self.vectors[picks]
-                products = rows[top : top + _BLOCK] @ centres.T
-                products -= self.halves[picks]
-                row, column = np.divmod(np.flatnonzero(products >= least[top : top + _BLOCK, None]), len(picks))
-                row += top
-                np.minimum.at(distances, row, pair_distances(rows, row, centres, column))
-
-        for _ in self._spread(measure, range(0, len(rows), _BLOCK)):
-            pass
-        return distances
+    n = len(upper)
+    if 4 * size >= n:
+        return np.arange(n), -np.inf
+    order = np.argpartition(upper, n - size - 1)
+    return np.sort(order[n - size :]), float(upper[order[n - size - 1]])
 
 
 def _greedy_among(
     rows: NDArray[np.float32],
-    halves: NDArray[np.float32],
+    norms: NDArray[np.float32],
     distances: NDArray[np.float32],
     most: int,
     outside: float,
-    slack: float,
+    bound: float,
 ) -> list[int]:
     """Return up to ``most`` picks among ``rows`` [P, D], while they are certainly farther than any vector outside.
 
     Args:
         rows: The candidates.
-        halves: [P] float32, half the squared length of each.
+        norms: [P] float32, half the squared length of each.
         distances: [P] float32, to the nearest centre; -inf for a centre. Brought up to date in place.
         most: Stop after so many.
         outside: Half the squared distance that no vector outside exceeds; -inf if there is none outside.
-        slack: How far products may be off.
+        bound: How far half a squared distance by products may be off.
     """
     picks: list[int] = []
     # Only a centre whose product with a row reaches this can be nearer to the row than the ones before.
-    least = halves - np.float32(0.5) * distances**2 - np.float32(slack)
+    least = norms - np.float32(0.5) * distances**2 - np.float32(bound)
     least[np.isneginf(distances)] = np.inf
-    ahead = max(1, min(_AHEAD, len(rows), _TABLE // len(rows)))
-    table = np.empty((0, len(rows)), dtype=np.float32)  # products of all rows with some that are likely to be picked
-    table_row = np.full(len(rows), -1)
     while len(picks) < most:
         pick = int(np.argmax(distances))
         farthest = float(distances[pick])
@@ -218,17 +154,12 @@ def _greedy_among(
             return [*picks, *map(int, np.flatnonzero(distances == 0)[: most - len(picks)])]
         if farthest < 0 or 0.5 * farthest**2 <= outside:
             break
-        if table_row[pick] < 0:
-            likely = np.union1d(np.argpartition(distances, -ahead)[-ahead:], pick)
-            table = rows[likely] @ rows.T
-            table_row.fill(-1)
-            table_row[likely] = np.arange(len(likely))
         picks.append(pick)
         distances[pick], least[pick] = -np.inf, np.inf
-        near = np.flatnonzero(table[table_row[pick]] >= least + halves[pick])
+        near = np.flatnonzero(rows @ rows[pick] >= least + norms[pick])
         measured = pair_distances(rows, near, rows, np.full(len(near), pick))
         distances[near] = np.minimum(distances[near], measured)
-        least[near] = halves[near] - np.float32(0.5) * distances[near] ** 2 - np.float32(slack)
+        least[near] = norms[near] - np.float32(0.5) * distances[near] ** 2 - np.float32(bound)
     return picks
 
 

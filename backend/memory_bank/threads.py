@@ -1,7 +1,7 @@
 """How many threads compute. Several libraries bring pools of their own, and each takes the whole machine by default.
 
-BLAS computes in the thread that calls it, and ``spread`` is how arithmetic here uses more than one: the threads of a
-BLAS of its own keep spinning for a while after a product, on the cores that the network wants next (measured: an
+BLAS computes in the thread that calls it, and ``parallel_map`` is how arithmetic here uses more than one: the threads
+of a BLAS of its own keep spinning for a while after a product, on the cores that the network wants next (measured: an
 extraction right after one small product took 190 ms in place of 140).
 """
 
@@ -25,7 +25,7 @@ _CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 _blas_lock = threading.Lock()
 _blas_users = 0
 _blas_limit: Any = None
-_spread_over: int | None = None
+_width: int | None = None
 
 
 def usable_cpus(quota_file: Path = _CPU_QUOTA) -> int:
@@ -47,7 +47,7 @@ def usable_cpus(quota_file: Path = _CPU_QUOTA) -> int:
 
 
 def limit_threads(threads: int) -> None:
-    """Let OpenMP, OpenCV, PyTorch and ``spread`` compute with so many threads each, BLAS with one, in this process.
+    """Let OpenMP, OpenCV, PyTorch and ``parallel_map`` compute with so many threads each, and BLAS with one.
 
     Reaches the libraries that are loaded by then; so call it after what needs them was imported. OpenVINO takes its
     number when a network is compiled. OpenMP (FAISS, scikit-learn) keeps a number for each thread that calls it, and
@@ -63,8 +63,8 @@ def limit_threads(threads: int) -> None:
         raise ValueError(f"threads must be at least 1, got {threads}")
     import threadpoolctl  # type: ignore[import-untyped]
 
-    global _spread_over
-    _spread_over = threads
+    global _width
+    _width = threads
     _workers.cache_clear()
     threadpoolctl.threadpool_limits(limits={"openmp": threads, "blas": 1})
     if (cv2 := sys.modules.get("cv2")) is not None:
@@ -73,28 +73,38 @@ def limit_threads(threads: int) -> None:
         torch.set_num_threads(threads)
 
 
-def spread(call: Callable[[S], T], parts: Sequence[S]) -> list[T]:
-    """Return what ``call`` returns for each of at least one part, in order; the parts are computed on all cores.
+def parallel_map(call: Callable[[S], T], parts: Sequence[S]) -> list[T]:
+    """Return what ``call`` returns for each part, in order; threads take the parts one after the other.
 
     For calls that leave Python's lock alone most of the time: products, and numpy on large arrays. BLAS is held to one
-    thread meanwhile. A call must not spread its own work in turn.
+    thread meanwhile.
 
     Raises:
-        Exception: What the first part raised that did.
+        Exception: What a part raised; parts that had not begun by then may be left out.
     """
-    first, *others = parts
+    results: list[Any] = [None] * len(parts)
+    numbers = iter(range(len(parts)))  # shared: Python's lock hands each number to one thread
+
+    def work() -> None:
+        for number in numbers:
+            results[number] = call(parts[number])
+
     with one_blas_thread():
-        waiting = [_workers().submit(call, part) for part in others]
+        helpers = [_workers().submit(work) for _ in range(min(parallel_width(), len(parts)) - 1)]
         try:
-            # The caller works as well: waking a thread for the first part would take longer than some parts do.
-            return [call(first), *(each.result() for each in waiting)]
+            work()  # the caller works as well: waking a thread takes longer than some parts do
         finally:
-            wait(waiting)  # after an error as well: they use what the caller gave
+            # Those that did not begin have nothing left to do; the others use what the caller gave.
+            begun = [helper for helper in helpers if not helper.cancel()]
+            wait(begun)
+        for helper in begun:
+            helper.result()
+    return results
 
 
-def spread_width() -> int:
-    """Return over how many threads ``spread`` computes; so many parts of equal work are enough."""
-    return _spread_over or usable_cpus()
+def parallel_width() -> int:
+    """Return over how many threads ``parallel_map`` computes; so many parts of equal work are enough."""
+    return _width or usable_cpus()
 
 
 @contextmanager
@@ -130,4 +140,4 @@ def _loaded_libraries() -> Any:
 
 @cache
 def _workers() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(spread_width(), thread_name_prefix="arithmetic")
+    return ThreadPoolExecutor(parallel_width(), thread_name_prefix="arithmetic")

@@ -17,7 +17,9 @@ from backend.app import ROUTERS, create_app
 from backend.services import audit
 from backend.serving import access
 from backend.serving.access import DOCUMENTATION, access_needed, access_of, is_loopback
-from tests.testkit.http import REPOSITORY, Api, answer_of, error_of, plates, running_app, strict_json
+from tests.testkit.app import REPOSITORY, Api, answer_of, error_of, running_app
+from tests.testkit.client import strict_json
+from tests.testkit.fakes import plates
 
 ADMIN, INSPECT = "admin-0123456789abcdef", "inspect-0123456789abcdef"
 KEYS = f"admin:{ADMIN},inspect:{INSPECT}"

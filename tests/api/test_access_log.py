@@ -11,7 +11,10 @@ from typing import Any
 
 import pytest
 
-from tests.testkit.http import ROI, ROLE, Api, answer_of, error_of, plates, running_app, running_server
+from tests.testkit.app import Api, answer_of, error_of, running_app
+from tests.testkit.client import ROI, ROLE
+from tests.testkit.fakes import plates
+from tests.testkit.server import running_server
 
 ADMIN = "admin-0123456789abcdef"
 

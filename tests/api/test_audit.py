@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 
 from backend.errors import AuditUnavailable
-from tests.testkit.http import MM_PER_PX, ROI, ROLE, Api, answer_of, encoded, error_of, plate, plates, running_app
-from tests.testkit.http import with_defect as with_chequer
+from tests.testkit.app import MM_PER_PX, Api, answer_of, error_of, running_app
+from tests.testkit.client import ROI, ROLE
+from tests.testkit.fakes import encoded, plate, plates
+from tests.testkit.fakes import with_defect as with_chequer
 
 
 @pytest.fixture

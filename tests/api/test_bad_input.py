@@ -15,18 +15,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.testkit.http import (
-    ROI,
-    ROLE,
-    Api,
-    answer_of,
-    encoded,
-    error_of,
-    files_below,
-    plate,
-    plates,
-    running_app,
-)
+from tests.testkit.app import Api, answer_of, error_of, files_below, running_app
+from tests.testkit.client import ROI, ROLE
+from tests.testkit.fakes import encoded, plate, plates
 
 MAX_IMAGES = 5
 
@@ -78,7 +69,7 @@ def _with_a_flipped_bit(data: bytes) -> bytes:
     return bytes(damaged)
 
 
-PNG, JPEG = encoded(plate(9)), encoded(plate(9), ".jpg")
+PNG, JPEG = encoded(plate(9)), encoded(plate(9), "JPEG")
 BAD_IMAGES = {
     "empty": (b"", 400, "undecodable_image", "is empty"),
     "PNG without its second half": (PNG[: len(PNG) // 2], 400, "undecodable_image", "truncated"),
@@ -147,14 +138,10 @@ def test_more_images_than_a_call_may_have_are_refused(api: Api) -> None:
     assert "several calls" in body["error"]
 
 
-def test_more_files_than_the_reader_of_forms_counts_are_refused_in_the_same_way(api: Api) -> None:
-    body = error_of(api.fit([b"x"] * 1001), 413, "too_large")
-    assert "1000" in body["error"]
-
-
-def test_a_field_larger_than_the_reader_of_forms_takes_is_refused_in_the_same_way(tmp_path: Path) -> None:
-    with running_app(tmp_path / "models") as api:
-        error_of(api.infer(PNG, shape=" " * 2_000_000), 413, "too_large")
+def test_more_than_the_reader_of_forms_takes_is_refused_in_the_same_way(api: Api, tmp_path: Path) -> None:
+    assert "1000" in error_of(api.fit([b"x"] * 1001), 413, "too_large")["error"]
+    with running_app(tmp_path / "models") as without_limit:
+        error_of(without_limit.infer(PNG, shape=" " * 2_000_000), 413, "too_large")
 
 
 def test_part_ids_must_be_as_many_as_images(api: Api) -> None:
@@ -169,34 +156,32 @@ IDS = ["", "   ", "x" * 65, "x" * 300, "..", ".", "...", "../../etc", "a/b", "a\
 
 
 @pytest.mark.parametrize("endpoint", ["fit", "infer"])
-@pytest.mark.parametrize("value", MM_PER_PX)
-def test_mm_per_px_must_be_a_positive_number(api: Api, endpoint: str, value: str) -> None:
-    response = _send(api, endpoint, mm_per_px=value)
-    body = error_of(response, 422, "invalid_input")
-    assert body["error"].startswith("mm_per_px")
-    assert body["details"]["field"] == "mm_per_px"
+def test_mm_per_px_must_be_a_positive_number(api: Api, endpoint: str) -> None:
+    for value in MM_PER_PX:
+        body = error_of(_send(api, endpoint, mm_per_px=value), 422, "invalid_input")
+        assert body["error"].startswith("mm_per_px")
+        assert body["details"]["field"] == "mm_per_px"
 
 
 @pytest.mark.parametrize("endpoint", ["fit", "infer"])
-@pytest.mark.parametrize("field", ["role_id", "roi_id", "mm_per_px"])
-def test_a_missing_field_is_named(api: Api, endpoint: str, field: str) -> None:
-    body = error_of(_send(api, endpoint, **{field: None}), 422, "invalid_input")
-    assert field in body["error"]
-    assert body["details"]["field"] == field
+def test_a_missing_field_is_named(api: Api, endpoint: str) -> None:
+    for field in ("role_id", "roi_id", "mm_per_px"):
+        body = error_of(_send(api, endpoint, **{field: None}), 422, "invalid_input")
+        assert field in body["error"]
+        assert body["details"]["field"] == field
 
 
 @pytest.mark.parametrize("endpoint", ["fit", "infer", "calibrate"])
 @pytest.mark.parametrize("field", ["role_id", "roi_id", "model_key"])
-@pytest.mark.parametrize("value", IDS, ids=repr)
-def test_an_id_that_cannot_name_a_folder_is_refused(api: Api, endpoint: str, field: str, value: str) -> None:
-    if field == "model_key" and value == "":
-        return  # the roi_id then
-    response = api.calibrate(**{field: value}) if endpoint == "calibrate" else _send(api, endpoint, **{field: value})
-    assert response.status_code == 422
-    body = error_of(response, 422, response.json()["code"])
-    assert body["code"] in ("invalid_input", "invalid_id")
-    assert field in body["error"]
-    assert body["details"]["field"] == field
+def test_an_id_that_cannot_name_a_folder_is_refused(api: Api, endpoint: str, field: str) -> None:
+    for value in IDS[field == "model_key" :]:  # an empty model_key is the roi_id
+        sent = {field: value}
+        response = api.calibrate(**sent) if endpoint == "calibrate" else _send(api, endpoint, **sent)
+        assert response.status_code == 422, value
+        body = error_of(response, 422, response.json()["code"])
+        assert body["code"] in ("invalid_input", "invalid_id")
+        assert field in body["error"]
+        assert body["details"]["field"] == field
 
 
 @pytest.mark.parametrize(
@@ -227,33 +212,20 @@ def test_several_wrong_fields_are_all_named(api: Api) -> None:
 
 SHAPES = {
     "broken": ('{"kind":"circle"', 400, "bad_shape", "not valid JSON"),
-    "no JSON at all": ("circle", 400, "bad_shape", "not valid JSON"),
     "array": ("[1,2,3]", 400, "bad_shape", "JSON object"),
-    "text": ('"circle"', 400, "bad_shape", "JSON object"),
-    "number": ("5", 400, "bad_shape", "JSON object"),
     "no kind": ('{"cx":48,"cy":48,"r":20}', 400, "bad_shape", "rect, circle or annulus"),
     "unknown kind": ('{"kind":"polygon","points":[]}', 400, "bad_shape", "rect, circle or annulus"),
-    "kind in capitals": ('{"kind":"CIRCLE","cx":48,"cy":48,"r":20}', 400, "bad_shape", "rect, circle or annulus"),
-    "kind that is an array": ('{"kind":["circle"],"cx":48,"cy":48,"r":20}', 400, "bad_shape", "rect, circle"),
     "missing number": ('{"kind":"circle","cx":48,"cy":48}', 400, "bad_shape", "shape.r "),
     "number as text": ('{"kind":"circle","cx":"48","cy":48,"r":20}', 400, "bad_shape", "shape.cx"),
-    "true for a number": ('{"kind":"circle","cx":true,"cy":48,"r":20}', 400, "bad_shape", "shape.cx"),
     "null for a number": ('{"kind":"rect","x":null,"y":0,"w":5,"h":5}', 400, "bad_shape", "shape.x"),
     "NaN": ('{"kind":"circle","cx":NaN,"cy":48,"r":20}', 400, "bad_shape", "shape.cx"),
-    "Infinity": ('{"kind":"circle","cx":48,"cy":48,"r":Infinity}', 400, "bad_shape", "shape.r"),
     "overflow": ('{"kind":"circle","cx":48,"cy":48,"r":1e999}', 400, "bad_shape", "shape.r"),
-    "huge": ('{"kind":"rect","x":0,"y":0,"w":1e300,"h":5}', 400, "bad_shape", "shape.w"),
     "integer of 400 digits": ('{"kind":"circle","cx":48,"cy":48,"r":' + "9" * 400 + "}", 400, "bad_shape", "shape.r"),
     "deep": ("[" * 2000 + "]" * 2000, 400, "bad_shape", "shape"),
     "wholly outside": ('{"kind":"circle","cx":500,"cy":48,"r":20}', 422, "shape_outside_image", "96×96"),
-    "outside above": ('{"kind":"rect","x":0,"y":-50,"w":96,"h":50}', 422, "shape_outside_image", "96×96"),
     "between two pixels": ('{"kind":"circle","cx":10.5,"cy":10.5,"r":0.1}', 422, "shape_outside_image", "96×96"),
-    "no width": ('{"kind":"rect","x":0,"y":0,"w":0,"h":5}', 422, "invalid_input", "shape.w"),
     "negative height": ('{"kind":"rect","x":0,"y":0,"w":5,"h":-5}', 422, "invalid_input", "shape.h"),
-    "no radius": ('{"kind":"circle","cx":48,"cy":48,"r":0}', 422, "invalid_input", "shape.r"),
     "inside out": ('{"kind":"annulus","cx":48,"cy":48,"r":20,"r_inner":30}', 422, "invalid_input", "shape.r_inner"),
-    "no ring left": ('{"kind":"annulus","cx":48,"cy":48,"r":20,"r_inner":20}', 422, "invalid_input", "shape.r_inner"),
-    "negative hole": ('{"kind":"annulus","cx":48,"cy":48,"r":20,"r_inner":-1}', 422, "invalid_input", "shape.r_inner"),
     "5,000 characters": ('{"kind":"circle"' + " " * 5000 + "}", 422, "invalid_input", "shape"),
 }
 
@@ -274,35 +246,22 @@ def test_a_shape_that_means_nothing_is_refused(api: Api, endpoint: str, name: st
     ("field", "sent"),
     [
         ("score_percentile", "0"),
-        ("score_percentile", "101"),
-        ("score_percentile", "-1"),
         ("score_percentile", "NaN"),
         ("score_percentile", '"many"'),
         ("ok_percentile", "0"),
-        ("ok_percentile", "101"),
         ("ok_scores", "[]"),
         ("ok_scores", '["0.2","high"]'),
         ("ok_scores", "[0.2,NaN]"),
-        ("ok_scores", "[0.2,Infinity]"),
         ("ok_scores", "[0.2,1e999]"),
         ("ok_scores", "[0.2,-0.1]"),
-        ("ok_scores", "[0.2,null]"),
-        ("ok_scores", "[[0.2]]"),
-        ("ok_scores", "0.2"),
         ("ok_scores", '{"a":0.2}'),
         ("ng_scores", "[NaN]"),
-        ("ng_scores", "[-1]"),
         ("area_mm2_thr", "-1"),
-        ("area_mm2_thr", "NaN"),
-        ("area_mm2_thr", "1e300"),
         ("margin", "0.1"),
-        ("margin", "NaN"),
         ("score_mode", '"mean"'),
         ("mm_per_px", "0"),
-        ("mm_per_px", "-Infinity"),
         ("mm_per_px", '"fine"'),
         ("role_id", "5"),
-        ("role_id", "null"),
     ],
 )
 def test_a_calibration_field_out_of_its_range_is_named(api: Api, field: str, sent: str) -> None:
@@ -394,16 +353,6 @@ def test_a_body_at_the_limit_is_taken(api: Api) -> None:
 
 
 # --- addresses and accidents ------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("method", "path"),
-    [("GET", "/fit_ok"), ("PUT", "/infer"), ("DELETE", "/calibrate_ng"), ("POST", "/health"), ("PATCH", "/state")],
-)
-def test_a_wrong_method_is_405(api: Api, method: str, path: str) -> None:
-    response = api.client.request(method, path)
-    assert method in error_of(response, 405, "method_not_allowed")["error"]
-    assert response.headers["Allow"]
 
 
 @pytest.mark.parametrize("path", ["/", "/fit", "/infer/x", "/../etc/passwd", "/models/Inspection"])

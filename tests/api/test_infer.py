@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,20 +11,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tests.testkit.http import (
-    MM_PER_PX,
-    ROI,
-    ROLE,
-    Api,
-    answer_of,
-    encoded,
-    error_of,
-    heatmap_of,
-    plate,
-    plates,
-    running_app,
-    with_defect,
-)
+from tests.testkit.app import MM_PER_PX, Api, answer_of, error_of, heatmap_of, running_app
+from tests.testkit.client import ROI, ROLE
+from tests.testkit.fakes import encoded, plate, plates, with_defect
 
 HW = (96, 128)  # 7 × 9 cells
 DEFECT = (70, 30, 28, 28)
@@ -58,62 +46,47 @@ def found(api: Api, defective: bytes) -> dict[str, Any]:
     return answer_of(api.infer(defective, headers={"X-Request-Id": "infer-1"}))
 
 
-def is_number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
+def test_an_inspection_answers_every_field_with_its_type(found: dict[str, Any]) -> None:
+    expected = {
+        **dict.fromkeys(("roi_id", "model_key"), ROI),
+        "role_id": ROLE,
+        "recipe_id": "default",
+        "request_id": "infer-1",
+        "decision": "ng",
+        "heatmap_path": None,
+        "token_shape": [7, 9],
+    }
+    assert {name: found[name] for name in expected} == expected
+    assert 0 < found["threshold"] < found["score"] <= 2
+    assert found["regions"]
+    assert {"decode", "queue", "extract", "search", "post", "encode", "total"} <= set(found["timings_ms"])
 
 
-@pytest.mark.parametrize(
-    ("field", "is_right"),
-    [
-        ("role_id", lambda value: value == ROLE),
-        ("roi_id", lambda value: value == ROI),
-        ("model_key", lambda value: value == ROI),
-        ("recipe_id", lambda value: value == "default"),
-        ("request_id", lambda value: value == "infer-1"),
-        ("score", lambda value: is_number(value) and 0 < value <= 2),
-        ("threshold", lambda value: is_number(value) and 0 < value <= 2),
-        ("decision", lambda value: value == "ng"),
-        ("heatmap_png_base64", lambda value: isinstance(value, str)),
-        ("heatmap_path", lambda value: value is None),
-        ("regions", lambda value: isinstance(value, list) and len(value) >= 1),
-        ("token_shape", lambda value: value == [7, 9]),
-        ("timings_ms", lambda value: {"decode", "queue", "extract", "search", "post", "encode", "total"} <= set(value)),
-    ],
-)
-def test_an_inspection_answers_every_field_with_its_type(found: dict[str, Any], field: str, is_right: Any) -> None:
-    assert is_right(found[field]), found[field]
-
-
-@pytest.mark.parametrize(
-    ("field", "is_right"),
-    [
-        ("extractor", lambda value: value == "filter-bank"),
-        ("extractor_id", lambda value: "input=112" in value),
-        ("coreset_rate", lambda value: value == 0.02),
-        ("k", lambda value: type(value) is int and value == 1),
-        ("p_score", lambda value: value == 99),
-        ("score_percentile", lambda value: value == 99),
-        ("blur_sigma", lambda value: value == 1.0),
-        ("mm_per_px", lambda value: value == MM_PER_PX),
-        ("score_mode", lambda value: value == "max"),
-        (
-            "scores",
-            lambda value: set(value) == {"percentile", "top_mean", "max"} and all(map(is_number, value.values())),
-        ),
-        ("scoring", lambda value: value == "new"),
-        ("area_mm2_thr", lambda value: value == 0),
-        ("heatmap_scale", is_number),
-        ("cell_mm", lambda value: value == pytest.approx(128 / 9 * MM_PER_PX)),
-        ("calibration_stale", lambda value: value is False),
-        ("shape", lambda value: value is None),
-        ("learned_shape", lambda value: value is None),
-        ("n_ok", lambda value: value == N_OK),
-        ("memory_checksum", lambda value: len(value) == 64),
-        ("image_digest", lambda value: len(value) == 64),
-    ],
-)
-def test_the_parameters_say_how_the_score_came_about(found: dict[str, Any], field: str, is_right: Any) -> None:
-    assert is_right(found["params"][field]), found["params"][field]
+def test_the_parameters_say_how_the_score_came_about(found: dict[str, Any]) -> None:
+    expected = {
+        "extractor": "filter-bank",
+        "coreset_rate": 0.02,
+        "k": 1,
+        "p_score": 99,
+        "score_percentile": 99,
+        "blur_sigma": 1.0,
+        "mm_per_px": MM_PER_PX,
+        "score_mode": "max",
+        "scoring": "new",
+        "area_mm2_thr": 0,
+        "cell_mm": pytest.approx(128 / 9 * MM_PER_PX),
+        "calibration_stale": False,
+        "shape": None,
+        "learned_shape": None,
+        "n_ok": N_OK,
+    }
+    params = found["params"]
+    assert {name: params[name] for name in expected} == expected
+    assert "input=112" in params["extractor_id"]
+    assert params["scores"].keys() == {"percentile", "top_mean", "max"}
+    assert params["scores"]["max"] == found["score"]
+    assert params["heatmap_scale"] == pytest.approx(2 * found["threshold"])
+    assert len(params["memory_checksum"]) == len(params["image_digest"]) == 64
 
 
 # --- decision ---------------------------------------------------------------------------------------------------------
@@ -122,7 +95,7 @@ def test_the_parameters_say_how_the_score_came_about(found: dict[str, Any], fiel
 def test_before_a_calibration_there_is_a_score_and_no_decision(api: Api, defective: bytes) -> None:
     answer = answer_of(api.infer(defective, roi_id="raw"))
     assert (answer["threshold"], answer["decision"], answer["regions"]) == (None, None, [])
-    assert is_number(answer["score"])
+    assert answer["score"] > 0
     assert answer["params"]["calibration_stale"] is False
     assert heatmap_of(answer).shape == HW
 
@@ -132,12 +105,6 @@ def test_a_good_plate_is_ok_and_a_defective_one_is_ng(api: Api, good: bytes, fou
     assert answer["decision"] == "ok"
     assert answer["score"] <= answer["threshold"] < found["score"]
     assert found["decision"] == "ng"
-
-
-def test_the_same_image_gets_the_same_answer(api: Api, defective: bytes, found: dict[str, Any]) -> None:
-    again = answer_of(api.infer(defective))
-    for field in ("score", "threshold", "decision", "regions", "heatmap_png_base64"):
-        assert again[field] == found[field], field
 
 
 def test_every_image_of_the_fit_is_scored_without_its_own_part(api: Api) -> None:
@@ -220,9 +187,9 @@ def test_regions_below_the_smallest_area_are_dropped(api: Api, defective: bytes,
         assert answer["decision"] == "ng"
 
 
-@pytest.mark.parametrize("hw", [(96, 128), (97, 129), (48, 64), (301, 400)])
-def test_the_heat_map_has_the_size_of_the_uploaded_image(api: Api, hw: tuple[int, int]) -> None:
-    assert heatmap_of(answer_of(api.infer(plates([90], hw)[0]))).shape == hw
+def test_the_heat_map_has_the_size_of_the_uploaded_image(api: Api) -> None:
+    for hw in ((96, 128), (97, 129), (48, 64), (301, 400)):
+        assert heatmap_of(answer_of(api.infer(plates([90], hw)[0]))).shape == hw
 
 
 def test_geometry_is_in_pixels_of_the_uploaded_image_whatever_its_size(api: Api, found: dict[str, Any]) -> None:
@@ -271,13 +238,11 @@ def test_a_defect_outside_the_shape_does_not_count(api: Api, defective: bytes, f
     assert (answer["decision"], answer["regions"]) == ("ok", [])
 
 
-@pytest.mark.parametrize(
-    "shape", ["", "  ", "null", '{"kind":"rect","x":0,"y":0,"w":128,"h":96}'], ids=["empty", "blank", "null", "all"]
-)
-def test_no_shape_means_the_whole_image(api: Api, defective: bytes, found: dict[str, Any], shape: str) -> None:
-    answer = answer_of(api.infer(defective, shape=shape))
-    for field in ("score", "regions", "heatmap_png_base64"):
-        assert answer[field] == found[field], field
+def test_no_shape_means_the_whole_image(api: Api, defective: bytes, found: dict[str, Any]) -> None:
+    for shape in ("", "  ", "null", '{"kind":"rect","x":0,"y":0,"w":128,"h":96}'):
+        answer = answer_of(api.infer(defective, shape=shape))
+        for field in ("score", "regions", "heatmap_png_base64"):
+            assert answer[field] == found[field], field
 
 
 def test_a_learned_shape_narrows_the_shape_of_a_call(api: Api, defective: bytes) -> None:
@@ -321,7 +286,7 @@ EDGE_PX = 384
 
 @pytest.fixture(scope="module")
 def full_size(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
-    """ROIs of 384×384, 500×200 and 200×500 px at the input that the service has by default."""
+    """ROIs of three aspect ratios at the input that the service has by default."""
     with running_app(tmp_path_factory.mktemp("geometry") / "models", input_size=384) as started:
         for hw in ((EDGE_PX, EDGE_PX), (200, 500), (500, 200)):
             answer_of(started.fit(plates(range(3), hw), roi_id=f"{hw[1]}x{hw[0]}"))

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from backend.demo.samples import Sample, machined_ring, render_defective, render_good
 from backend.roi_mask import shape_fields, shape_mask
-from tests.testkit.http import MM_PER_PX, ROI, ROLE, Api, answer_of, encoded, heatmap_of, running_app
+from tests.testkit.app import MM_PER_PX, Api, answer_of, heatmap_of, running_app
+from tests.testkit.fakes import encoded
 
 SIZE_PX = 384
 CELL_PX = SIZE_PX / 27
@@ -52,13 +53,7 @@ def fitted(api: Api, good_images: list[bytes]) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def uncalibrated(api: Api, fitted: dict[str, Any]) -> dict[str, Any]:
-    """The answer to a defective part before there is a calibration."""
-    return answer_of(api.infer(encoded(_defective(*LARGE[0]).image_bgr), shape=RING))
-
-
-@pytest.fixture(scope="module")
-def calibrated(api: Api, uncalibrated: dict[str, Any]) -> dict[str, Any]:
+def calibrated(api: Api, fitted: dict[str, Any]) -> dict[str, Any]:
     return answer_of(api.calibrate())
 
 
@@ -80,16 +75,6 @@ def test_good_parts_become_a_coreset_of_one_to_five_percent(fitted: dict[str, An
     assert fitted["n_embeddings"] % N_GOOD == 0
     cells = fitted["n_embeddings"] // N_GOOD
     assert INSIDE.sum() / CELL_PX**2 < cells < 27 * 27, "the cells that the ring touches, not the whole grid"
-
-
-def test_the_artefacts_lie_where_they_were_ordered(models: Path, calibrated: dict[str, Any]) -> None:
-    for name in ("memory.npz", "index.faiss", "calib.json"):
-        assert (models / ROLE / ROI / name).stat().st_size > 0
-
-
-def test_before_the_calibration_a_defective_part_gets_a_score_and_no_decision(uncalibrated: dict[str, Any]) -> None:
-    assert (uncalibrated["threshold"], uncalibrated["decision"], uncalibrated["regions"]) == (None, None, [])
-    assert uncalibrated["score"] > 0
 
 
 def test_the_threshold_is_the_largest_score_of_the_good_parts(

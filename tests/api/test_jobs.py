@@ -13,8 +13,9 @@ import pytest
 from numpy.typing import NDArray
 
 from backend.settings import Settings
-from tests.testkit.client import DEADLINE_S, Client, Process, Reply, png, running
+from tests.testkit.client import DEADLINE_S, Client, Reply, png
 from tests.testkit.fakes import FakeExtractor
+from tests.testkit.server import Process, running
 
 _ASYNC = {"Prefer": "respond-async"}
 _UNUSED_ROI = (f"roi-{n}" for n in itertools.count())

@@ -12,14 +12,15 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
 from backend.app import create_app
-from tests.testkit.client import ROI, ROLE, Client, Process, png
+from tests.testkit.client import ROI, ROLE, Client, png
 from tests.testkit.fakes import defective_image, encoded
+from tests.testkit.server import Process
 
 schemathesis = pytest.importorskip("schemathesis", reason="schemathesis is not installed; see requirements.txt")
 
 from schemathesis.specs.openapi import checks  # noqa: E402
 
-_EXAMPLES_PER_OPERATION = 10  # about half a minute in all
+_EXAMPLES_PER_OPERATION = 6
 _FILES = [png(1), png(2), png(90), encoded(defective_image(3)), png(1)[:200], b"", b"\xff\xd8\xff", b"GIF89a\0\0"]
 _JSON_TEXTS = [
     "{}",

@@ -2,28 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator
-
 import pytest
 
-from backend.settings import Settings
-from tests.testkit.client import Client, png, running
-from tests.testkit.fakes import FakeExtractor
-
-_UNUSED_ROI = (f"roi-{n}" for n in itertools.count())
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
-    with running(Settings(models_dir=tmp_path_factory.mktemp("state") / "models"), FakeExtractor()) as client:
-        yield client
-
-
-@pytest.fixture
-def client(server: Client) -> Client:
-    """A client of a ROI that no other test uses."""
-    return server.at(next(_UNUSED_ROI))
+from tests.testkit.client import Client, png
 
 
 def _state(client: Client, **query: object) -> tuple[bool, bool]:
@@ -54,11 +35,10 @@ def test_the_state_names_what_it_is_about(client: Client) -> None:
     }
 
 
-@pytest.mark.parametrize("model_key", [None, ""])
-def test_the_model_key_is_the_roi_id_unless_said_otherwise(client: Client, model_key: str | None) -> None:
-    query = {} if model_key is None else {"model_key": model_key}
-    assert client.about("/state", **query).ok()["model_key"] == client.roi_id
-    assert client.about("/manifest", **query).ok()["model_key"] == client.roi_id
+def test_the_model_key_is_the_roi_id_unless_said_otherwise(client: Client) -> None:
+    for query in ({}, {"model_key": ""}):
+        assert client.about("/state", **query).ok()["model_key"] == client.roi_id
+        assert client.about("/manifest", **query).ok()["model_key"] == client.roi_id
 
 
 def test_a_calibration_that_rests_on_bad_images_is_stale_after_another_fit(client: Client) -> None:
@@ -92,21 +72,18 @@ def test_the_manifest_tells_the_facts_of_the_fit_and_the_calibration(client: Cli
     assert answer["datasets"] == {"ok": {"count": 3}, "ng": {"count": 1}}
 
 
-@pytest.mark.parametrize("path", ["/state", "/manifest", "/datasets/list"])
-@pytest.mark.parametrize("missing", ["role_id", "roi_id"])
-def test_a_missing_id_is_422_and_named(server: Client, path: str, missing: str) -> None:
-    query = {"role_id": "Inspection", "roi_id": "x"}
-    del query[missing]
-    body = server.get(path, **query).ok(422)
-    assert body["details"]["field"] == missing
-    assert missing in body["error"]
+def test_a_missing_id_is_422_and_named(server: Client) -> None:
+    for path in ("/state", "/manifest", "/datasets/list"):
+        for query, missing in (({"role_id": "x"}, "roi_id"), ({"roi_id": "x"}, "role_id")):
+            body = server.get(path, **query).ok(422)
+            assert body["details"]["field"] == missing
+            assert missing in body["error"]
 
 
-@pytest.mark.parametrize("an_id", ["", " ", "..", "a/b", "a\\b", "a\nb", "a\0b", "x" * 65])
-@pytest.mark.parametrize("field", ["role_id", "roi_id"])
-def test_an_id_that_cannot_name_a_folder_is_422(client: Client, field: str, an_id: str) -> None:
-    body = client.about("/state", **{field: an_id}).ok(422)
-    assert body["details"]["field"] == field
+def test_an_id_that_cannot_name_a_folder_is_422(client: Client) -> None:
+    for field in ("role_id", "roi_id"):
+        for an_id in ("", " ", "..", "a/b", "a\\b", "a\nb", "a\0b", "x" * 65):
+            assert client.about("/state", **{field: an_id}).ok(422)["details"]["field"] == field
 
 
 @pytest.mark.parametrize(

@@ -16,9 +16,9 @@ import pytest
 from backend.deadlines import DEADLINE_S, end_if_late, remaining_s
 from backend.errors import RequestTimeout
 from backend.settings import Settings
-from tests.testkit.client import Client, fields, image, png, running
+from tests.testkit.client import Client, fields, image, png, strict_json
 from tests.testkit.fakes import FakeExtractor
-from tests.testkit.http import strict_json
+from tests.testkit.server import running
 
 FOREVER_S = 600.0
 

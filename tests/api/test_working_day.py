@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from tests.testkit.client import Client, Process
+from tests.testkit.client import Client
 from tests.testkit.fakes import defective_image, encoded, good_image
+from tests.testkit.server import Process
 
 _EDGE_PX = 96
 _CLIENTS = 4

@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from backend.settings import Settings
-from tests.testkit.client import Client, png, running
+from tests.testkit.client import Client, png
 from tests.testkit.fakes import FakeExtractor, defective_image, encoded, good_image
+from tests.testkit.server import running
 
 _SOURCE = Path(__file__).parents[2] / "examples" / "csharp" / "Program.cs"
 _COMPILER = shutil.which("mcs") or shutil.which("csc")

@@ -15,7 +15,10 @@ from typing import Any
 
 import pytest
 
-from tests.testkit.http import Server, encoded, heatmap_of, plate, running_server, strict_json
+from tests.testkit.app import heatmap_of
+from tests.testkit.client import strict_json
+from tests.testkit.fakes import encoded, plate
+from tests.testkit.server import Server, running_server
 
 CAPTURED = Path(__file__).parents[2] / "tests" / "fixtures" / "dotnet"
 GUID = "8f0c6d0e-6d2e-4f0a-9a53-0d5f5c3f6b11"

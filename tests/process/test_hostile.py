@@ -1,13 +1,13 @@
 """Files, names and texts that mean harm, at every door of a real server: refused or harmless, soon, in little memory.
 
-The files come from ``tests/hostile/make_corpus.py``. The server works in a folder of its own; nothing beside its models
-folder may change, and nothing within it either unless a file was what it claimed to be.
+The files come from ``tests/testkit/hostile_corpus.py``. The server works in a folder of its own; nothing beside its
+models folder may change, and nothing within it either unless a file was what it claimed to be.
 """
 
 from __future__ import annotations
 
 import json
-import time
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,14 +17,19 @@ from urllib.parse import quote
 import httpx
 import pytest
 
-from tests.testkit.hostile_corpus import JSON_TEXTS, NAMES, Hostile, hostile_files, pickled_npz
-from tests.testkit.http import ROLE, Server, answer_of, files_below, plates, running_server
+from tests.testkit.app import answer_of, files_below
+from tests.testkit.client import ROLE
+from tests.testkit.fakes import plates
+from tests.testkit.hostile_corpus import hostile_files, pickled_npz
+from tests.testkit.hostile_png import Hostile
+from tests.testkit.hostile_texts import JSON_TEXTS, NAMES
+from tests.testkit.server import Server, running_server
 
 MAX_PIXELS = 4_000_000
 MAX_EXTRA_MB = 150
 """A call's own memory: 4 megapixels are 12 MB as BGR, and a decoder holds them a few times over."""
-MAX_CALL_S = 10.0
-"""Each takes milliseconds; the limit only has to tell them from an explosion on a busy machine."""
+MAX_CPU_S = 5.0
+"""What a call may compute: each takes milliseconds, and what else the machine does is no matter."""
 
 KINDS = ("png", "apng", "jpeg", "tiff", "bmp", "webp", "stranger", "polyglot")
 FILE_DOORS = ("/infer", "/fit_ok", "/datasets/ok/upload", "/datasets/ng/upload")
@@ -59,6 +64,14 @@ class Sandbox:
             return 0.0
         (line,) = (line for line in lines if line.startswith(kind))
         return int(line.split()[1]) * 1024 / 1e6
+
+    def cpu_s(self) -> float:
+        """Return the time that the process has computed, s; 0 where the system does not tell."""
+        try:
+            fields = Path(f"/proc/{self.server.process.pid}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            return 0.0
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def forget_peak(self) -> float:
         """Let the peak begin anew; return the memory held now."""
@@ -118,14 +131,14 @@ def test_a_hostile_image_is_refused_or_harmless(
             if file.may_be_taken != may_be_taken:
                 continue
             roi_id = "inspection-1" if door == "/infer" else f"{kind}-{door.split('/')[-2]}"
-            held_mb, started_s = sandbox.forget_peak(), time.perf_counter()
+            held_mb, before_s = sandbox.forget_peak(), sandbox.cpu_s()
             response = _send_file(sandbox, door, roi_id, file.data)
-            elapsed_s, peak_mb = time.perf_counter() - started_s, sandbox.memory_mb("VmHWM")
+            cpu_s, peak_mb = sandbox.cpu_s() - before_s, sandbox.memory_mb("VmHWM")
             allowed = REFUSALS | ({200} if may_be_taken else set())
             if response.status_code not in allowed:
                 offences.append(f"{name}: {response.status_code} {response.text[:200]}")
-            if elapsed_s > MAX_CALL_S or peak_mb - held_mb > MAX_EXTRA_MB:
-                offences.append(f"{name}: {elapsed_s:.1f} s, {peak_mb - held_mb:.0f} MB")
+            if cpu_s > MAX_CPU_S or peak_mb - held_mb > MAX_EXTRA_MB:
+                offences.append(f"{name}: {cpu_s:.1f} s, {peak_mb - held_mb:.0f} MB")
         if not may_be_taken:
             assert sandbox.inside() == before, "a refused file leaves nothing"
     assert offences == []
@@ -286,7 +299,7 @@ def test_a_hostile_text_is_refused_wherever_json_is_read(sandbox: Sandbox, name:
     text = JSON_TEXTS[name].encode("utf-8", "surrogateescape")
     before, image = sandbox.inside(), ("part.png", plates([61])[0], "image/png")
     ids = {"role_id": ROLE, "roi_id": "inspection-1", "mm_per_px": "0.2"}
-    started_s = time.perf_counter()
+    before_s = sandbox.cpu_s()
     for path in ("/calibrate_ng", "/calibrate_dataset", "/infer_dataset", "/recipes/copy"):
         response = sandbox.client.post(path, content=text, headers={"Content-Type": "application/json"})
         # Some of these are JSON that means nothing to an endpoint; a data set without images is inspected in no time.
@@ -303,7 +316,7 @@ def test_a_hostile_text_is_refused_wherever_json_is_read(sandbox: Sandbox, name:
         "/infer", data=ids, files=[("shape", ("s.json", text, "application/json")), ("image", image)]
     )
     assert shaped.status_code in REFUSALS, shaped.text[:300]
-    assert time.perf_counter() - started_s < MAX_CALL_S
+    assert sandbox.cpu_s() - before_s < MAX_CPU_S
     if taken.status_code != 200:
         assert sandbox.inside() == before
     else:

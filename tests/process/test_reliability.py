@@ -6,6 +6,7 @@ import argparse
 import io
 import json
 import random
+import socket
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -13,16 +14,18 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from benchmarks.machine import machine_facts
+from benchmarks.vitals import Vitals
 from reliability import crowd, fuzz, kills, parts, soak
 from reliability.checks import leftovers
-from reliability.command import block, machine_facts, publish
+from reliability.command import block, publish
 from reliability.exchanges import exchange, is_whole
-from reliability.moments import temporary_files
+from reliability.moments import Pulse, temporary_files
 from reliability.mutations import captured_requests, mutated
 from reliability.outcomes import Claim, Findings, Outcome
+from reliability.recovery import differences
 from reliability.reference import Reference
 from reliability.servers import Server
-from reliability.vitals import Vitals
 from reliability.worlds import Call, RoiState, contradictions
 
 pytestmark = pytest.mark.skipif(
@@ -41,11 +44,11 @@ def _failed(outcome: Outcome) -> list[object]:
 
 
 def test_nothing_acknowledged_is_lost_when_the_server_is_killed(tmp_path: Path) -> None:
-    outcome = kills.run(kills.Plan(kills=6, arenas=2), tmp_path)
+    outcome = kills.run(kills.Plan(kills=3, arenas=1), tmp_path)
     assert outcome.holds, _failed(outcome)
-    assert outcome.figures["kills"] == 6
-    assert sum(outcome.figures["acknowledged"].values()) >= 6
-    assert sum(outcome.figures["cut_off"].values()) >= 6, "every kill meets calls in flight"
+    assert outcome.figures["kills"] == 3
+    assert sum(outcome.figures["acknowledged"].values()) > 0
+    assert sum(outcome.figures["cut_off"].values()) >= 3, "every kill meets calls in flight"
 
 
 def test_acknowledged_images_that_are_gone_after_a_kill_are_noticed(
@@ -58,34 +61,39 @@ def test_acknowledged_images_that_are_gone_after_a_kill_are_noticed(
         for path in server.models_dir.glob("*/*/images/*/*.json"):
             path.unlink()
 
+    def after_calls_that_brought_images(_moment: str, _rng: object, pulse: Pulse, _models_dir: Path) -> None:
+        while pulse.ended < 4:
+            pulse.next_call()
+
     monkeypatch.setattr(Server, "kill", kill_and_lose)
-    outcome = kills.run(kills.Plan(kills=2, arenas=1, seed=1), tmp_path)
+    monkeypatch.setattr(kills, "wait_for", after_calls_that_brought_images)
+    outcome = kills.run(kills.Plan(kills=1, arenas=1, seed=1), tmp_path)
     assert not outcome.claims[0].holds
     assert outcome.figures["findings"]["lost"] >= 1
 
 
 def test_requests_that_no_client_should_send_do_no_harm(tmp_path: Path) -> None:
-    outcome = fuzz.run(fuzz.Plan(requests=300, seed=7), tmp_path)
+    outcome = fuzz.run(fuzz.Plan(requests=200, seed=7), tmp_path)
     behaviour, growth = outcome.claims[:-1], outcome.claims[-1]
     assert all(claim.holds for claim in behaviour), _failed(outcome)
     assert "After a warm-up" in growth.text, "judged after thousands of requests, not after these"
-    assert outcome.figures["answers"] >= 200
+    assert outcome.figures["answers"] >= 100
     assert {"200", "400", "422"} <= set(outcome.figures["statuses"]), "some get through, some do not"
 
 
 def test_processes_that_share_a_folder_answer_as_one(tmp_path: Path) -> None:
-    outcome = crowd.run(crowd.Plan(seconds=4, processes=2, clients=4), tmp_path)
+    outcome = crowd.run(crowd.Plan(minutes=2 / 60, processes=2, clients=4), tmp_path)
     assert outcome.holds, _failed(outcome)
     assert outcome.figures["inspections"] >= 20
     assert set(outcome.figures["calls"]) >= {"infer", "fit", "calibrate"}
 
 
 def test_a_steady_load_is_answered_and_measured(tmp_path: Path) -> None:
-    outcome = soak.run(soak.Plan(seconds=6, clients=2), tmp_path)
-    flat, *others = outcome.claims
-    assert all(claim.holds for claim in others if "leaks" not in claim.text), _failed(outcome)
-    assert "MB by quarters" in flat.figure, "seconds are all warm-up; minutes are judged"
-    assert len(outcome.figures["samples"]) >= 10
+    outcome = soak.run(soak.Plan(minutes=3 / 60, clients=2), tmp_path)
+    growth, rest = outcome.claims[:3], outcome.claims[3:]
+    assert all(claim.holds for claim in rest), _failed(outcome)
+    assert "MB by quarters" in growth[0].figure, "seconds are all warm-up; minutes are judged"
+    assert len(outcome.figures["samples"]) >= 8
 
 
 # --- what a kill may leave --------------------------------------------------------------------------------------------
@@ -152,9 +160,9 @@ def test_the_reference_tells_memories_and_scores_apart(tmp_path: Path) -> None:
             "params": {"memory_checksum": some.checksum, "area_mm2_thr": 1.0},
         }
         state = RoiState(learned=frozenset({1, 2}), mark=1)
-        assert kills.differences(honest, state, reference) == []
+        assert differences(honest, state, reference) == []
         for name, value in (("score", honest["score"] + 1e-12), ("threshold", None)):
-            assert len(kills.differences({**honest, name: value}, state, reference)) == 1
+            assert len(differences({**honest, name: value}, state, reference)) == 1
     finally:
         reference.close()
 
@@ -201,10 +209,9 @@ def test_a_request_is_known_to_be_whole_or_not(data: bytes, expected: bool) -> N
 def test_an_exchange_tells_answers_from_silence(
     monkeypatch: pytest.MonkeyPatch, answer: bytes, statuses: list[int], timed_out: bool
 ) -> None:
-    monkeypatch.setattr("reliability.exchanges.ANSWER_S", 0.3)
+    if timed_out:
+        monkeypatch.setattr("reliability.exchanges.ANSWER_S", 0.3)
     done = threading.Event()
-    import socket
-
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def serve() -> None:
@@ -265,7 +272,7 @@ def _samples(slope_mb: float, *, descriptors: int = 0) -> list[soak.Sample]:
     ],
 )
 def test_growth_after_the_warm_up_is_noticed_and_before_is_not(samples: list[soak.Sample], holds: list[bool]) -> None:
-    assert [claim.holds for claim in soak.growth_claims(samples, 100.0)] == holds
+    assert [claim.holds for claim in soak.growth_claims(samples)] == holds
 
 
 # --- the page ---------------------------------------------------------------------------------------------------------

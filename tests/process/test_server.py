@@ -19,8 +19,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.testkit.client import Client, Process, Reply, fields, image, png
-from tests.testkit.http import SMALL_INPUT_PX
+from tests.testkit.app import SMALL_INPUT_PX
+from tests.testkit.client import Client, Reply, fields, image, png
+from tests.testkit.server import Process
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="Windows has no SIGTERM")
 

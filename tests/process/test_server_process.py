@@ -17,7 +17,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.testkit.http import REPOSITORY, Server, answer_of, error_of, plates, running_server, strict_json
+from tests.testkit.app import REPOSITORY, answer_of, error_of
+from tests.testkit.client import strict_json
+from tests.testkit.fakes import plates
+from tests.testkit.server import Server, running_server
 
 ENTRIES = {
     "cd backend && uvicorn app:app": (["app:app"], REPOSITORY / "backend"),

@@ -8,7 +8,7 @@ import sys
 import textwrap
 from pathlib import Path
 
-from tests.testkit.http import REPOSITORY
+from tests.testkit.app import REPOSITORY
 
 _WITHOUT = """
 import sys
@@ -22,7 +22,8 @@ sys.meta_path.insert(0, Missing())
 
 import time
 from pathlib import Path
-from tests.testkit.http import answer_of, error_of, plates, running_app
+from tests.testkit.app import answer_of, error_of, running_app
+from tests.testkit.fakes import plates
 
 def health_once_loaded(api):
     while (health := answer_of(api.client.get("/health")))["status"] == "starting":

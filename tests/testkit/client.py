@@ -1,37 +1,25 @@
-"""A client that speaks as .NET's HttpClient does, and servers on real sockets for it to speak to."""
+"""A client that speaks as .NET's HttpClient does, over real sockets, and reads as strictly as System.Text.Json does."""
 
 from __future__ import annotations
 
 import base64
-import http.client
 import json
-import os
-import socket
-import subprocess
-import sys
-import threading
+import math
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from email.message import Message
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
-from urllib.parse import quote, urlencode
+from typing import Any, NoReturn
+from urllib.parse import quote
 
-import uvicorn
-
-from backend.app import create_app
-from backend.extractors.base import FeatureExtractor
-from backend.extractors.loader import ExtractorLoader
-from backend.settings import Settings
-from backend.wiring import build_service
+from backend.demo.client import Answer, with_query
+from backend.demo.client import Client as Connection
 from tests.testkit.fakes import encoded, good_image
 
 ROLE, ROI = "Inspection", "inspection-1"
 FINAL_STATES = {"done", "failed", "cancelled", "lost"}
-DEADLINE_S = 60.0
+DEADLINE_S = 120.0
 
 
 @dataclass(frozen=True)
@@ -90,23 +78,15 @@ def png(seed: int, *, edge: int = 64) -> bytes:
     return encoded(good_image(seed, image_hw=(edge, edge)))
 
 
-@dataclass(frozen=True)
-class Reply:
+@dataclass(frozen=True, kw_only=True)
+class Reply(Answer):
     """An answer, read as strictly as System.Text.Json reads it."""
-
-    status: int
-    headers: Message
-    body: bytes = field(repr=False)
 
     @property
     def json(self) -> Any:
-        assert self.headers.get_content_type() == "application/json", (self.status, self.body[:300])
-        return json.loads(self.body.decode("utf-8"), parse_constant=_refuse, object_pairs_hook=_without_repeats)
-
-    def ok(self, status: int = 200) -> Any:
-        """Return the JSON of an answer that must have this status."""
-        assert self.status == status, (self.status, self.body[:600])
-        return self.json
+        if self.headers.get_content_type() != "application/json":
+            raise ValueError(f"no JSON: {self.status} {self.body[:300]!r}")
+        return strict_json(self.body.decode("utf-8"))
 
 
 @dataclass(frozen=True)
@@ -132,16 +112,11 @@ class Client:
         self, method: str, path: str, body: bytes | None = None, headers: Mapping[str, str] | None = None
     ) -> Reply:
         sent = {} if self.recipe is None else {"X-Recipe-Id": self.recipe}
-        connection = http.client.HTTPConnection(self.host, self.port, timeout=DEADLINE_S)
-        try:
-            connection.request(method, path, body, {**sent, **(headers or {})})
-            answer = connection.getresponse()
-            return Reply(answer.status, answer.headers, answer.read())
-        finally:
-            connection.close()
+        with Connection(self.port, timeout_s=DEADLINE_S) as connection:
+            return Reply(**vars(connection.ask(method, path, body, {**sent, **(headers or {})})))
 
     def get(self, path: str, *, headers: Mapping[str, str] | None = None, **query: object) -> Reply:
-        return self.send("GET", path + _query(query), headers=headers)
+        return self.send("GET", with_query(path, query), headers=headers)
 
     def about(self, path: str, *, headers: Mapping[str, str] | None = None, **query: object) -> Reply:
         """GET something of the ROI."""
@@ -149,7 +124,7 @@ class Client:
 
     def delete(self, path: str, **query: object) -> Reply:
         """DELETE something of the ROI."""
-        return self.send("DELETE", path + _query({**self.roi, **query}))
+        return self.send("DELETE", with_query(path, {**self.roi, **query}))
 
     def post(self, path: str, value: object, *, headers: Mapping[str, str] | None = None) -> Reply:
         content = {"Content-Type": "application/json; charset=utf-8"}
@@ -203,103 +178,32 @@ class Client:
             time.sleep(0.02)
 
 
-@contextmanager
-def running(settings: Settings, extractor: FeatureExtractor | None = None) -> Iterator[Client]:
-    """Serve an application on a real socket of this process, with the extractor given or the settings' own."""
-    service = None
-    if extractor is not None:
-        service = build_service(settings, extractor=ExtractorLoader(lambda: (extractor, None)))
-    listener = socket.create_server(("127.0.0.1", 0))
-    config = uvicorn.Config(create_app(settings, service), log_level="error", timeout_graceful_shutdown=20)
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="server")
-    thread.start()
-    try:
-        _wait_until(lambda: server.started or not thread.is_alive())
-        assert thread.is_alive(), "the server did not start"
-        yield Client("127.0.0.1", listener.getsockname()[1], settings.models_dir)
-    finally:
-        server.should_exit = True
-        thread.join(DEADLINE_S)
-        listener.close()
-        assert not thread.is_alive(), "the server did not stop"
-
-
-class Process:
-    """The real service in a process of its own, on the filter bank; to be stopped, killed and started again."""
-
-    def __init__(self, models_dir: Path, **settings: object) -> None:
-        self._environment = {name: value for name, value in os.environ.items() if not name.startswith("BDI_")}
-        chosen = {"models_dir": models_dir, "extractor": "filter-bank", "input_size": 112, **settings}
-        self._environment.update({f"BDI_{name.upper()}": str(value) for name, value in chosen.items()})
-        self._process: subprocess.Popen[bytes] | None = None
-        self.log = models_dir.with_suffix(".log")
-        self.client = Client("127.0.0.1", 0, models_dir)
-
-    def start(self) -> Client:
-        assert self._process is None or self._process.poll() is not None, "it runs already"
-        with socket.create_server(("127.0.0.1", 0)) as reserved:
-            port = reserved.getsockname()[1]
-        environment = {**self._environment, "BDI_BACKEND_PORT": str(port)}
-        command = [sys.executable, "-c", "from backend.cli import main; main(['serve'])"]
-        with self.log.open("ab") as log:
-            self._process = subprocess.Popen(
-                command, env=environment, stdout=log, stderr=log, cwd=Path(__file__).parents[2]
-            )
-        self.client = replace(self.client, port=port)
-        _wait_until(lambda: self._answers("ok"))
-        return self.client
-
-    def stop(self) -> None:
-        """End the process as a service manager does."""
-        assert self._process is not None
-        self._process.terminate()
-        self._process.wait(DEADLINE_S)
-
-    def kill(self) -> None:
-        """End the process as a power cut does."""
-        assert self._process is not None
-        self._process.kill()
-        self._process.wait(DEADLINE_S)
-
-    def __enter__(self) -> Process:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._process is not None and self._process.poll() is None:
-            self.kill()
-
-    def _answers(self, status: str) -> bool:
-        assert self._process is not None
-        assert self._process.poll() is None, f"the server ended with {self._process.returncode}"
-        try:
-            return bool(self.client.get("/health").json["status"] == status)
-        except OSError:
-            return False
-
-
-def _wait_until(condition: Any) -> None:
-    deadline = time.monotonic() + DEADLINE_S
-    while not condition():
-        assert time.monotonic() < deadline, "waited too long"
-        time.sleep(0.02)
-
-
 def _dotnet_token(filename: str) -> str:
     if not filename.isascii():
         return f'"=?utf-8?B?{base64.b64encode(filename.encode()).decode()}?="'
     return filename if all(c.isalnum() or c in "!#$%&'*+-.^_`|~" for c in filename) else f'"{filename}"'
 
 
-def _query(query: Mapping[str, object]) -> str:
-    return "?" + urlencode({name: str(value) for name, value in query.items()}, quote_via=quote) if query else ""
+def strict_json(text: str) -> Any:
+    """Return decoded JSON.
+
+    Raises:
+        ValueError: For what .NET does not read: NaN, Infinity, a number beyond every double, a name that comes twice.
+    """
+    return json.loads(text, parse_constant=_refuse, parse_float=_finite, object_pairs_hook=_without_repeats)
 
 
-def _refuse(constant: str) -> None:
-    raise AssertionError(f"{constant} is no JSON")
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is no JSON")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    return value if math.isfinite(value) else _refuse(text)
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
-    assert len(found) == len(pairs), "a name stands twice in one object"
+    if len(found) != len(pairs):
+        raise ValueError(f"a name stands twice in one object: {[name for name, _ in pairs]}")
     return found

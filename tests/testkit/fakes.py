@@ -12,10 +12,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from backend.calib import ScoreRule
+from backend.demo.inspected import Inspected
 from backend.imaging.image_codec import pixel_digest
 from backend.imaging.placement import Placement, place
 from backend.memory_bank.bank import FitOptions, MemoryBank, PatchGrid
 from backend.memory_bank.learning import learn
+
+PLATE_PX = 96
 
 
 class FakeExtractor:
@@ -70,12 +73,41 @@ def defective_image(seed: int, *, image_hw: tuple[int, int] = (64, 64)) -> NDArr
     return image
 
 
+def plate(seed: int, hw: tuple[int, int] = (PLATE_PX, PLATE_PX)) -> NDArray[np.uint8]:
+    """Return a good plate: the same brushed pattern on every one, and a grain that is its own. [H, W, 3] uint8."""
+    height, width = hw
+    rows, columns = np.mgrid[:height, :width]
+    pattern = 120 + 25 * np.sin(columns / width * 9.0) + 15 * np.cos(rows / height * 7.0)
+    grain = np.random.default_rng([seed, height, width]).standard_normal(hw)
+    grain = cv2.GaussianBlur(grain, (0, 0), 1.0) * 12
+    return np.repeat(np.clip(pattern + grain, 0, 255).astype(np.uint8)[:, :, None], 3, axis=2)
+
+
+def with_defect(image: NDArray[np.uint8], xywh: tuple[int, int, int, int], strength: int = 30) -> NDArray[np.uint8]:
+    """Return the image with a fine chequer in the box x, y, w, h: grey levels up and down by ``strength``.
+
+    Its mean is that of the plate, so that only filters that look at the box itself answer to it.
+    """
+    x, y, w, h = xywh
+    defective = image.astype(np.int16)
+    ys, xs = np.mgrid[y : y + h, x : x + w]
+    defective[y : y + h, x : x + w] += np.where((ys // 3 + xs // 3) % 2, strength, -strength)[:, :, None].astype(
+        np.int16
+    )
+    return np.clip(defective, 0, 255).astype(np.uint8)
+
+
 def encoded(image_bgr: NDArray[np.uint8], file_format: str = "PNG", **options: Any) -> bytes:
     """Return BGR or grey pixels as a file of a format, written by Pillow."""
     rgb = image_bgr if image_bgr.ndim == 2 else image_bgr[:, :, ::-1]
     buffer = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(rgb)).save(buffer, file_format, **options)
     return buffer.getvalue()
+
+
+def plates(seeds: Sequence[int], hw: tuple[int, int] = (PLATE_PX, PLATE_PX)) -> list[bytes]:
+    """Return good plates as PNG files."""
+    return [cv2.imencode(".png", plate(seed, hw))[1].tobytes() for seed in seeds]
 
 
 def grid_placement(rows: int, columns: int, *, cell_px: int = 1) -> Placement:
@@ -135,3 +167,19 @@ def bank_on_a_line(
         options=fit_options(coreset_rate=coreset_rate, seed=seed, k=k, **({} if rule is None else {"rule": rule})),
         **arguments,
     )
+
+
+def inspected(**changes: Any) -> Inspected:
+    """Return a good part of 20 × 30 px that passed, but for what is to differ."""
+    values: dict[str, Any] = {
+        "name": "part",
+        "is_defective": False,
+        "image_bgr": np.full((20, 30, 3), 120, np.uint8),
+        "heatmap": np.zeros((20, 30), np.uint8),
+        "score": 0.4,
+        "threshold": 0.5,
+        "decision": "ok",
+        "regions": (),
+        "elapsed_ms": 10.0,
+    }
+    return Inspected(**{**values, **changes})

@@ -330,14 +330,14 @@ def test_the_bound_holds_in_95_of_100_calibrations_whatever_the_scores_are_like(
     ],
 )
 def test_the_bound_holds_where_it_is_hardest_to_keep(population, n, settings):
-    draws = 3000
+    draws = 1500
     broken = share_of_broken_promises(POPULATIONS[population], n, draws, **settings)
     assert broken <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / draws)
 
 
 def test_the_bound_is_not_larger_than_it_need_be():
     # For continuous scores and a rank fixed beforehand it is exact: 5 of 100 promises are broken.
-    draws = 3000
+    draws = 1500
     broken = share_of_broken_promises(POPULATIONS["lognormal"], 50, draws)
     assert abs(broken - 0.05) <= 3 * math.sqrt(0.05 * 0.95 / draws)
 

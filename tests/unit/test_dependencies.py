@@ -18,7 +18,6 @@ DISTRIBUTIONS = packages_distributions()
 MODULES = {path.relative_to(ROOT).as_posix(): ast.parse(path.read_text("utf-8")) for path in ROOT.rglob("*.py")}
 NEEDS_TORCH = {
     *(f"extractors/{name}.py" for name in ("device_search", "embedder", "engines", "openvino_engine")),
-    "memory_bank/bf16.py",
 }
 
 

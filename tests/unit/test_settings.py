@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,9 +13,11 @@ import pytest
 from pydantic import ValidationError
 
 from backend.app import create_app
+from backend.demo.service_process import ServiceProcess, environment_with
 from backend.settings import Settings
-from tests.testkit.client import Process, png, running
+from tests.testkit.client import png
 from tests.testkit.fakes import FakeExtractor
+from tests.testkit.server import running
 
 
 @pytest.fixture(autouse=True)
@@ -162,7 +165,7 @@ def test_the_environment_is_read_at_start_up_and_not_at_import(tmp_path: Path) -
 def test_a_wrong_value_stops_the_start_and_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     environment = {**os.environ, "BDI_CORESET_RATE": "2", "BDI_BACKEND_PORT": "0"}
     command = [sys.executable, "-c", "from backend.cli import main; main(['serve'])"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode != 0
     assert "coreset_rate" in done.stderr
 
@@ -234,7 +237,13 @@ def test_the_cache_holds_no_more_models_than_it_may(tmp_path: Path) -> None:
 
 
 def test_serve_binds_to_the_port_of_the_environment(tmp_path: Path) -> None:
-    with Process(tmp_path / "models", backend_host="localhost") as process:
-        client = process.start()  # which chooses a free port and names it in BDI_BACKEND_PORT
-        assert client.get("/health").ok()["model"] == "filter-bank"
+    with socket.create_server(("127.0.0.1", 0)) as reserved:
+        port = reserved.getsockname()[1]
+    chosen = {"models_dir": tmp_path / "models", "extractor": "filter-bank", "backend_port": port}
+    command = ("-c", "import sys; from backend.cli import main; sys.exit(main(['serve']))")  # without --port
+    environment = environment_with({**chosen, "backend_host": "localhost"})
+    with ServiceProcess(tmp_path / "log", environment, command=command) as process:
+        process.launch()
+        process.port = port
+        assert process.wait_until_ready()["model"] == "filter-bank"
         assert not (tmp_path / "models").exists()

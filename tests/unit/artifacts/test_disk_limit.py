@@ -11,8 +11,8 @@ from backend.artifacts.disk_limit import DiskLimit
 from backend.artifacts.model_key import ModelKey
 from backend.errors import StorageFull
 from backend.storage import ArtefactStore
-from tests.testkit.fakes import FakeExtractor
-from tests.testkit.http import Api, answer_of, error_of, plates, ready, running_app
+from tests.testkit.app import Api, answer_of, error_of, ready, running_app
+from tests.testkit.fakes import FakeExtractor, plates
 
 ROI = {"role_id": "Inspection", "roi_id": "inspection-1"}
 KB = 1e-6

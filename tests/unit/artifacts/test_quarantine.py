@@ -20,8 +20,8 @@ from backend.artifacts.quarantine import Quarantine, set_aside_copies
 from backend.errors import ArtefactCorrupt
 from backend.maintenance.verifying import verify_folder
 from backend.storage import ArtefactStore
-from tests.testkit.fakes import FakeExtractor
-from tests.testkit.http import Api, answer_of, error_of, plates, ready, running_app
+from tests.testkit.app import Api, answer_of, error_of, ready, running_app
+from tests.testkit.fakes import FakeExtractor, plates
 
 KEY = ModelKey(role_id="Inspection", roi_id="inspection-1")
 ROI = {"role_id": "Inspection", "roi_id": "inspection-1"}

@@ -7,7 +7,7 @@ torch = pytest.importorskip("torch")
 
 from backend.extractors import device_search  # noqa: E402
 from backend.extractors.device_search import DeviceRows, DeviceSearch  # noqa: E402
-from backend.memory_bank.nearest import build_index  # noqa: E402
+from backend.memory_bank.index import build_index  # noqa: E402
 from backend.services.fit_request import Upload  # noqa: E402
 from tests.testkit.fakes import FakeExtractor, defective_image, encoded, good_image  # noqa: E402
 

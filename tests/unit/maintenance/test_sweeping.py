@@ -19,8 +19,8 @@ from backend.services.fit_request import Upload
 from backend.services.inspection import InspectionService
 from backend.services.jobs import Jobs
 from backend.storage import ArtefactStore
-from tests.testkit.fakes import FakeExtractor, bank_on_a_line, encoded, good_image
-from tests.testkit.http import answer_of, plates, ready, running_app
+from tests.testkit.app import answer_of, ready, running_app
+from tests.testkit.fakes import FakeExtractor, bank_on_a_line, encoded, good_image, plates
 
 KEY = ModelKey(role_id="Inspection", roi_id="inspection-1")
 DEADLINE_S = 20.0

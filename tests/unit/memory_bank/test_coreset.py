@@ -1,13 +1,13 @@
+import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backend.memory_bank.coreset import (
-    coreset_size,
-    kcenter_greedy,
-    kcenter_greedy_reference,
-)
+from backend.memory_bank import coreset
+from backend.memory_bank.coreset import coreset_size, kcenter_greedy, kcenter_greedy_reference
 from backend.utils import generator
 
 
@@ -85,34 +85,55 @@ def test_the_same_seed_gives_the_same_picks():
     assert kcenter_greedy(vectors, 100, seed=5).tolist() == kcenter_greedy(vectors.copy(), 100, seed=5).tolist()
 
 
-@pytest.mark.parametrize(
-    ("n", "d", "m"), [(50, 1, 20), (300, 3, 120), (1000, 16, 100), (729, 64, 728), (800, 384, 60), (400, 768, 40)]
-)
-def test_the_fast_greedy_picks_what_the_definition_picks(n, d, m):
-    vectors = unit_rows(n, d, n + d) if d > 1 else np.random.default_rng(0).random((n, 1), dtype=np.float32)
-    assert kcenter_greedy(vectors, m, seed=3).tolist() == kcenter_greedy_reference(vectors, m, seed=3).tolist()
+def clustered(n: int, d: int, seed: int = 0, scatter: float = 0.3) -> np.ndarray:
+    """Unit rows around 30 directions, as the patches of one part are."""
+    rows = unit_rows(30, d, seed + 1)[np.random.default_rng(seed).integers(0, 30, n)] + scatter * unit_rows(n, d, seed)
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
 HARD = {
-    "clusters far apart": lambda rng: (
-        rng.normal(0, 3, (12, 24))[rng.integers(12, size=3000)] + rng.normal(0, 0.01, (3000, 24))
-    ),
-    "near duplicates": lambda rng: (
-        rng.normal(0, 1, (40, 24))[rng.integers(40, size=3000)] + rng.normal(0, 1e-6, (3000, 24))
-    ),
-    "duplicates": lambda rng: rng.normal(0, 1, (300, 24))[rng.integers(300, size=3000)],
-    "whole numbers, ties everywhere": lambda rng: rng.integers(0, 3, (3000, 5)),
-    "one axis": lambda rng: rng.random((3000, 1)),
-    "all but one the same": lambda rng: np.eye(1, 3000, 77).T * rng.normal(0, 1, (1, 24)),
-    "far from the origin": lambda rng: 100 + rng.normal(0, 0.1, (3000, 24)),
+    "noise": lambda: unit_rows(1500, 32, 0),
+    "clusters": lambda: clustered(1500, 32),
+    "clusters that products cannot resolve": lambda: clustered(1500, 32, scatter=1e-3),
+    "near duplicates": lambda: clustered(1500, 32, scatter=1e-6),
+    "each row many times": lambda: unit_rows(60, 16, 0)[np.arange(1500) % 60],
+    "all but one the same": lambda: np.eye(1, 1500, 77).T * unit_rows(1, 24, 0),
+    "all rows the same": lambda: np.ones((1500, 8)),
+    "whole numbers, ties everywhere": lambda: np.random.default_rng(0).integers(0, 3, (1500, 5)),
+    "one axis": lambda: np.random.default_rng(0).random((1500, 1)),
+    "far from the origin": lambda: unit_rows(1500, 8, 0) + np.float32(1000),
+    "squares that underflow": lambda: unit_rows(1500, 8, 0) * np.float32(1e-22),
+    "lengths of many sizes": lambda: unit_rows(1500, 16, 0) * np.geomspace(1e-3, 1e3, 1500, dtype=np.float32)[:, None],
 }
 
 
 @pytest.mark.parametrize("kind", HARD)
-@pytest.mark.parametrize("m", [2, 60, 700])
+@pytest.mark.parametrize("m", [2, 60, 200])
 def test_the_fast_greedy_picks_what_the_definition_picks_where_that_is_hard(kind, m):
-    vectors = np.ascontiguousarray(HARD[kind](np.random.default_rng(m)), dtype=np.float32)
+    vectors = np.ascontiguousarray(HARD[kind](), dtype=np.float32)
     np.testing.assert_array_equal(kcenter_greedy(vectors, m, seed=1), kcenter_greedy_reference(vectors, m, seed=1))
+
+
+@pytest.mark.parametrize("kind", HARD)
+def test_so_it_does_in_small_rounds_on_several_threads(monkeypatch, kind):
+    for name, value in {"_CANDIDATES_MIN": 4, "_CANDIDATES_MAX": 100, "_BLOCK": 64}.items():
+        monkeypatch.setattr(coreset, name, value)
+    vectors = np.ascontiguousarray(HARD[kind](), dtype=np.float32)
+    np.testing.assert_array_equal(kcenter_greedy(vectors, 200, seed=1), kcenter_greedy_reference(vectors, 200, seed=1))
+
+
+@pytest.mark.parametrize("make", [lambda: unit_rows(9000, 96, 0), lambda: clustered(9000, 96)])
+def test_the_sizes_in_use_pick_what_the_definition_picks(make):
+    vectors = make()
+    assert kcenter_greedy(vectors, 180).tolist() == kcenter_greedy_reference(vectors, 180).tolist()
+
+
+def test_fits_at_the_same_time_pick_the_same():
+    vectors = clustered(4000, 64)
+    expected = kcenter_greedy_reference(vectors, 120).tolist()
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(lambda _: kcenter_greedy(vectors, 120).tolist(), range(4)))
+    assert found == [expected] * 4
 
 
 @given(st.integers(2, 60), st.integers(1, 6), st.integers(0, 2**16), st.booleans(), st.data())
@@ -178,14 +199,32 @@ def test_a_flat_array_is_refused():
         kcenter_greedy(np.zeros(4, np.float32), 2)
 
 
-def test_progress_is_told_and_ends_with_the_last_pick():
-    told = []
-    kcenter_greedy(unit_rows(400, 4, 0), 200, progress=lambda done, total: told.append((done, total)))
-    assert told[-1] == (200, 200)
-    assert [done for done, _ in told] == sorted({done for done, _ in told})
+@pytest.mark.parametrize(("n", "d", "m"), [(400, 4, 200), (6000, 16, 300)])
+def test_progress_rises_from_the_first_round_to_the_last_pick(n, d, m):
+    reported = []
+    kcenter_greedy(unit_rows(n, d, 0), m, progress=lambda done, total: reported.append((done, total)))
+    assert reported[-1] == (m, m)
+    assert [done for done, _ in reported] == sorted({done for done, _ in reported})
 
 
 def test_the_vectors_are_left_as_they_are():
     vectors = unit_rows(100, 4, 0)
     vectors.setflags(write=False)
     kcenter_greedy(vectors, 20)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e30])
+def test_vectors_without_a_finite_length_are_refused(value):
+    vectors = unit_rows(50, 4, 0)
+    vectors[7, 2] = value
+    with pytest.raises(ValueError, match="finite"):
+        kcenter_greedy(vectors, 5)
+
+
+def test_memory_beside_the_vectors_is_bounded():
+    vectors = unit_rows(60_000, 64, 0)  # 15 MiB
+    tracemalloc.start()
+    kcenter_greedy(vectors, 600)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 64 << 20  # a [60 000, 600] table alone would be 137 MiB

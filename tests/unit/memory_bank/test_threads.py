@@ -1,12 +1,14 @@
-"""Work spread over threads of ours, with BLAS held to the one that calls it."""
+"""Work on several threads, with BLAS held to the one that calls it."""
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import threadpoolctl
 
-from backend.memory_bank.threads import spread, spread_width
+from backend.memory_bank import threads
+from backend.memory_bank.threads import limit_threads, one_blas_thread, parallel_map, parallel_width, usable_cpus
 
 
 def blas_threads() -> set[int]:
@@ -15,44 +17,111 @@ def blas_threads() -> set[int]:
     return {pool["num_threads"] for pool in pools if "numpy" in pool["filepath"]}
 
 
-def test_results_come_in_the_order_of_the_parts_and_the_caller_works_as_well():
-    names = {}
-
-    def call(part):
-        names[part] = threading.current_thread()
-        return part * part
-
-    assert spread(call, [3, 1, 2]) == [9, 1, 4]
-    assert names[3] is threading.current_thread()
-    assert names[1] is not threading.current_thread()
-    assert spread(call, [5]) == [25]
+@pytest.fixture
+def two_threads(monkeypatch):
+    monkeypatch.setattr(threads, "_width", 2)
+    threads._workers.cache_clear()
+    yield
+    threads._workers.cache_clear()
 
 
-def test_parts_run_at_the_same_time():
-    meeting = threading.Barrier(2, timeout=20)
-    assert len(spread(lambda _: meeting.wait(), range(2))) == 2
+# --- parallel_map
+
+
+@pytest.mark.parametrize("parts", [[], [5], [3, 1, 2], range(100)])
+def test_results_come_in_the_order_of_the_parts(parts):
+    assert parallel_map(lambda part: part * part, parts) == [part * part for part in parts]
+
+
+def test_two_parts_run_at_the_same_time_and_one_of_them_in_the_caller(two_threads):
+    meeting = threading.Barrier(2, timeout=60)
+    names = parallel_map(lambda _: meeting.wait() >= 0 and threading.current_thread(), range(2))
+    assert len(set(names)) == 2
+    assert threading.current_thread() in names
 
 
 def test_blas_computes_in_the_calling_thread_meanwhile():
     before = blas_threads()
-    assert spread(lambda _: blas_threads(), range(3)) == [{1}] * 3
+    assert parallel_map(lambda _: blas_threads(), range(3)) == [{1}] * 3
     assert blas_threads() == before
 
 
 @pytest.mark.parametrize("broken", [0, 1, 2])
-def test_an_error_of_a_part_comes_out_when_the_others_have_ended(broken):
-    ended = set()
+def test_an_error_of_a_part_comes_out_when_no_part_runs_any_more(two_threads, broken):
+    running = set()
 
     def call(part):
-        if part == broken:
-            raise KeyError(part)
-        np.ones(1_000_000).sum()
-        ended.add(part)
+        running.add(part)
+        try:
+            if part == broken:
+                raise KeyError(part)
+            np.ones(1_000_000).sum()
+        finally:
+            running.remove(part)
 
     with pytest.raises(KeyError):
-        spread(call, range(3))
-    assert ended == {0, 1, 2} - {broken}
+        parallel_map(call, range(3))
+    assert running == set()
 
 
-def test_there_is_a_thread_for_something():
-    assert spread_width() >= 1
+def test_parts_may_be_computed_in_parallel_themselves(two_threads):
+    def nested(part):
+        return sum(parallel_map(lambda inner: part * inner, range(4)))
+
+    with ThreadPoolExecutor(4) as callers:
+        found = list(callers.map(lambda _: parallel_map(nested, range(4)), range(8)))
+    assert found == [[0, 6, 12, 18]] * 8
+
+
+# --- how many threads
+
+
+def test_blas_gets_its_threads_back_when_the_last_user_leaves():
+    before = blas_threads()
+    first, second = one_blas_thread(), one_blas_thread()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert blas_threads() == {1}
+    second.__exit__(None, None, None)
+    assert blas_threads() == before
+
+
+def test_blas_gets_its_threads_back_after_an_error():
+    before = blas_threads()
+    with pytest.raises(KeyError), one_blas_thread():
+        raise KeyError
+    assert blas_threads() == before
+
+
+def test_limiting_threads_reaches_the_libraries_that_are_loaded(two_threads):
+    import cv2
+
+    torch = pytest.importorskip("torch")
+    before = cv2.getNumThreads(), torch.get_num_threads()
+    try:
+        with threadpoolctl.threadpool_limits(limits=None):  # puts its numbers back
+            limit_threads(1)
+            assert {pool["num_threads"] for pool in threadpoolctl.threadpool_info()} == {1}
+            assert (cv2.getNumThreads(), torch.get_num_threads(), parallel_width()) == (1, 1, 1)
+    finally:
+        cv2.setNumThreads(before[0])
+        torch.set_num_threads(before[1])
+
+
+@pytest.mark.parametrize("number", [0, -1])
+def test_no_threads_at_all_are_refused(number):
+    with pytest.raises(ValueError, match="at least 1"):
+        limit_threads(number)
+
+
+@pytest.mark.parametrize(
+    ("quota", "expected"),
+    [("100000 100000", 1), ("50000 100000", 1), ("max 100000", None), ("", None), ("6400000 100000", None)],
+)
+def test_a_containers_quota_counts(tmp_path, quota, expected):
+    file = tmp_path / "cpu.max"
+    file.write_text(quota)
+    granted = usable_cpus(tmp_path / "none")
+    assert granted >= 1
+    assert usable_cpus(file) == (granted if expected is None else expected)

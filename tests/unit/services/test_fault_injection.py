@@ -25,9 +25,9 @@ from backend.services.fit_request import Upload
 from backend.services.inspection import InspectionService
 from backend.settings import Settings
 from backend.wiring import build_datasets, build_recipes, build_service
-from tests.testkit.fakes import FakeExtractor, encoded, good_image
+from tests.testkit.app import answer_of, error_of, ready, running_app
+from tests.testkit.fakes import FakeExtractor, encoded, good_image, plates
 from tests.testkit.faults import FAULTS, Disk, PowerCut
-from tests.testkit.http import answer_of, error_of, plates, ready, running_app
 
 # Which of the calls fail, for each action and fault: every one, or every n-th, from another one on for each fault.
 # All at 1 take ten times as long; that was run, too.

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from backend.serving.limits import BodyBudget, HeldBody
+from tests.testkit.app import Api, answer_of, error_of, ready, running_app
 from tests.testkit.fakes import FakeExtractor, encoded
-from tests.testkit.http import Api, answer_of, error_of, ready, running_app
 
 LARGE = encoded(np.random.default_rng(0).integers(0, 256, (400, 450, 3), dtype=np.uint8))  # 540 kB
 SMALL = encoded(np.full((400, 450, 3), 90, np.uint8))

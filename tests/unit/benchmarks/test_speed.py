@@ -1,5 +1,6 @@
 import io
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -7,17 +8,17 @@ import pytest
 from rich.console import Console
 
 from backend.demo.samples import render_good
-from backend.extractors.dinov2 import to_input
+from backend.extractors.dinov2 import DinoV2Features, to_input
 from backend.extractors.embedder import PatchEmbedder
 from backend.extractors.engines import TorchEngine
 from backend.extractors.weights import WeightsFile, load_backbone
 from backend.memory_bank.coreset import kcenter_greedy
-from benchmarks import load, speed
-from benchmarks.clients import Measured
-from benchmarks.machine import machine_facts, markdown, update_block
-from benchmarks.references import LAYERS, FaissFlat, TorchEagerExtractor
+from benchmarks import load, speed, workbench
+from benchmarks.load_clients import Measured
+from benchmarks.machine import markdown, network_facts, update_block
+from benchmarks.references import LAYERS, FaissFlat, PlainNearest, TorchEagerExtractor
 from benchmarks.seeded_weights import MODEL_NAME, Weights, weights_for_benchmarks
-from benchmarks.servers import fit_form, infer_form
+from benchmarks.servers import inspect, learn
 from benchmarks.speed_rows import NO_CUDA, picks_the_farthest
 from benchmarks.workbench import Plan, Row, duel
 
@@ -47,10 +48,12 @@ def _console() -> Console:
 # --- the command lines
 
 
-def test_the_small_rows_are_measured_checked_written_and_put_into_a_document(weights, tmp_path):
+def test_the_small_rows_are_measured_checked_written_and_put_into_a_document(weights, tmp_path, monkeypatch):
     console, out, page = _console(), tmp_path / "deep" / "speed.json", tmp_path / "page.md"
     page.write_text("Before.\n<!-- speed -->\nold\n<!-- /speed -->\nAfter.\n", encoding="utf-8")
-    plan = Plan(size_px=_SIZE_PX, n_images=2, coreset_rate=0.2, memory_size=20, rounds=1, calls=1, long_rounds=1)
+    monkeypatch.setattr(workbench, "DinoV2Features", partial(DinoV2Features, engine="torch"))  # no conversion
+    sizes = {"usual_memory_sizes": (5, 10), "memory_size": 20}
+    plan = Plan(size_px=_SIZE_PX, n_images=2, coreset_rate=0.2, rounds=1, calls=1, long_rounds=1, **sizes)
     rows = ("extract", "nearest", "coreset", "cuda")
     speed.main(
         ["--rows", *rows, "--weights", str(weights.path), "--json", str(out), "--update", str(page)],
@@ -58,12 +61,14 @@ def test_the_small_rows_are_measured_checked_written_and_put_into_a_document(wei
         plan=plan,
     )
     found = json.loads(out.read_text(encoding="utf-8"))
-    assert [row["work"].split(",")[0] for row in found["rows"][:3]] == [
+    assert [row["work"].split(",")[0] for row in found["rows"][:5]] == [
         "extract one 70 px ROI",
+        "nearest of 5×768 for 25 queries",
+        "nearest of 10×768 for 25 queries",
         "nearest of 20×768 for 25 queries",
         "coreset 50×768 → 10",
     ]
-    assert all(row["same_result"] and row["ratio"] > 0 for row in found["rows"][:3])
+    assert all(row["same_result"] and row["ratio"] > 0 for row in found["rows"][:5])
     assert found["machine"]["cores"] >= 1
     text = page.read_text(encoding="utf-8")
     assert text.startswith("Before.\n<!-- speed -->\n| work |")
@@ -84,11 +89,11 @@ def test_a_real_server_is_put_under_load(weights, tmp_path):
         assert row["n_inspections"] >= 1
         assert row["n_refused"] == 0
         assert row["latency_ms"] == sorted(row["latency_ms"])
-        assert 0 < row["health_p99_ms"] < 10_000
+        assert row["health_p99_ms"] > 0
 
 
 def test_the_fallback_weights_are_said_to_be_seeded(weights):
-    assert "seeded" in machine_facts(weights)["weights"]
+    assert "seeded" in network_facts(weights)["weights"]
     assert "named" in weights_for_benchmarks(weights.path.parent, named=weights.path).title
 
 
@@ -113,7 +118,7 @@ def test_the_reference_service_learns_and_inspects(weights, monkeypatch):
     pngs = [encode_png(render_good(seed, size_px=_SIZE_PX).image_bgr) for seed in range(3)]
     with TestClient(reference_app()) as client:
         answers = []
-        for request in (fit_form("roi", pngs[:2], coreset_rate=0.5), infer_form("roi", pngs[2])):
+        for request in (learn("roi", pngs[:2], coreset_rate=0.5), inspect("roi", pngs[2])):
             headers = {"Content-Type": request.content_type}
             answers.append(client.post(request.path, content=request.body, headers=headers).json())
     assert answers[0]["n_embeddings"] == 50
@@ -121,8 +126,9 @@ def test_the_reference_service_learns_and_inspects(weights, monkeypatch):
     assert answers[1]["heatmap_png_base64"]
 
 
-def test_faiss_returns_distances_that_are_not_squared():
-    distances, indices = FaissFlat(np.eye(3, dtype=np.float32)).search(np.zeros((1, 3), np.float32))
+@pytest.mark.parametrize("reference", [FaissFlat, PlainNearest])
+def test_the_reference_searches_return_distances_that_are_not_squared(reference):
+    distances, indices = reference(np.eye(3, dtype=np.float32)).search(np.zeros((1, 3), np.float32))
     assert (distances.tolist(), indices.tolist()) == ([1.0], [0])
 
 

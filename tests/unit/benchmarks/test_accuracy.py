@@ -3,58 +3,34 @@ import json
 import re
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 from rich.console import Console
 
 from backend.calib import ScoreRule
-from backend.demo.samples import render_defective, render_good
+from backend.demo.samples import render_good
 from backend.scoring.leave_one_out import leave_one_out_scores
 from backend.settings import Settings
-from benchmarks import accuracy
-from benchmarks.accuracy import Plan, RememberingExtractor, main, measure
-from benchmarks.accuracy_page import caption, markdown_table, render_page
-from benchmarks.datasets import Dataset, DatasetError, read_dataset
+from backend.wiring import make_extractor
+from benchmarks import accuracy_runs
+from benchmarks.accuracy import main
+from benchmarks.accuracy_page import Case, caption, markdown_table, render_page
+from benchmarks.accuracy_runs import Plan, RememberingExtractor, measure
+from benchmarks.datasets import Dataset, read_dataset
+from benchmarks.metrics import Measurement
 
 _SIZE_PX = 112
 _REAL_DATA = Path(__file__).resolve().parents[4] / "shared" / "data"
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Seven good parts to learn from, four to test on, four defective ones, two of them with a mask."""
-    root = tmp_path_factory.mktemp("sets") / "flanges"
-    for seed in range(11):
-        part = "train" if seed < 7 else "test"
-        _write(root / part / "good" / f"{seed:03d}.png", render_good(seed, size_px=_SIZE_PX, mm_per_px=0.7).image_bgr)
-    for index, kind in enumerate(("chipped_edge", "missing_hole", "rust", "missing_hole")):
-        sample = render_defective(100 + index, kind, size_px=_SIZE_PX, mm_per_px=0.7)
-        _write(root / "test" / kind / f"{index:03d}.png", sample.image_bgr)
-        if kind == "missing_hole":
-            _write(root / "ground_truth" / kind / f"{index:03d}_mask.png", sample.defect_mask.astype(np.uint8) * 255)
-    return root
-
-
-@pytest.fixture(scope="module")
-def data(folder: Path) -> Dataset:
-    return read_dataset(folder)
-
-
-@pytest.fixture(scope="module")
-def measured(data: Dataset) -> tuple[accuracy.Measurement, tuple[accuracy.Case, ...]]:
+def measured(data: Dataset) -> tuple[Measurement, tuple[Case, ...]]:
     return measure(data, _plan(), with_cases=True)
 
 
 def _plan(**changes: object) -> Plan:
     settings = Settings(extractor="filter-bank", input_size=_SIZE_PX, coreset_rate=0.1)
     return Plan(**{"settings": settings, "shots": 5, "seeds": 2, **changes})
-
-
-def _write(path: Path, pixels: np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    encoded = cv2.imencode(path.suffix, pixels)[1]
-    path.write_bytes(encoded.tobytes())
 
 
 def _run(*argv: str) -> tuple[int, str]:
@@ -65,108 +41,6 @@ def _run(*argv: str) -> tuple[int, str]:
 
 def _arguments(folder: Path, *more: str) -> list[str]:
     return ["--data", str(folder), "--shots", "5", "--seeds", "1", "--input-size", str(_SIZE_PX), *more]
-
-
-# --- the folder
-
-
-def test_the_layout_is_read_and_a_missing_mask_is_no_error(data):
-    assert (data.name, len(data.train), len(data.good), len(data.defective)) == ("flanges", 7, 4, 4)
-    assert (data.image_hw, data.n_resized, data.n_masks) == ((_SIZE_PX, _SIZE_PX), 0, 2)
-    masks = {image.name: data.defect_mask(image) for image in (*data.good, *data.defective)}
-    assert masks["rust/002.png"] is None
-    assert masks["missing_hole/001.png"].any()
-    assert not masks["good/007.png"].any()
-
-
-def test_shots_are_drawn_without_repetition_and_the_seed_decides(data):
-    first, again, other = data.draw(5, 0), data.draw(5, 0), data.draw(5, 1)
-    assert len(set(first.fit)) == 5
-    assert set(first.fit) <= set(data.train)
-    assert first == again
-    assert first.fit != other.fit
-    assert first.test == data.good + data.defective
-
-
-def test_a_pooled_draw_tests_on_the_good_parts_that_are_left(data):
-    split = data.draw(6, 3, pooled=True)
-    good = {image for image in split.test if not image.is_defective}
-    assert len(split.fit) == 6
-    assert good == {*data.train, *data.good} - set(split.fit)
-
-
-@pytest.mark.parametrize(("shots", "pooled"), [(1, False), (8, False), (11, True)])
-def test_more_shots_than_there_are_images_are_refused(data, shots, pooled):
-    with pytest.raises(DatasetError, match=f"--shots is {shots}, but .*train/good.* has {11 if pooled else 7} images"):
-        data.draw(shots, 0, pooled=pooled)
-
-
-def test_a_folder_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(DatasetError, match=r"There is no folder .*nowhere; expected are train/good"):
-        read_dataset(tmp_path / "nowhere")
-
-
-def test_the_folder_above_the_data_is_answered_with_a_hint(folder):
-    with pytest.raises(DatasetError, match=r"no images in .*train.good; expected are .* Did you mean .*flanges\?"):
-        read_dataset(folder.parent)
-
-
-@pytest.mark.parametrize("missing", ["train/good", "test/good", "test/<defect>"])
-def test_each_missing_part_of_the_layout_is_named(tmp_path, missing):
-    for place in ("train/good", "test/good", "test/hole"):
-        if place != missing.replace("<defect>", "hole"):
-            _write(tmp_path / place / "1.png", np.zeros((8, 8, 3), np.uint8))
-    with pytest.raises(DatasetError, match=missing.replace("/", ".")):
-        read_dataset(tmp_path)
-
-
-def _tiny(root: Path, **sizes: tuple[int, int]) -> None:
-    for place in ("train/good", "test/good", "test/hole"):
-        _write(root / place / "1.png", np.zeros((*sizes.get(place.replace("/", "_"), (20, 10)), 3), np.uint8))
-
-
-def test_images_of_nearly_one_size_are_brought_to_one_and_their_masks_with_them(tmp_path):
-    _tiny(tmp_path, test_hole=(21, 10))
-    mask = np.zeros((21, 10), np.uint8)
-    mask[-2:] = 1  # Any value but 0 marks the defect.
-    _write(tmp_path / "ground_truth" / "hole" / "1_mask.png", mask)
-    data = read_dataset(tmp_path)
-    assert (data.image_hw, data.n_resized) == ((20, 10), 1)
-    pixels = cv2.imdecode(np.frombuffer(data.data(data.defective[0]), np.uint8), cv2.IMREAD_COLOR)
-    assert pixels.shape == (20, 10, 3)
-    resized = data.defect_mask(data.defective[0])
-    assert resized.shape == (20, 10)
-    assert resized[-1].all()
-    assert not resized[:17].any()
-    assert data.data(data.good[0]) == data.good[0].path.read_bytes()
-
-
-def test_images_of_quite_different_sizes_are_refused(tmp_path):
-    _tiny(tmp_path, test_hole=(40, 10))
-    with pytest.raises(DatasetError, match="differ in size by more than 10 %"):
-        read_dataset(tmp_path)
-
-
-def test_masks_under_other_names_are_noticed(tmp_path):
-    _tiny(tmp_path)
-    _write(tmp_path / "ground_truth" / "hole" / "1.png", np.zeros((20, 10), np.uint8))
-    with pytest.raises(DatasetError, match=r"must be called 1_mask\.png"):
-        read_dataset(tmp_path)
-
-
-def test_a_mask_of_another_size_than_its_image_is_refused(tmp_path):
-    _tiny(tmp_path)
-    _write(tmp_path / "ground_truth" / "hole" / "1_mask.png", np.zeros((10, 20), np.uint8))
-    data = read_dataset(tmp_path)
-    with pytest.raises(DatasetError, match="differ in size"):
-        data.defect_mask(data.defective[0])
-
-
-def test_a_file_that_is_no_image_is_named(tmp_path):
-    _tiny(tmp_path)
-    (tmp_path / "test" / "good" / "2.png").write_bytes(b"no image")
-    with pytest.raises(DatasetError, match=r"2\.png is not an image"):
-        read_dataset(tmp_path)
 
 
 # --- the measurement
@@ -196,10 +70,10 @@ def test_leaving_nothing_out_gives_a_lower_threshold_and_more_false_alarms(measu
 def test_the_threshold_is_the_default_rule_on_the_service_s_own_leave_one_out_scores(data, tmp_path):
     plan = _plan(seeds=1)
     settings = plan.settings.model_copy(update={"models_dir": tmp_path})
-    extractor = RememberingExtractor(accuracy.make_extractor(settings)[0], tmp_path / "embeddings")
-    with accuracy._service(settings, extractor, 0) as service:
-        run = accuracy._run(service, extractor, data, plan, 0, lambda *_: None)
-        bank = service.describe(accuracy._key(0)).bank
+    extractor = RememberingExtractor(make_extractor(settings)[0], tmp_path / "embeddings")
+    with accuracy_runs._service(settings, extractor, 0) as service:
+        run = accuracy_runs._run(service, extractor, data, plan, 0, lambda *_: None)
+        bank = service.describe(accuracy_runs._key(0)).bank
     for mode, scores in run.by_mode.items():
         honest = leave_one_out_scores(bank, ScoreRule(mode=mode, percentile=99, blur_sigma=settings.blur_sigma))
         assert scores.threshold == pytest.approx(max(honest.by_part))
@@ -221,7 +95,7 @@ def test_measuring_one_mode_gives_what_measuring_all_gives(measured, data):
 
 
 def test_the_remembered_embeddings_are_those_of_the_extractor(data, tmp_path):
-    plain = accuracy.make_extractor(_plan().settings)[0]
+    plain = make_extractor(_plan().settings)[0]
     remembering = RememberingExtractor(plain, tmp_path)
     image = render_good(1, size_px=_SIZE_PX).image_bgr
     for _ in range(2):

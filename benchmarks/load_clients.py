@@ -6,16 +6,15 @@ import itertools
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cache, partial
-from http.client import HTTPException
 
 import numpy as np
 
+from backend.demo.client import CallCutOff, CallFailed, Client, Form
 from backend.demo.samples import render_good
 from backend.imaging.image_codec import encode_png
-from benchmarks.servers import MM_PER_PX, Caller, CallFailed, Form, Running, fit_form, infer_form
+from benchmarks.servers import MM_PER_PX, Running, inspect, learn
 
 FITS = ("none", "extracting", "picking")
 HEALTH_MS = 50.0
@@ -100,7 +99,7 @@ class _Tally:
     broken: list[BaseException] = field(default_factory=list)
 
 
-_Loop = Callable[[Caller, _Tally], None]
+_Loop = Callable[[Client, _Tally], None]
 
 
 def measure(running: Running, plan: Plan, device: str, clients: int, fit: str, pngs: Sequence[bytes]) -> Measured:
@@ -124,6 +123,8 @@ def measure(running: Running, plan: Plan, device: str, clients: int, fit: str, p
     for thread in threads:
         thread.start()
     tally.stop.wait(plan.seconds)
+    while not (tally.stop.is_set() or (tally.inspections_ms and tally.health_ms)):
+        time.sleep(_HEALTH_PAUSE_S)  # without one of each there is nothing to tell
     elapsed_s = time.perf_counter() - started_s
     times_ms, health_ms = tally.inspections_ms.copy(), tally.health_ms.copy()
     tally.stop.set()
@@ -146,9 +147,9 @@ def measure(running: Running, plan: Plan, device: str, clients: int, fit: str, p
 
 def _guarded(loop: _Loop, running: Running, tally: _Tally) -> None:
     try:
-        with closing(running.caller()) as caller:
+        with running.caller() as caller:
             loop(caller, tally)
-    except (OSError, HTTPException, CallFailed) as error:
+    except (CallCutOff, CallFailed) as error:
         tally.broken.append(error)
         tally.stop.set()
 
@@ -156,44 +157,41 @@ def _guarded(loop: _Loop, running: Running, tally: _Tally) -> None:
 @cache
 def _request(size_px: int, number: int) -> Form:
     """Return an inspection of a part that is one client's own; rendered before the clock starts, and once."""
-    return infer_form(
-        LOAD_ROI, encode_png(render_good(10_000 + number, size_px=size_px, mm_per_px=MM_PER_PX).image_bgr)
-    )
+    return inspect(LOAD_ROI, encode_png(render_good(10_000 + number, size_px=size_px, mm_per_px=MM_PER_PX).image_bgr))
 
 
-def _inspect(request: Form, caller: Caller, tally: _Tally) -> None:
+def _inspect(request: Form, caller: Client, tally: _Tally) -> None:
     while not tally.stop.is_set():
         started_s = time.perf_counter()
-        try:
-            caller.send(request)
-        except CallFailed as refusal:
-            if refusal.status != 503:
-                raise
+        answer = caller.send(request)
+        if answer.status == 503:
             tally.refused.append(1)
             time.sleep(_REFUSED_PAUSE_S)
-        else:
-            tally.inspections_ms.append((time.perf_counter() - started_s) * 1e3)
+            continue
+        tally.inspections_ms.append((time.perf_counter() - started_s) * 1e3)
+        if answer.status != 200:
+            raise CallFailed(answer.status, str(answer))
 
 
-def _ask_health(caller: Caller, tally: _Tally) -> None:
+def _ask_health(caller: Client, tally: _Tally) -> None:
     while not tally.stop.is_set():
         started_s = time.perf_counter()
-        caller.get("/health")
+        caller.get("/health").ok()
         tally.health_ms.append((time.perf_counter() - started_s) * 1e3)
         time.sleep(_HEALTH_PAUSE_S)
 
 
-def _fit(fit: str, pngs: Sequence[bytes], caller: Caller, tally: _Tally) -> None:
+def _fit(fit: str, pngs: Sequence[bytes], caller: Client, tally: _Tally) -> None:
     if fit == "picking":  # the same images with the same rate would only be found to be learned already
         rates = itertools.cycle((0.03, 0.02, 0.04))
-        forms = (fit_form(REFIT_ROI, pngs, mode="replace", coreset_rate=rate) for rate in rates)
+        forms = (learn(REFIT_ROI, pngs, mode="replace", coreset_rate=rate) for rate in rates)
     else:
         stamp = time.monotonic_ns()
-        forms = (fit_form(f"{_NEW_ROI}-{stamp}-{number}", pngs) for number in itertools.count())
+        forms = (learn(f"{_NEW_ROI}-{stamp}-{number}", pngs) for number in itertools.count())
     for request in forms:
         if tally.stop.is_set():
             break
-        caller.send(request)
+        caller.send(request).ok()
         if not tally.stop.is_set():
             tally.fits.append(1)
 
