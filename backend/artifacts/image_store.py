@@ -58,7 +58,7 @@ class ImageStore:
         self._images = roi_folder / "images"
         self._embeddings = roi_folder / "embeddings"
         self._write, self._remove, self._found_damaged = write, remove, found_damaged
-        self._new: list[tuple[str, Label]] | None = None
+        self._new: list[StoredImage] = []
 
     @contextmanager
     def all_or_none(self) -> Iterator[None]:
@@ -67,20 +67,16 @@ class ImageStore:
         try:
             yield
         except BaseException:
-            new, self._new = self._new, []
             try:
-                for label in ("ok", "ng"):
-                    self.delete([digest for digest, of in new if of == label], label)
+                for image in self._new:
+                    self.delete([image.digest], image.label)
             except InspectionError:
                 _log.exception("images of a call that failed are still stored")
             raise
-        finally:
-            self._new = None
 
     def keep(self) -> None:
         """Keep what the block of ``all_or_none`` has stored so far, whatever comes."""
-        if self._new is not None:
-            self._new = []
+        self._new = []
 
     def put(self, image: StoredImage, data: bytes) -> StoredImage:
         """Store an image's original bytes and facts, and return the facts.
@@ -98,8 +94,8 @@ class ImageStore:
             with suppress(NotFound, ArtefactCorrupt):
                 self.read(known)
                 readable = True
-        if known is None and self._new is not None:
-            self._new.append((image.digest, image.label))
+        if known is None:
+            self._new.append(image)
         if not readable:
             self._write(folder / (image.digest + image.suffix), data)
         if known is not None and not known.is_damaged:

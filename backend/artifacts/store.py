@@ -215,8 +215,10 @@ class ArtefactStore:
         Raises:
             StorageFull, StorageFailed: If it cannot be written; the old file is untouched.
         """
-        with self.disk.room_for(path, len(data)):
-            write_atomic(path, data)
+        more_bytes = len(data) - size_of(path)
+        self.disk.check(more_bytes)
+        write_atomic(path, data)
+        self.disk.count(more_bytes)
         self.quarantine.forget(path)
 
     def remove(self, *paths: Path) -> None:
@@ -227,7 +229,7 @@ class ArtefactStore:
         """
         sizes = sum(size_of(path) for path in paths)
         remove(*paths)
-        self.disk.freed(sizes)
+        self.disk.count(-sizes)
         for path in paths:
             self.quarantine.forget(path)
 

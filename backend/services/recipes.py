@@ -58,7 +58,8 @@ class Recipes:
         if target == DEFAULT_RECIPE or folder.exists():
             raise exists
         n_bytes = sum(entry.n_bytes for roi_folder in rois for entry in walk(self._models_dir, roi_folder))
-        with writing(), self._store.disk.room_for(folder, n_bytes), scratch_folder(folder.parent) as temp:
+        self._store.disk.check(n_bytes)
+        with writing(), scratch_folder(folder.parent) as temp:
             made = temp / folder.name
             for roi_folder, key in rois.items():
                 with self._store.lock(key):  # so that no fit is caught half-way
@@ -75,6 +76,7 @@ class Recipes:
                     raise
                 raise exists from error
             sync_folder(folder.parent)
+        self._store.disk.count(n_bytes)
         return self.contents()[target]
 
     def _folder(self, recipe_id: str) -> Path:
