@@ -30,15 +30,18 @@ demo: $(VENV)/.installed
 serve: $(VENV)/.installed
 	$(BIN)/roi-inspector serve
 
+# On all cores; the tests of one file share servers, so they stay in one process.
+PYTEST := $(BIN)/python -m pytest -n auto --dist loadfile
+
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 # Both tables, whatever the first one's limits say; make bench UPDATE=1 also puts them into docs/performance.md.
 bench: $(VENV)/.installed

@@ -58,69 +58,56 @@ class Bounds:
 
 @dataclass(frozen=True, kw_only=True)
 class Threshold:
-    """A threshold and how it came about; see ``set_threshold``."""
-
-    threshold: float
-    p99_ok: float
-    p5_ng: float | None
-    method: Method
-    n_ok: int
-    n_ng: int
-    ng_caught: int
-    margin: float
-    ok_mean: float
-    ng_mean: float
-    bounds: Bounds
-    warnings: tuple[str, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Calibration:
-    """A ROI's threshold with the settings that its scores were measured with.
+    """A threshold and how it came about; see ``set_threshold``.
 
     Attributes:
         threshold: Scores above it are ``ng``; on the scale of the distances, [0, 2].
         p99_ok: 99th percentile (an order statistic) of the OK scores.
         p5_ng: 5th percentile of the NG scores, None without any.
-        ok_percentile: The percentile of the OK scores that was asked for.
-        score_mode: The statistic of the map that is the image score.
-        score_percentile: Percentile of the map, for ``percentile`` and ``top_mean``.
-        blur_sigma: Blur of the map, px of the image.
-        area_mm2_thr: Regions below it are dropped, mm².
-        mm_per_px: Millimetres per pixel.
         n_ok: Independent OK scores (parts).
-        n_ng: NG scores.
         ng_caught: NG scores above the threshold.
-        margin: Factor on p99(OK).
-        method: How the threshold was set.
-        ok_scores_from: ``stored`` leave-one-image-out scores, those of the ``request``, or of the ``dataset``.
-        bounds: What the threshold promises.
-        ok_mean: Mean of the OK scores.
+        margin: Factor on the percentile of the OK scores.
         ng_mean: Mean of the NG scores, 0.0 without any.
-        memory_checksum: The memory whose scores these are.
+        bounds: What the threshold promises.
         warnings: What the engineer should know.
     """
 
     threshold: float
     p99_ok: float
     p5_ng: float | None
+    method: Method
+    n_ok: int
+    n_ng: int
+    ng_caught: int
+    margin: float
+    ok_mean: float
+    ng_mean: float
+    bounds: Bounds
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration(Threshold):
+    """A ROI's threshold with the settings that its scores were measured with.
+
+    Attributes:
+        ok_percentile: The percentile of the OK scores that was asked for.
+        score_mode: The statistic of the map that is the image score.
+        score_percentile: Percentile of the map, for ``percentile`` and ``top_mean``.
+        blur_sigma: Blur of the map, px of the image.
+        area_mm2_thr: Regions below it are dropped, mm².
+        ok_scores_from: ``stored`` leave-one-image-out scores, those of the ``request``, or of the ``dataset``.
+        memory_checksum: The memory whose scores these are.
+    """
+
     ok_percentile: float
     score_mode: ScoreMode
     score_percentile: float
     blur_sigma: float
     area_mm2_thr: float
     mm_per_px: float
-    n_ok: int
-    n_ng: int
-    ng_caught: int
-    margin: float
-    method: Method
     ok_scores_from: Literal["stored", "request", "dataset"]
-    bounds: Bounds
-    ok_mean: float
-    ng_mean: float
     memory_checksum: str
-    warnings: tuple[str, ...] = ()
 
     @property
     def rule(self) -> ScoreRule:
@@ -166,7 +153,7 @@ def set_threshold(
 
     Without NG: the percentile of the OK scores, times ``margin``. With NG that lie above it: between it and p5(NG), the
     nearer to the OK scores the more of them there are, since n scores leave the edge of their kind open by about 1/n of
-    its spread: two easily seen defects must not push the threshold away from fifty good parts. With NG that do not: the
+    its range: two easily seen defects must not push the threshold away from fifty good parts. With NG that do not: the
     threshold, among the midpoints of neighbouring scores, that makes the fewest false alarms and misses; of several,
     the one that catches most NG, and a warning.
 
@@ -185,7 +172,7 @@ def set_threshold(
         InvalidInput: If ``percentile`` or ``margin`` is out of range.
     """
     ok = np.sort(_checked_scores(ok_scores, "ok_scores"))
-    ng = np.sort(_checked_scores(ng_scores, "ng_scores")) if ng_scores is not None and len(ng_scores) else None
+    ng = np.empty(0) if ng_scores is None or not len(ng_scores) else np.sort(_checked_scores(ng_scores, "ng_scores"))
     if not 0 < percentile <= 100:
         raise InvalidInput(
             f"The percentile is {percentile:g}; it must be above 0 and at most 100.", details={"field": "ok_percentile"}
@@ -198,24 +185,22 @@ def set_threshold(
     return _set_threshold(ok, ng, percentile, margin)
 
 
-def _set_threshold(
-    ok: NDArray[np.float64], ng: NDArray[np.float64] | None, percentile: float, margin: float
-) -> Threshold:
+def _set_threshold(ok: NDArray[np.float64], ng: NDArray[np.float64], percentile: float, margin: float) -> Threshold:
     n = len(ok)
     rank = int(np.percentile(np.arange(1, n + 1), percentile, method="higher"))
     p_ok = float(ok[rank - 1])
-    p5_ng = None if ng is None else float(np.percentile(ng, NG_PERCENTILE, method="lower"))
+    p5_ng: float | None = None
     warnings: list[str] = []
     method: Method = "ok_percentile"
     threshold, rank_was_chosen = margin * p_ok, margin < 1
-    if ng is not None and p5_ng is not None:
+    if len(ng):
+        p5_ng = float(np.percentile(ng, NG_PERCENTILE, method="lower"))
         if p5_ng > p_ok:
             method, rank_was_chosen = "between_ok_and_ng", False
             threshold = p_ok + (p5_ng - p_ok) * len(ng) / (n + len(ng))
         else:
             method, threshold, rank_was_chosen = "fewest_errors", _fewest_errors(ok, ng), True
-        hidden = int((ng <= ok[-1]).sum())
-        if hidden:
+        if hidden := int((ng <= ok[-1]).sum()):
             warnings.append(
                 f"{hidden} of {len(ng)} NG scores lie below the largest OK score: this ROI does not tell these defects "
                 "from good parts. Look at them: another score_mode, a larger input_size or a tighter shape may help."
@@ -229,8 +214,8 @@ def _set_threshold(
     # scores happen to lie below it would let the scores choose the rank: with ties, 8 % of such bounds were too small.
     if rank_was_chosen:
         rank = int((ok <= threshold).sum())
-    ng_caught = 0 if ng is None else int((ng > threshold).sum())
-    if ng is not None and ng_caught < len(ng):
+    ng_caught = int((ng > threshold).sum())
+    if ng_caught < len(ng):
         warnings.append(f"{len(ng) - ng_caught} of {len(ng)} NG images stay below the threshold and pass as good.")
     return Threshold(
         threshold=threshold,
@@ -238,11 +223,11 @@ def _set_threshold(
         p5_ng=p5_ng,
         method=method,
         n_ok=n,
-        n_ng=0 if ng is None else len(ng),
+        n_ng=len(ng),
         ng_caught=ng_caught,
         margin=margin,
         ok_mean=float(ok.mean()),
-        ng_mean=0.0 if ng is None else float(ng.mean()),
+        ng_mean=float(ng.mean()) if len(ng) else 0.0,
         bounds=false_alarm_bounds(n, rank, rank_was_chosen=rank_was_chosen),
         warnings=tuple(warnings),
     )

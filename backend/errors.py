@@ -44,7 +44,7 @@ from typing import Any, ClassVar
 
 
 class InspectionError(Exception):
-    """Base of every error that a caller may see.
+    """Base of every error that a caller may see. Each subclass has a ``code`` that clients know and that never changes.
 
     Args:
         sentence: What went wrong and what to do about it, for a line engineer.
@@ -53,194 +53,142 @@ class InspectionError(Exception):
 
     code: ClassVar[str] = "internal_error"
 
+    def __init_subclass__(cls, *, code: str | None = None) -> None:
+        if code is not None:
+            cls.code = code
+
     def __init__(self, sentence: str, *, details: Mapping[str, Any] | None = None) -> None:
         super().__init__(sentence)
         self.sentence = sentence
         self.details: dict[str, Any] = dict(details or {})
 
 
-class InvalidInput(InspectionError):
+class InvalidInput(InspectionError, code="invalid_input"):
     """A field is missing or out of range; names the field and the allowed range."""
 
-    code = "invalid_input"
 
-
-class InvalidId(InvalidInput):
+class InvalidId(InvalidInput, code="invalid_id"):
     """An id that cannot name a folder."""
 
-    code = "invalid_id"
 
-
-class InvalidScores(InvalidInput):
+class InvalidScores(InvalidInput, code="invalid_scores"):
     """Scores for a calibration that are empty or not finite."""
 
-    code = "invalid_scores"
 
-
-class ShapeOutsideImage(InvalidInput):
+class ShapeOutsideImage(InvalidInput, code="shape_outside_image"):
     """A shape that covers no pixel of the image, or none of the area that was learned."""
 
-    code = "shape_outside_image"
 
-
-class BadRequest(InspectionError):
+class BadRequest(InspectionError, code="bad_request"):
     """The request cannot be understood."""
 
-    code = "bad_request"
 
-
-class ReservedRecipe(BadRequest):
+class ReservedRecipe(BadRequest, code="reserved_recipe_id"):
     """A recipe id that is malformed or reserved."""
 
-    code = "reserved_recipe_id"
 
-
-class BadImage(BadRequest):
+class BadImage(BadRequest, code="undecodable_image"):
     """Bytes that are no image, or half of one."""
 
-    code = "undecodable_image"
 
-
-class BadShape(BadRequest):
+class BadShape(BadRequest, code="bad_shape"):
     """Shape JSON that is broken or of unknown kind."""
 
-    code = "bad_shape"
 
-
-class MemoryNotFound(BadRequest):
+class MemoryNotFound(BadRequest, code="memory_not_found"):
     """The ROI was never fitted. The published client looks for these words in the sentence."""
 
-    code = "memory_not_found"
 
-
-class CalibrationMissing(BadRequest):
+class CalibrationMissing(BadRequest, code="calibration_missing"):
     """The ROI was never calibrated. The published client looks for these words in the sentence."""
 
-    code = "calibration_missing"
 
-
-class Unauthorized(InspectionError):
+class Unauthorized(InspectionError, code="unauthorized"):
     """No API key, or one that nobody knows."""
 
-    code = "unauthorized"
 
-
-class Forbidden(InspectionError):
+class Forbidden(InspectionError, code="forbidden"):
     """The API key does not have the role that the call needs."""
 
-    code = "forbidden"
 
-
-class NotFound(InspectionError):
+class NotFound(InspectionError, code="not_found"):
     """No such stored thing."""
 
-    code = "not_found"
 
-
-class AuditOff(NotFound):
+class AuditOff(NotFound, code="audit_off"):
     """No decisions are kept here."""
 
-    code = "audit_off"
 
-
-class JobCancelled(InspectionError):
+class JobCancelled(InspectionError, code="job_cancelled"):
     """The job was cancelled by its owner."""
 
-    code = "job_cancelled"
 
-
-class TooLarge(InspectionError):
+class TooLarge(InspectionError, code="too_large"):
     """Body, image or pixel count over the limit."""
 
-    code = "too_large"
 
-
-class Conflict(InspectionError):
+class Conflict(InspectionError, code="conflict"):
     """The call contradicts what the ROI was fitted with."""
 
-    code = "conflict"
 
-
-class MmPerPxMismatch(Conflict):
+class MmPerPxMismatch(Conflict, code="mm_per_px_mismatch"):
     """mm_per_px differs by more than 1 % from that of the first fit."""
 
-    code = "mm_per_px_mismatch"
 
-
-class AspectRatioMismatch(Conflict):
+class AspectRatioMismatch(Conflict, code="aspect_ratio_mismatch"):
     """The image has another aspect ratio than the images that were learned."""
 
-    code = "aspect_ratio_mismatch"
 
-
-class ExtractorMismatch(Conflict):
+class ExtractorMismatch(Conflict, code="extractor_mismatch"):
     """The memory was made by another extractor, whose distances mean something else."""
 
-    code = "extractor_mismatch"
 
-
-class Unavailable(InspectionError):
+class Unavailable(InspectionError, code="unavailable"):
     """The service cannot do it now; the same call may work later."""
 
-    code = "unavailable"
     retry_after_s: ClassVar[int | None] = None
 
 
-class WeightsUnavailable(Unavailable):
+class WeightsUnavailable(Unavailable, code="weights_unavailable"):
     """The network's weights cannot be had."""
 
-    code = "weights_unavailable"
 
-
-class QueueFull(Unavailable):
+class QueueFull(Unavailable, code="queue_full"):
     """More inspections wait than the queue holds."""
 
-    code = "queue_full"
     retry_after_s = 1
 
 
-class RequestTimeout(Unavailable):
+class RequestTimeout(Unavailable, code="request_timeout"):
     """The call took longer than ``request_timeout_s``."""
 
-    code = "request_timeout"
 
-
-class AuditUnavailable(Unavailable):
+class AuditUnavailable(Unavailable, code="audit_unavailable"):
     """The decision could not be written down; a decision that nobody can look up later is not given."""
 
-    code = "audit_unavailable"
     retry_after_s = 5
 
 
-class ShuttingDown(Unavailable):
+class ShuttingDown(Unavailable, code="shutting_down"):
     """The service is stopping and takes no new work."""
 
-    code = "shutting_down"
     retry_after_s = 5
 
 
-class StorageFull(Unavailable):
+class StorageFull(Unavailable, code="storage_full"):
     """The disk, or the limit set for the models folder, is full; what was stored before is untouched."""
 
-    code = "storage_full"
 
-
-class StorageFailed(Unavailable):
+class StorageFailed(Unavailable, code="storage_failed"):
     """The disk refuses to read or to write; says nothing about whether what is stored is damaged."""
 
-    code = "storage_failed"
 
-
-class ArtefactCorrupt(InspectionError):
+class ArtefactCorrupt(InspectionError, code="artefact_corrupt"):
     """A stored file does not match its digest, or cannot be read."""
 
-    code = "artefact_corrupt"
 
-
-class ArtefactOutdated(ArtefactCorrupt):
+class ArtefactOutdated(ArtefactCorrupt, code="artefact_outdated"):
     """A stored file is intact, but of an older format version than this service reads."""
-
-    code = "artefact_outdated"
 
 
 STATUS_BY_ERROR: dict[type[InspectionError], HTTPStatus] = {
@@ -262,7 +210,4 @@ STATUS_BY_ERROR: dict[type[InspectionError], HTTPStatus] = {
 
 def status_of(error: type[InspectionError]) -> HTTPStatus:
     """Return the HTTP status of an error class: its own row in the table, or its nearest ancestor's."""
-    for ancestor in error.__mro__:
-        if ancestor in STATUS_BY_ERROR:
-            return STATUS_BY_ERROR[ancestor]
-    raise KeyError(error)
+    return next(STATUS_BY_ERROR[ancestor] for ancestor in error.__mro__ if ancestor in STATUS_BY_ERROR)

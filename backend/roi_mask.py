@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -34,16 +33,13 @@ class Circle:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Annulus:
+class Annulus(Circle):
     """A ring around (cx, cy) between ``r_inner`` and ``r``, px."""
 
-    cx: float
-    cy: float
-    r: float
     r_inner: float
 
 
-Shape = Rect | Circle | Annulus
+Shape = Rect | Circle
 
 _EXAMPLE = '{"kind":"circle","cx":192,"cy":192,"r":180}'
 
@@ -66,9 +62,7 @@ def parse_shape(text: str | None) -> Shape | None:
         fields = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise BadShape(f"The field shape is not valid JSON. Send for example {_EXAMPLE}.") from error
-    if fields is None:
-        return None
-    return shape_from_fields(fields)
+    return None if fields is None else shape_from_fields(fields)
 
 
 def shape_from_fields(fields: object) -> Shape:
@@ -81,17 +75,18 @@ def shape_from_fields(fields: object) -> Shape:
         if "cx" in fields or "cy" in fields:
             return Rect(x=_number(fields, "cx") - w / 2, y=_number(fields, "cy") - h / 2, w=w, h=h)
         return Rect(x=_number(fields, "x"), y=_number(fields, "y"), w=w, h=h)
+    if kind not in ("circle", "annulus"):
+        raise BadShape(f"shape.kind must be rect, circle or annulus, got {str(kind)[:40]!r}.")
+    cx, cy, r = _number(fields, "cx"), _number(fields, "cy"), _positive(fields, "r")
     if kind == "circle":
-        return Circle(cx=_number(fields, "cx"), cy=_number(fields, "cy"), r=_positive(fields, "r"))
-    if kind == "annulus":
-        r, r_inner = _positive(fields, "r"), _number(fields, "r_inner")
-        if not 0 <= r_inner < r:
-            raise InvalidInput(
-                f"shape.r_inner is {r_inner:g}; it must be at least 0 and smaller than r = {r:g}.",
-                details={"field": "shape.r_inner", "ge": 0, "lt": r},
-            )
-        return Annulus(cx=_number(fields, "cx"), cy=_number(fields, "cy"), r=r, r_inner=r_inner)
-    raise BadShape(f"shape.kind must be rect, circle or annulus, got {str(kind)[:40]!r}.")
+        return Circle(cx=cx, cy=cy, r=r)
+    r_inner = _number(fields, "r_inner")
+    if not 0 <= r_inner < r:
+        raise InvalidInput(
+            f"shape.r_inner is {r_inner:g}; it must be at least 0 and smaller than r = {r:g}.",
+            details={"field": "shape.r_inner", "ge": 0, "lt": r},
+        )
+    return Annulus(cx=cx, cy=cy, r=r, r_inner=r_inner)
 
 
 def shape_fields(shape: Shape) -> dict[str, Any]:
@@ -101,14 +96,9 @@ def shape_fields(shape: Shape) -> dict[str, Any]:
 
 def scale_shape(shape: Shape, from_hw: tuple[int, int], to_hw: tuple[int, int]) -> Shape:
     """Return a shape given in pixels of one image size in pixels of another of the same aspect ratio."""
-    if from_hw == to_hw:
-        return shape
     sy, sx = to_hw[0] / from_hw[0], to_hw[1] / from_hw[1]
-    if isinstance(shape, Rect):
-        return Rect(x=shape.x * sx, y=shape.y * sy, w=shape.w * sx, h=shape.h * sy)
-    if isinstance(shape, Annulus):
-        return Annulus(cx=shape.cx * sx, cy=shape.cy * sy, r=shape.r * sx, r_inner=shape.r_inner * sx)
-    return Circle(cx=shape.cx * sx, cy=shape.cy * sy, r=shape.r * sx)
+    scaled = {name: value * (sy if name in ("y", "cy", "h") else sx) for name, value in asdict(shape).items()}
+    return replace(shape, **scaled)
 
 
 def shape_mask(shape: Shape | None, image_hw: tuple[int, int]) -> NDArray[np.bool_]:
@@ -126,10 +116,10 @@ def shape_mask(shape: Shape | None, image_hw: tuple[int, int]) -> NDArray[np.boo
     Raises:
         ShapeOutsideImage: If no pixel of the image lies in the shape.
     """
-    height, width = image_hw
     if shape is None:
         return np.ones(image_hw, dtype=np.bool_)
-    ys, xs = np.arange(height, dtype=np.float64)[:, None], np.arange(width, dtype=np.float64)[None, :]
+    height, width = image_hw
+    ys, xs = np.arange(height)[:, None], np.arange(width)[None, :]
     if isinstance(shape, Rect):
         inside = (xs >= shape.x) & (xs < shape.x + shape.w) & (ys >= shape.y) & (ys < shape.y + shape.h)
     else:
@@ -147,7 +137,7 @@ def shape_mask(shape: Shape | None, image_hw: tuple[int, int]) -> NDArray[np.boo
 
 def _number(fields: Mapping[str, Any], name: str) -> float:
     value = fields.get(name)
-    if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > 1e6 or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not -1e6 <= value <= 1e6:
         raise BadShape(f"shape.{name} must be a number of pixels, for example {_EXAMPLE}.")
     return float(value)
 

@@ -57,10 +57,7 @@ class Settings(BaseSettings):
     max_pixels: int = Field(40_000_000, ge=64, le=170_000_000, description="Largest image, px.")
     max_body_mb: int = Field(512, ge=1, le=65_536, description="Largest request body, MB.")
     max_held_mb: int = Field(
-        2048,
-        ge=1,
-        le=1_048_576,
-        description="Most that large uploads of calls and waiting jobs hold together, MB.",
+        2048, ge=1, le=1_048_576, description="Most that large uploads of calls and waiting jobs hold together, MB."
     )
     max_disk_gb: float = Field(0.0, ge=0, le=1e6, description="Most that the models folder may hold, GB; 0 = no limit.")
     max_images: int = Field(500, ge=1, le=1000, description="Most images in one request.")

@@ -17,12 +17,7 @@ MIN_MM_PER_PX, MAX_MM_PER_PX = 1e-6, 100.0
 
 
 def mm2_to_px(area_mm2: float, mm_per_px: float) -> int:
-    """Return the smallest whole number of pixels that covers an area.
-
-    Args:
-        area_mm2: Area on the part, mm²; ≥ 0.
-        mm_per_px: Millimetres per pixel; > 0.
-    """
+    """Return the smallest whole number of pixels that covers an area on the part, mm²."""
     return math.ceil(area_mm2 / mm_per_px**2 - 1e-9)  # 1 mm² at 0.1 mm/px is 100 px, not 101
 
 
@@ -47,8 +42,7 @@ def sha256_hex(*parts: bytes | memoryview) -> str:
 
 def canonical_json(value: Mapping[str, Any]) -> bytes:
     """Return the one byte form of a JSON object: sorted keys, no spaces, UTF-8, no NaN."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-    return text.encode()
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
 
 
 def sealed_json(value: Mapping[str, Any]) -> bytes:
@@ -90,7 +84,7 @@ class Stopwatch:
         try:
             yield
         finally:
-            self._laps[name] = self._laps.get(name, 0.0) + (time.perf_counter() - before) * 1e3
+            self.add(name, (time.perf_counter() - before) * 1e3)
 
     def add(self, name: str, elapsed_ms: float) -> None:
         """Count milliseconds that somebody else measured."""

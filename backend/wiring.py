@@ -25,12 +25,7 @@ from backend.storage import ArtefactStore
 
 
 def build_service(settings: Settings, *, extractor: ExtractorLoader | None = None) -> InspectionService:
-    """Return the service that the settings describe; the extractor is not loaded yet.
-
-    Args:
-        settings: The settings.
-        extractor: Takes the place of the one that the settings choose.
-    """
+    """Return the service that the settings describe, with another extractor if one is given; it is not loaded yet."""
     rule = ScoreRule(mode=settings.score_mode, percentile=settings.score_percentile, blur_sigma=settings.blur_sigma)
     defaults = Defaults(
         options=FitOptions(
@@ -41,7 +36,7 @@ def build_service(settings: Settings, *, extractor: ExtractorLoader | None = Non
             area_mm2_thr=settings.area_mm2_thr,
         ),
         max_pixels=settings.max_pixels,
-        min_ok_samples=max(settings.min_ok_samples, 2),  # one part tells nothing of how parts differ
+        min_ok_samples=max(settings.min_ok_samples, 2),  # one part says nothing of how parts differ
     )
     return InspectionService(
         store=build_store(settings),
@@ -105,25 +100,22 @@ def make_extractor(settings: Settings) -> tuple[FeatureExtractor, str | None]:
         WeightsUnavailable: If DINOv2 is asked for and its weights cannot be had, or PyTorch is not installed.
     """
     limit_threads(settings.threads or usable_cpus())
-    if settings.extractor == "filter-bank":
-        return _filter_bank(settings), None
-    try:
-        features = _dinov2(settings)
-        return features, features.engine_fallback
-    except WeightsUnavailable as error:
-        if settings.extractor == "dinov2":
-            raise
-        return _filter_bank(settings), f"The filter bank runs in place of DINOv2. {error.sentence}"
+    reason = None
+    if settings.extractor != "filter-bank":
+        try:
+            features = _dinov2(settings)
+            return features, features.engine_fallback
+        except WeightsUnavailable as error:
+            if settings.extractor == "dinov2":
+                raise
+            reason = f"The filter bank runs in place of DINOv2. {error.sentence}"
+    return FilterBankFeatures(input_size=settings.input_size, resize=settings.resize), reason
 
 
 @cache
 def script_service() -> InspectionService:
     """Return a service of the environment's settings, for scripts; made on the first call and kept."""
     return build_service(Settings())
-
-
-def _filter_bank(settings: Settings) -> FeatureExtractor:
-    return FilterBankFeatures(input_size=settings.input_size, resize=settings.resize)
 
 
 def _dinov2(settings: Settings) -> DinoV2Features:
@@ -147,7 +139,7 @@ def _dinov2(settings: Settings) -> DinoV2Features:
     return features
 
 
-def _image_sizes_in_use(settings: Settings) -> list[tuple[int, int]]:
+def _image_sizes_in_use(settings: Settings) -> set[tuple[int, int]]:
     """Return the sizes of images that fitted ROIs were fitted with, and the square one that a new ROI likely has."""
     sizes = {(settings.input_size, settings.input_size)}
     store = build_store(settings)
@@ -156,7 +148,7 @@ def _image_sizes_in_use(settings: Settings) -> list[tuple[int, int]]:
             try:
                 bank = store.load(key).bank
             except InspectionError:
-                continue  # whoever asks for it is told
+                continue  # every call on that ROI names the damage
             if bank is not None:
                 sizes.add(bank.placement.image_hw)
-    return sorted(sizes)
+    return sizes

@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
+import base64
+
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 
-from backend.api.answers import heatmap_base64, region_answers
-from backend.api.audit import BookkeeperOf
-from backend.api.dependencies import (
-    DatasetsOf,
-    JobsOf,
-    PrefersAsync,
-    ServiceOf,
-    identity,
-    model_key_of,
-    now_or_later,
-)
+from backend.api.dependencies import AuditOf, DatasetsOf, NowOrLater, ServiceOf, identity, model_key_of
+from backend.api.schemas import RegionAnswer
 from backend.api.store_schemas import (
     CalibrateDatasetAnswer,
     CalibrateDatasetBody,
@@ -25,6 +18,7 @@ from backend.api.store_schemas import (
     InferDatasetBody,
     JobStarted,
 )
+from backend.imaging.image_codec import encode_png
 from backend.memory_bank.coreset import Progress
 from backend.services.dataset_runs import DatasetItem, calibrate_from_dataset, inspect_dataset
 from backend.services.datasets import LABELS
@@ -41,19 +35,14 @@ router = APIRouter(tags=["datasets"])
     **ADMIN,
 )
 def calibrate_dataset(
-    request: Request,
-    service: ServiceOf,
-    datasets: DatasetsOf,
-    jobs: JobsOf,
-    prefers_async: PrefersAsync,
-    body: CalibrateDatasetBody,
+    request: Request, service: ServiceOf, datasets: DatasetsOf, now_or_later: NowOrLater, body: CalibrateDatasetBody
 ) -> CalibrateDatasetAnswer | JSONResponse:
     """Inspect all stored images, each learned one without its own part, and calibrate with their scores."""
     key = model_key_of(request, body.role_id, body.roi_id, body.model_key, body.recipe_id)
     answer_fields = identity(request, key)
 
     def calibrate(progress: Progress) -> CalibrateDatasetAnswer:
-        found = calibrate_from_dataset(
+        calibration, failed = calibrate_from_dataset(
             service,
             datasets,
             key,
@@ -63,12 +52,16 @@ def calibrate_dataset(
             require_ng=body.require_ng,
             progress=progress,
         )
-        failed = [
-            FailedItem(label=item.label, filename=item.image.file_name, error=item.error or "") for item in found.failed
-        ]
-        return CalibrateDatasetAnswer(**answer_fields, **found.calibration.to_fields(), failed=failed)
+        return CalibrateDatasetAnswer(
+            **answer_fields,
+            **calibration.to_fields(),
+            failed=[
+                FailedItem(label=item.image.label, filename=item.image.file_name, error=item.error or "")
+                for item in failed
+            ],
+        )
 
-    return now_or_later(request, jobs, prefers_async, "calibrate_dataset", calibrate)
+    return now_or_later("calibrate_dataset", calibrate)
 
 
 @router.post(
@@ -82,52 +75,52 @@ def infer_dataset(
     request: Request,
     service: ServiceOf,
     datasets: DatasetsOf,
-    jobs: JobsOf,
-    prefers_async: PrefersAsync,
-    bookkeeper: BookkeeperOf,
+    audit: AuditOf,
+    now_or_later: NowOrLater,
     body: InferDatasetBody,
 ) -> InferDatasetAnswer | JSONResponse:
     """Inspect all stored images; an image that cannot be inspected has its error in its own line."""
     key = model_key_of(request, body.role_id, body.roi_id, body.model_key, body.recipe_id)
     answer_fields = identity(request, key)
+    request_id, caller = request.state.request_id, request.state.caller
 
     def inspect(progress: Progress) -> InferDatasetAnswer:
-        found = inspect_dataset(
-            service,
-            datasets,
-            key,
-            labels=body.labels or LABELS,
-            default_mm_per_px=body.default_mm_per_px,
-            progress=progress,
-        )
+        labels, mm_per_px = body.labels or LABELS, body.default_mm_per_px
         items = []
-        for item in found:
+        for item in inspect_dataset(
+            service, datasets, key, labels=labels, default_mm_per_px=mm_per_px, progress=progress
+        ):
             if item.inspection is not None:
-                bookkeeper.keep(key, item.inspection, source="infer_dataset", image_name=item.image.file_name)
+                audit.keep(
+                    key,
+                    item.inspection,
+                    source="infer_dataset",
+                    image_name=item.image.file_name,
+                    request_id=request_id,
+                    caller=caller,
+                )
             items.append(_item(item, body.include_heatmap))
         errors = sum(item.error is not None for item in items)
         return InferDatasetAnswer(**answer_fields, n_total=len(items), n_errors=errors, items=items)
 
-    return now_or_later(request, jobs, prefers_async, "infer_dataset", inspect)
+    return now_or_later("infer_dataset", inspect)
 
 
 def _item(item: DatasetItem, include_heatmap: bool) -> DatasetItemAnswer:
+    answer = DatasetItemAnswer(
+        label=item.image.label, filename=item.image.file_name, mm_per_px=item.mm_per_px, error=item.error
+    )
     found = item.inspection
     if found is None:
-        return DatasetItemAnswer(
-            label=item.label, filename=item.image.file_name, mm_per_px=item.mm_per_px, error=item.error
-        )
-    regions = region_answers(found)
-    return DatasetItemAnswer(
-        label=item.label,
-        filename=item.image.file_name,
-        mm_per_px=item.mm_per_px,
-        score=found.score,
-        threshold=found.threshold,
-        decision=found.decision,
-        scoring=found.params["scoring"],
-        regions=regions,
-        n_regions=len(regions),
-        heatmap_png_base64=heatmap_base64(found) if include_heatmap else None,
-        error=None,
+        return answer
+    return answer.model_copy(
+        update={
+            "score": found.score,
+            "threshold": found.threshold,
+            "decision": found.decision,
+            "scoring": found.params["scoring"],
+            "regions": [RegionAnswer.of(region) for region in found.regions],
+            "n_regions": len(found.regions),
+            "heatmap_png_base64": base64.b64encode(encode_png(found.heatmap)).decode() if include_heatmap else None,
+        }
     )

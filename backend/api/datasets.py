@@ -2,40 +2,24 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable
+from collections.abc import Callable
 from typing import Annotated, Any
 
-from fastapi import APIRouter, File, Query, Request, Response, UploadFile
+from fastapi import APIRouter, Depends, File, Query, Request, Response, UploadFile
+from pydantic import JsonValue, TypeAdapter
 
-from backend.api.dependencies import (
-    DatasetsOf,
-    KeyOfForm,
-    KeyOfQuery,
-    SettingsOf,
-    check_count,
-    identity,
-)
+from backend.api.dependencies import DatasetsOf, KeyOfForm, KeyOfQuery, SettingsOf, check_uploads, identity
 from backend.api.fields import ImageFile, JsonPart
-from backend.api.store_schemas import (
-    ClassFiles,
-    ClearAnswer,
-    DeleteAnswer,
-    ListAnswer,
-    MetaAnswer,
-    UploadAnswer,
-)
-from backend.artifacts.model_key import ModelKey
+from backend.api.store_schemas import ClassFiles, ClearAnswer, DeleteAnswer, ListAnswer, MetaAnswer, UploadAnswer
 from backend.artifacts.stored_image import Label
-from backend.errors import BadRequest, InvalidInput
-from backend.services.datasets import Datasets, DatasetUpload
+from backend.errors import BadRequest
+from backend.services.datasets import DatasetUpload
 from backend.serving.access import ADMIN, INSPECT
-from backend.settings import Settings
 from backend.utils import canonical_json
 
 router = APIRouter(tags=["datasets"])
 
-_MAX_META_DEPTH = 32
+_META = TypeAdapter(dict[str, JsonValue])
 _MEDIA_TYPES = {
     ".png": "image/png",
     ".jpg": "image/jpeg",
@@ -47,44 +31,53 @@ _MEDIA_TYPES = {
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
 _BINARY_TYPES = [*_MEDIA_TYPES.values(), "application/octet-stream"]  # the last for generators of clients
 
-Images = Annotated[list[ImageFile], File(min_length=1, description="PNG or JPEG; one or many.")]
-Metas = Annotated[
-    list[JsonPart],
-    File(
-        description="JSON objects, one per image, or none at all. mm_per_px is checked; shape and part_id are used.",
-        examples=[['{"mm_per_px":0.2}']],
-    ),
-]
 LabelOf = Annotated[Label, Query(description="Class of the images.", examples=["ok"])]
 FileName = Annotated[
     str, Query(min_length=1, max_length=255, description="As listed.", examples=["a-1f3c5e7a9b2d.png"])
 ]
 
 
-@router.post("/datasets/ok/upload", summary="Keep good images", **ADMIN)
-def upload_ok(
+async def _keep_images(
     request: Request,
     datasets: DatasetsOf,
     settings: SettingsOf,
     key: KeyOfForm,
-    images: Images,
-    metas: Metas = [],  # noqa: B006
-) -> UploadAnswer:
+    images: Annotated[list[ImageFile], File(min_length=1, description="PNG or JPEG; one or many.")],
+    metas: Annotated[
+        list[JsonPart],
+        File(
+            description="JSON objects, one per image, or none at all. mm_per_px is checked; shape and part_id are "
+            "used.",
+            examples=[['{"mm_per_px":0.2}']],
+        ),
+    ] = [],  # noqa: B006
+) -> Callable[[Label], UploadAnswer]:
+    def keep(label: Label) -> UploadAnswer:
+        check_uploads(len(images), "metas", len(metas), settings)
+        parsed = [_meta(meta) for meta in metas] or [{} for _ in images]
+        uploads = [
+            DatasetUpload(name=image.filename or f"image {n + 1}", data=image.file.read(), meta=meta)
+            for n, (image, meta) in enumerate(zip(images, parsed, strict=True))
+        ]
+        saved = datasets.add(key, label, uploads)
+        return UploadAnswer(**identity(request, key), saved=[image.file_name for image in saved])
+
+    return keep
+
+
+KeepImages = Annotated[Callable[[Label], UploadAnswer], Depends(_keep_images)]
+
+
+@router.post("/datasets/ok/upload", summary="Keep good images", **ADMIN)
+def upload_ok(keep: KeepImages) -> UploadAnswer:
     """Store good images. They are learned by the next `/fit_ok` with `use_dataset=true`."""
-    return _upload(request, datasets, settings, key, "ok", images, metas)
+    return keep("ok")
 
 
 @router.post("/datasets/ng/upload", summary="Keep bad images", **ADMIN)
-def upload_ng(
-    request: Request,
-    datasets: DatasetsOf,
-    settings: SettingsOf,
-    key: KeyOfForm,
-    images: Images,
-    metas: Metas = [],  # noqa: B006
-) -> UploadAnswer:
+def upload_ng(keep: KeepImages) -> UploadAnswer:
     """Store bad images. They are used by the next `/calibrate_dataset`."""
-    return _upload(request, datasets, settings, key, "ng", images, metas)
+    return keep("ng")
 
 
 @router.get("/datasets/list", summary="The stored images", **INSPECT)
@@ -147,58 +140,13 @@ def clear(request: Request, datasets: DatasetsOf, key: KeyOfQuery, label: LabelO
     return ClearAnswer(**identity(request, key), cleared=datasets.clear(key, label))
 
 
-def _upload(
-    request: Request,
-    datasets: Datasets,
-    settings: Settings,
-    key: ModelKey,
-    label: Label,
-    images: list[UploadFile],
-    metas: list[UploadFile | str],
-) -> UploadAnswer:
-    check_count(len(images), settings)
-    if metas and len(metas) != len(images):
-        raise InvalidInput(
-            f"{len(metas)} metas for {len(images)} images. Send one for each image, or none.",
-            details={"field": "metas"},
-        )
-    parsed = [_meta(meta) for meta in metas] or [{} for _ in images]
-    uploads = [
-        DatasetUpload(name=image.filename or f"image {n + 1}", data=image.file.read(), meta=meta)
-        for n, (image, meta) in enumerate(zip(images, parsed, strict=True))
-    ]
-    saved = datasets.add(key, label, uploads)
-    return UploadAnswer(**identity(request, key), saved=[image.file_name for image in saved])
-
-
 def _meta(part: UploadFile | str) -> dict[str, Any]:
     try:
-        meta = json.loads(part if isinstance(part, str) else part.file.read(), parse_constant=_no_constant)
-    except (ValueError, RecursionError) as error:
-        raise BadRequest("A metas part is not valid JSON. Send one JSON object per image.") from error
-    if not isinstance(meta, dict):
-        raise BadRequest("A metas part is not a JSON object. Send one JSON object per image.")
-    if _depth(meta) > _MAX_META_DEPTH:
-        raise BadRequest(f"A metas part is nested deeper than {_MAX_META_DEPTH} levels. Send a flatter JSON object.")
-    try:
-        canonical_json(meta)
-    except ValueError as error:  # a number like 1e999, or half of a surrogate pair
-        raise BadRequest("A metas part holds a number or a character that JSON cannot carry. Leave it out.") from error
+        meta = _META.validate_json(part if isinstance(part, str) else part.file.read())
+        canonical_json(meta)  # refuses a number like 1e999
+    except ValueError as error:
+        raise BadRequest(
+            "A metas part is no JSON object, is nested deeper than 200 levels, or holds a number or a character that "
+            "JSON cannot carry. Send one JSON object per image."
+        ) from error
     return meta
-
-
-def _depth(value: object) -> int:
-    """Return how many levels of lists and objects a JSON value has, without recursion."""
-    level, depth = [value], -1
-    while level:
-        level = [child for parent in level for child in _children(parent)]
-        depth += 1
-    return depth
-
-
-def _children(value: object) -> Iterable[object]:
-    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-
-
-def _no_constant(name: str) -> float:
-    raise ValueError(name)

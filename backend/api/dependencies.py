@@ -3,27 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable
-from typing import Annotated, Any, TypeVar
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Annotated, Any, Protocol, TypeVar
 
-from fastapi import Depends, Header, Query, Request
+from fastapi import Depends, Form, Header, Query, Request
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 
-from backend.api.fields import (
-    KEY_TEXT,
-    RECIPE_TEXT,
-    ROI_TEXT,
-    ROLE_TEXT,
-    ModelKeyForm,
-    RecipeIdForm,
-    RoiIdForm,
-    RoleIdForm,
-)
-from backend.artifacts.model_key import DEFAULT_RECIPE, MAX_ID_CHARS, ModelKey, checked_recipe
+from backend.api.fields import ModelKeyId, RecipeId, RoiId, RoleId
+from backend.artifacts.model_key import DEFAULT_RECIPE, ModelKey, checked_recipe
 from backend.deadlines import end_if_late
-from backend.errors import TooLarge
+from backend.errors import InvalidInput, TooLarge
 from backend.memory_bank.coreset import Progress
+from backend.services.audit import Audit
 from backend.services.datasets import Datasets
 from backend.services.inspection import InspectionService
 from backend.services.jobs import Jobs
@@ -36,43 +29,24 @@ from backend.settings import Settings
 AnswerT = TypeVar("AnswerT", bound=BaseModel)
 
 
-def _part(name: str) -> Callable[[Request], Awaitable[Any]]:
-    # A coroutine, though it waits for nothing: FastAPI runs a plain function on a thread, and `/health` would wait for
-    # one.
+def _part(name: str) -> Any:
+    """Return the dependency on a part of the application."""
+
+    # A coroutine, though it does not wait: FastAPI runs a plain function on a thread, and `/health` would wait for one.
     async def part(request: Request) -> Any:
         return getattr(request.app.state, name)
 
-    return part
+    return Depends(part)
 
 
-GateOf = Annotated[Gate, Depends(_part("gate"))]
-ServiceOf = Annotated[InspectionService, Depends(_part("service"))]
-DatasetsOf = Annotated[Datasets, Depends(_part("datasets"))]
-RecipesOf = Annotated[Recipes, Depends(_part("recipes"))]
-JobsOf = Annotated[Jobs, Depends(_part("jobs"))]
-MetricsOf = Annotated[Metrics, Depends(_part("metrics"))]
-SettingsOf = Annotated[Settings, Depends(_part("settings"))]
-
-
-async def _prefers_async(
-    request: Request,
-    prefer: Annotated[
-        str | None,
-        Header(
-            alias="Prefer",
-            description="`respond-async`: answer 202 at once and work in the background; see GET /jobs/{job_id}.",
-            examples=["respond-async"],
-        ),
-    ] = None,
-) -> bool:
-    """Return whether a request holds the preference respond-async, in any of its Prefer headers (RFC 7240)."""
-    if prefer is None:
-        return False
-    unquoted = re.sub(r'"[^"]*"', "", ",".join(request.headers.getlist("Prefer")))
-    return any(each.partition(";")[0].strip().lower() == "respond-async" for each in unquoted.split(","))
-
-
-PrefersAsync = Annotated[bool, Depends(_prefers_async)]
+AuditOf = Annotated[Audit, _part("audit")]
+DatasetsOf = Annotated[Datasets, _part("datasets")]
+GateOf = Annotated[Gate, _part("gate")]
+JobsOf = Annotated[Jobs, _part("jobs")]
+MetricsOf = Annotated[Metrics, _part("metrics")]
+RecipesOf = Annotated[Recipes, _part("recipes")]
+ServiceOf = Annotated[InspectionService, _part("service")]
+SettingsOf = Annotated[Settings, _part("settings")]
 
 
 async def documented_headers(
@@ -101,28 +75,20 @@ def model_key_of(request: Request, role_id: str, roi_id: str, model_key: str | N
 
 async def _key_of_form(
     request: Request,
-    role_id: RoleIdForm,
-    roi_id: RoiIdForm,
-    model_key: ModelKeyForm = None,
-    recipe_id: RecipeIdForm = None,
+    role_id: Annotated[RoleId, Form()],
+    roi_id: Annotated[RoiId, Form()],
+    model_key: Annotated[ModelKeyId, Form()] = None,
+    recipe_id: Annotated[RecipeId, Form()] = None,
 ) -> ModelKey:
     return model_key_of(request, role_id, roi_id, model_key, recipe_id)
 
 
 async def _key_of_query(
     request: Request,
-    role_id: Annotated[
-        str, Query(min_length=1, max_length=MAX_ID_CHARS, description=ROLE_TEXT, examples=["Inspection"])
-    ],
-    roi_id: Annotated[
-        str, Query(min_length=1, max_length=MAX_ID_CHARS, description=ROI_TEXT, examples=["inspection-1"])
-    ],
-    model_key: Annotated[
-        str | None, Query(max_length=MAX_ID_CHARS, description=KEY_TEXT, examples=["inspection-1"])
-    ] = None,
-    recipe_id: Annotated[
-        str | None, Query(max_length=MAX_ID_CHARS, description=RECIPE_TEXT, examples=["default"])
-    ] = None,
+    role_id: Annotated[RoleId, Query()],
+    roi_id: Annotated[RoiId, Query()],
+    model_key: Annotated[ModelKeyId, Query()] = None,
+    recipe_id: Annotated[RecipeId, Query()] = None,
 ) -> ModelKey:
     return model_key_of(request, role_id, roi_id, model_key, recipe_id)
 
@@ -133,35 +99,56 @@ KeyOfQuery = Annotated[ModelKey, Depends(_key_of_query)]
 
 def identity(request: Request, key: ModelKey) -> dict[str, str]:
     """Return the fields that every answer about a model carries."""
-    return {
-        "role_id": key.role_id,
-        "roi_id": key.roi_id,
-        "model_key": key.model_key,
-        "recipe_id": key.recipe_id,
-        "request_id": request.state.request_id,
-    }
+    return {**asdict(key), "request_id": request.state.request_id}
 
 
-def check_count(n_images: int, settings: Settings) -> None:
-    """Raise TooLarge if a call brings more images than it may."""
+def check_uploads(n_images: int, field: str, n_values: int, settings: Settings) -> None:
+    """Raise TooLarge if a call brings more images than it may, InvalidInput if a field has values for some of them."""
     if n_images > settings.max_images:
         raise TooLarge(
             f"{n_images} images in one call; at most {settings.max_images} are allowed. Send them in several calls.",
             details={"n_images": n_images, "max_images": settings.max_images},
         )
+    if n_values not in (0, n_images):
+        raise InvalidInput(
+            f"{n_values} {field} fields for {n_images} images. Send one for each image, or none.",
+            details={"field": field},
+        )
 
 
-def now_or_later(
-    request: Request, jobs: Jobs, prefers_async: bool, kind: str, call: Callable[[Progress], AnswerT]
-) -> AnswerT | JSONResponse:
-    """Return the call's answer, or start it as a job and return 202 where the client prefers that."""
-    if not prefers_async:
-        return call(end_if_late)
-    held: HeldBody = request.state.held_body
-    # From here on the upload is the job's, which may end before this line does.
-    job = jobs.start(kind, lambda progress: call(progress).model_dump(mode="json"), ended=held.release)
-    held.is_handed_over = True
-    body = {"job_id": job.job_id, "kind": kind, "state": job.state, "status_url": f"/jobs/{job.job_id}"}
-    body["request_id"] = request.state.request_id
-    headers = {"Location": f"/jobs/{job.job_id}", "Preference-Applied": "respond-async"}
-    return JSONResponse(body, 202, headers)
+class _NowOrLater(Protocol):
+    def __call__(self, kind: str, call: Callable[[Progress], AnswerT]) -> AnswerT | JSONResponse: ...
+
+
+async def _now_or_later(
+    request: Request,
+    jobs: JobsOf,
+    prefer: Annotated[
+        str | None,
+        Header(
+            alias="Prefer",
+            description="`respond-async`: answer 202 at once and work in the background; see GET /jobs/{job_id}.",
+            examples=["respond-async"],
+        ),
+    ] = None,
+) -> _NowOrLater:
+    # The preference may stand in any of several Prefer headers, beside others (RFC 7240).
+    unquoted = re.sub(r'"[^"]*"', "", ",".join(request.headers.getlist("Prefer"))) if prefer else ""
+    prefers_async = "respond-async" in {each.partition(";")[0].strip().lower() for each in unquoted.split(",")}
+
+    def answer(kind: str, call: Callable[[Progress], AnswerT]) -> AnswerT | JSONResponse:
+        if not prefers_async:
+            return call(end_if_late)
+        held: HeldBody = request.state.held_body
+        # From here on the upload is the job's, which may end before this line does.
+        job = jobs.start(kind, lambda progress: call(progress).model_dump(mode="json"), ended=held.release)
+        held.is_handed_over = True
+        body = {"job_id": job.job_id, "kind": kind, "state": job.state, "status_url": f"/jobs/{job.job_id}"}
+        body["request_id"] = request.state.request_id
+        return JSONResponse(body, 202, {"Location": body["status_url"], "Preference-Applied": "respond-async"})
+
+    return answer
+
+
+NowOrLater = Annotated[_NowOrLater, Depends(_now_or_later)]
+"""Called with a call's name and the call: returns its answer, or 202 for a job where the client prefers that."""

@@ -1,57 +1,56 @@
-"""The types of single fields of requests and answers, with meaning, range and an example."""
+"""The fields of requests and answers, with meaning, range and an example, and those that several models share."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from fastapi import Form, UploadFile
-from pydantic import Field, PlainSerializer, WithJsonSchema
+from fastapi import UploadFile
+from pydantic import BaseModel, Field, PlainSerializer, WithJsonSchema
 
 from backend.artifacts.model_key import MAX_ID_CHARS
+from backend.memory_bank.bank import MemoryBank
 from backend.utils import MAX_MM_PER_PX, MIN_MM_PER_PX
 
-ROLE_TEXT = "Role of the camera view; letters of any language, digits, '-', '_'."
-ROI_TEXT = "Region of interest; letters of any language, digits, '-', '_'."
-KEY_TEXT = "Which model of the ROI; the roi_id unless said otherwise."
-RECIPE_TEXT = "Recipe, a-z 0-9 _ -; goes before the header X-Recipe-Id; `default` without either."
-MM_PER_PX_TEXT = "Millimetres per pixel of the image; fixed at the first fit of a ROI (1 % tolerance)."
-_SHAPE = (
-    "JSON text, in pixels of the image: a rect (x, y, w, h or cx, cy, w, h), a circle (cx, cy, r) or an annulus "
-    "(cx, cy, r, r_inner). Missing or empty: the whole image."
-)
-SHAPE_EXAMPLES = [
-    '{"kind":"annulus","cx":192,"cy":192,"r":180,"r_inner":60}',
-    '{"kind":"rect","x":10,"y":20,"w":300,"h":200}',
+# What requests hold; a form or a query says `Annotated[RoleId, Form()]`.
+_Id = Annotated[str, Field(min_length=1, max_length=MAX_ID_CHARS)]
+_OptionalId = Annotated[str | None, Field(max_length=MAX_ID_CHARS)]
+RoleId = Annotated[
+    _Id,
+    Field(description="Role of the camera view; letters of any language, digits, '-', '_'.", examples=["Inspection"]),
 ]
-MAX_SCORE = 1e6
-
-Id = Annotated[str, Field(min_length=1, max_length=MAX_ID_CHARS)]
-RoleId = Annotated[Id, Field(description=ROLE_TEXT, examples=["Inspection"])]
-RoiId = Annotated[Id, Field(description=ROI_TEXT, examples=["inspection-1"])]
-ModelKeyId = Annotated[str | None, Field(max_length=MAX_ID_CHARS, description=KEY_TEXT, examples=["inspection-1"])]
-RecipeId = Annotated[str | None, Field(max_length=MAX_ID_CHARS, description=RECIPE_TEXT, examples=["default"])]
+RoiId = Annotated[
+    _Id, Field(description="Region of interest; letters of any language, digits, '-', '_'.", examples=["inspection-1"])
+]
+ModelKeyId = Annotated[
+    _OptionalId,
+    Field(description="Which model of the ROI; the roi_id unless said otherwise.", examples=["inspection-1"]),
+]
+RecipeId = Annotated[
+    _OptionalId,
+    Field(
+        description="Recipe, a-z 0-9 _ -; goes before the header X-Recipe-Id; `default` without either.",
+        examples=["default"],
+    ),
+]
+MM_PER_PX_TEXT = "Millimetres per pixel of the image; fixed at the first fit of a ROI (1 % tolerance)."
 MmPerPx = Annotated[
     float, Field(ge=MIN_MM_PER_PX, le=MAX_MM_PER_PX, allow_inf_nan=False, description=MM_PER_PX_TEXT, examples=[0.2])
 ]
-AreaMm2 = Annotated[
-    float,
-    Field(ge=0, le=1e6, allow_inf_nan=False, description="Smaller regions are dropped, mm².", examples=[1.0]),
-]
-Percentile = Annotated[
-    float,
-    Field(gt=0, le=100, allow_inf_nan=False, description="Percentile of the map that is the score.", examples=[99]),
-]
-Scores = Annotated[list[Annotated[float, Field(ge=0, le=MAX_SCORE, allow_inf_nan=False)]], Field(max_length=100_000)]
-
-RoleIdForm = Annotated[str, Form(min_length=1, max_length=MAX_ID_CHARS, description=ROLE_TEXT, examples=["Inspection"])]
-RoiIdForm = Annotated[str, Form(min_length=1, max_length=MAX_ID_CHARS, description=ROI_TEXT, examples=["inspection-1"])]
-ModelKeyForm = Annotated[str | None, Form(max_length=MAX_ID_CHARS, description=KEY_TEXT, examples=["inspection-1"])]
-RecipeIdForm = Annotated[str | None, Form(max_length=MAX_ID_CHARS, description=RECIPE_TEXT, examples=["default"])]
-MmPerPxForm = Annotated[
-    float, Form(ge=MIN_MM_PER_PX, le=MAX_MM_PER_PX, allow_inf_nan=False, description=MM_PER_PX_TEXT, examples=[0.2])
-]
+_Score = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
+Scores = Annotated[list[_Score], Field(max_length=100_000)]
 PartId = Annotated[str, Field(max_length=200)]
-ShapeForm = Annotated[str | None, Form(max_length=4096, description=_SHAPE, examples=SHAPE_EXAMPLES)]
+ShapeText = Annotated[
+    str | None,
+    Field(
+        max_length=4096,
+        description="JSON text, in pixels of the image: a rect (x, y, w, h or cx, cy, w, h), a circle (cx, cy, r) or "
+        "an annulus (cx, cy, r, r_inner). Missing or empty: the whole image.",
+        examples=[
+            '{"kind":"annulus","cx":192,"cy":192,"r":180,"r_inner":60}',
+            '{"kind":"rect","x":10,"y":20,"w":300,"h":200}',
+        ],
+    ),
+]
 
 # Plain arrays and both names for binary data: generators of clients know prefixItems and contentMediaType badly.
 _FILE = {"type": "string", "format": "binary", "contentMediaType": "application/octet-stream"}
@@ -61,7 +60,7 @@ _INTEGERS = {"type": "array", "items": {"type": "integer", "format": "int32", "m
 Pair = Annotated[tuple[int, int], WithJsonSchema({**_INTEGERS, "minItems": 2, "maxItems": 2})]
 Box = Annotated[tuple[int, int, int, int], WithJsonSchema({**_INTEGERS, "minItems": 4, "maxItems": 4})]
 
-# What answers hold. The ranges are told, not enforced: an answer is what was measured.
+# What answers hold. The ranges are stated, not enforced: an answer is what was measured.
 Count = Annotated[int, Field(json_schema_extra={"minimum": 0, "maximum": 2**31 - 1, "format": "int32"})]
 Score = Annotated[float, Field(json_schema_extra={"minimum": 0})]
 Share = Annotated[float, Field(json_schema_extra={"minimum": 0, "maximum": 1})]
@@ -74,3 +73,82 @@ Percent = Annotated[
     WithJsonSchema({"type": "number", "exclusiveMinimum": 0, "maximum": 100}),
 ]
 Ok = Annotated[Literal["ok"], Field(description="Always `ok`; an error has another body.", examples=["ok"])]
+Stale = Annotated[bool, Field(description="There is a calibration, but of an older memory.", examples=[False])]
+
+
+class Reply(BaseModel):
+    """What every answer carries."""
+
+    request_id: str = Field(description="The header X-Request-Id, or a new id.", examples=["8f0c6d0e6d2e4f0a"])
+
+
+class ModelReply(Reply):
+    """What every answer about a model carries."""
+
+    role_id: str = Field(description="As sent.", examples=["Inspection"])
+    roi_id: str = Field(description="As sent.", examples=["inspection-1"])
+    model_key: str = Field(description="As sent, or the roi_id.", examples=["inspection-1"])
+    recipe_id: str = Field(description="The recipe that was used.", examples=["default"])
+
+
+class Answer(ModelReply):
+    """What every answer about a model carries, but that to an inspection."""
+
+    status: Ok = "ok"
+
+
+class MemoryFacts(BaseModel):
+    """What a memory is."""
+
+    n_ok_total: Count = Field(description="Different images in the memory.", examples=[30])
+    n_parts: Count = Field(description="Physical parts among the images.", examples=[30])
+    n_embeddings: Count = Field(description="Patch embeddings of all images.", examples=[21870])
+    coreset_size: Count = Field(description="Embeddings that were kept.", examples=[438])
+    token_shape: Pair = Field(description="Rows and columns of the patch grid.", examples=[[27, 27]])
+    cell_mm: Size = Field(description="Edge of one patch cell, mm.", examples=[2.84])
+    mm_per_px: Size = Field(description="The ROI's scale.", examples=[0.2])
+    checksum: str = Field(description="SHA-256 of the memory.", examples=["9287c49a9e0d8c57…"])
+
+    @staticmethod
+    def fields_of(bank: MemoryBank) -> dict[str, Any]:
+        """Return these facts of a memory."""
+        return {
+            "n_ok_total": len(bank.image_digests),
+            "n_parts": bank.n_parts,
+            "n_embeddings": bank.n_embeddings,
+            "coreset_size": len(bank.vectors),
+            "token_shape": bank.placement.grid_hw,
+            "cell_mm": bank.placement.cell_mm(bank.mm_per_px),
+            "mm_per_px": bank.mm_per_px,
+            "checksum": bank.checksum,
+        }
+
+
+class ModelBody(BaseModel):
+    """The model that a request is about."""
+
+    role_id: RoleId
+    roi_id: RoiId
+    model_key: ModelKeyId = None
+    recipe_id: RecipeId = None
+
+
+class ScoringBody(ModelBody):
+    """A model, and how its maps are to become scores and regions."""
+
+    area_mm2_thr: float | None = Field(
+        None,
+        ge=0,
+        le=1e6,
+        allow_inf_nan=False,
+        description="Smaller regions are dropped, mm²; left out: as before.",
+        examples=[1.0],
+    )
+    score_percentile: float | None = Field(
+        None,
+        gt=0,
+        le=100,
+        allow_inf_nan=False,
+        description="Percentile of the map that is the score; left out: as before.",
+        examples=[99],
+    )

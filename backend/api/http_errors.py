@@ -76,25 +76,25 @@ class ErrorAnswers:
 
 
 async def _answer_to(request: Request, error: Exception) -> JSONResponse:
+    status: int
+    details: Mapping[str, Any] = {}
+    headers: Mapping[str, str] | None = None
     if isinstance(error, InspectionError):
-        return _on_inspection_error(request, error)
-    if isinstance(error, RequestValidationError):
-        return _on_validation_error(request, error)
-    if isinstance(error, HTTPException):
-        return _on_http_exception(request, error)
-    _log.error("request %s failed", getattr(request.state, "request_id", "?"), exc_info=error)
-    message = "The service failed on this request. Its log has the reason under the request id."
-    return _answer(request, HTTPStatus.INTERNAL_SERVER_ERROR, message, "internal_error")
-
-
-def _answer(
-    request: Request,
-    status: int,
-    message: str,
-    code: str,
-    details: Mapping[str, Any] | None = None,
-    headers: Mapping[str, str] | None = None,
-) -> JSONResponse:
+        status, message, code, details = status_of(type(error)), error.sentence, error.code, error.details
+        headers = _headers_of(error, request)
+        if isinstance(error, Unavailable):  # a full queue is no fault of the program; what caused it may be
+            _log.warning("%s: %s", code, message, exc_info=error.__cause__)
+        elif status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+            _log.error("%s: %s", code, message, exc_info=error)
+    elif isinstance(error, RequestValidationError):
+        status, message, code, details = _of_validation(error)
+    elif isinstance(error, HTTPException):
+        status, message = _of_framework(error, request)
+        code, headers = _CODES.get(status, "bad_request"), error.headers
+    else:
+        _log.error("request %s failed", getattr(request.state, "request_id", "?"), exc_info=error)
+        status, code = HTTPStatus.INTERNAL_SERVER_ERROR, "internal_error"
+        message = "The service failed on this request. Its log has the reason under the request id."
     request.app.state.metrics.count_error(code)
     request.state.error_code = code  # for the log
     body: dict[str, Any] = {
@@ -104,16 +104,11 @@ def _answer(
         "recipe_id": getattr(request.state, "recipe_id", DEFAULT_RECIPE),
     }
     if details:
-        body["details"] = dict(details)
-    return JSONResponse(body, status, dict(headers or {}))
+        body["details"] = details
+    return JSONResponse(body, status, headers)
 
 
-def _on_inspection_error(request: Request, error: InspectionError) -> JSONResponse:
-    status = status_of(type(error))
-    if isinstance(error, Unavailable):  # a full queue is no fault of the program; what caused it may be
-        _log.warning("%s: %s", error.code, error.sentence, exc_info=error.__cause__)
-    elif status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-        _log.error("%s: %s", error.code, error.sentence, exc_info=error)
+def _headers_of(error: InspectionError, request: Request) -> dict[str, str]:
     headers = {}
     if isinstance(error, Unavailable) and error.retry_after_s is not None:
         headers["Retry-After"] = str(error.retry_after_s)
@@ -121,20 +116,22 @@ def _on_inspection_error(request: Request, error: InspectionError) -> JSONRespon
         headers["Connection"] = "close"
     if isinstance(error, Unauthorized):
         headers["WWW-Authenticate"] = request.state.challenge
-    return _answer(request, status, error.sentence, error.code, error.details, headers)
+    return headers
 
 
-def _on_validation_error(request: Request, error: RequestValidationError) -> JSONResponse:
+def _of_validation(error: RequestValidationError) -> tuple[int, str, str, dict[str, Any]]:
+    """Return status, message, code and details."""
     problems = error.errors()
     if any(problem["type"] == "json_invalid" for problem in problems):
-        return _answer(request, HTTPStatus.BAD_REQUEST, "The body is not valid JSON.", "bad_request")
-    messages = [f"{_field(problem['loc'])}: {_reason(problem)}" for problem in problems]
-    details = {"field": _field(problems[0]["loc"]), "fields": [_field(problem["loc"]) for problem in problems]}
-    message = "; ".join(dict.fromkeys(messages[:5])) + "."
-    return _answer(request, HTTPStatus.UNPROCESSABLE_ENTITY, message, "invalid_input", details)
+        return HTTPStatus.BAD_REQUEST, "The body is not valid JSON.", "bad_request", {}
+    names = [_field(problem["loc"]) for problem in problems]
+    reasons = [f"{name}: {_reason(problem)}" for name, problem in zip(names, problems, strict=True)]
+    message = "; ".join(dict.fromkeys(reasons[:5])) + "."
+    return HTTPStatus.UNPROCESSABLE_ENTITY, message, "invalid_input", {"field": names[0], "fields": names}
 
 
-def _on_http_exception(request: Request, error: HTTPException) -> JSONResponse:
+def _of_framework(error: HTTPException, request: Request) -> tuple[int, str]:
+    """Return status and message."""
     status, message = error.status_code, str(error.detail)
     if status == HTTPStatus.BAD_REQUEST:  # Only the readers of bodies raise it.
         if "aximum" in message:  # Too many parts, or too large a one, for the reader of forms.
@@ -145,8 +142,7 @@ def _on_http_exception(request: Request, error: HTTPException) -> JSONResponse:
         message = "There is no such address. See /docs for those that there are."
     elif status == HTTPStatus.METHOD_NOT_ALLOWED:
         message = f"{request.method} is not possible here. See /docs."
-    code = _CODES.get(status, "bad_request")
-    return _answer(request, status, message, code, headers=error.headers)
+    return status, message
 
 
 def _field(location: Sequence[int | str]) -> str:

@@ -1,62 +1,44 @@
-"""The ordered endpoints: learn, calibrate, inspect, health."""
+"""Learn, calibrate, inspect."""
 
 from __future__ import annotations
 
+import base64
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, File, Form, Request, UploadFile
+from fastapi import APIRouter, File, Form, Request
 from fastapi.responses import JSONResponse
 
-from backend import __version__
-from backend.api.answers import engine_answer, fit_answer, heatmap_base64, inspection_log_fields, region_answers
-from backend.api.audit import BookkeeperOf
 from backend.api.dependencies import (
-    GateOf,
-    JobsOf,
+    AuditOf,
     KeyOfForm,
     MetricsOf,
-    PrefersAsync,
+    NowOrLater,
     ServiceOf,
     SettingsOf,
-    check_count,
+    check_uploads,
     identity,
     model_key_of,
-    now_or_later,
 )
-from backend.api.fields import ImageFile, MmPerPxForm, PartId, ShapeForm
-from backend.api.schemas import CalibrateAnswer, CalibrateBody, FitAnswer, HealthAnswer, InferAnswer, InferParams
+from backend.api.fields import ImageFile, MemoryFacts, MmPerPx, PartId, ShapeText
+from backend.api.schemas import (
+    CalibrateAnswer,
+    CalibrateBody,
+    FitAnswer,
+    InferAnswer,
+    InferParams,
+    RegionAnswer,
+    ScoreSummary,
+)
 from backend.api.store_schemas import JobStarted
-from backend.errors import InvalidInput
+from backend.artifacts.heatmaps import save_heatmap
 from backend.imaging.image_codec import encode_png
 from backend.memory_bank.coreset import Progress
 from backend.roi_mask import parse_shape
 from backend.services.fit_request import Mode, Upload
-from backend.serving.access import ADMIN, INSPECT, OPEN
+from backend.serving.access import ADMIN, INSPECT
 from backend.utils import Stopwatch
 
 router = APIRouter(tags=["inspection"])
-
-
-@router.get("/health", summary="Whether the service can inspect", **OPEN)
-async def health(request: Request, service: ServiceOf, settings: SettingsOf, gate: GateOf) -> HealthAnswer:
-    """Answer at once, whatever the device is doing. Where keys are needed, a caller without one is told no reason."""
-    state = service.extractor_state
-    damage = service.store.quarantine.reason
-    degraded = " ".join(reason for reason in (state.reason, damage) if reason) or None
-    reason = "The service is stopping." if gate.stopping else degraded
-    if reason and request.app.state.api_keys and request.state.caller is None:
-        reason = "Ask with an API key for the reason."  # a reason may name a ROI
-    device = state.extractor.device if state.extractor else settings.device
-    hoped_for = "filter-bank" if settings.extractor == "filter-bank" else "dinov2-vit-s/14"
-    return HealthAnswer(
-        status="stopping" if gate.stopping else "degraded" if damage and state.status == "ok" else state.status,
-        device="cuda" if device.startswith("cuda") else "cpu",
-        model=state.extractor.name if state.extractor else hoped_for,
-        version=__version__,
-        engine=engine_answer(state.extractor),
-        reason=reason,
-        request_id=request.state.request_id,
-    )
 
 
 @router.post(
@@ -66,16 +48,15 @@ def fit_ok(
     request: Request,
     service: ServiceOf,
     settings: SettingsOf,
-    jobs: JobsOf,
     metrics: MetricsOf,
-    prefers_async: PrefersAsync,
+    now_or_later: NowOrLater,
     key: KeyOfForm,
-    mm_per_px: MmPerPxForm,
+    mm_per_px: Annotated[MmPerPx, Form()],
     images: Annotated[list[ImageFile], File(description="Good images, PNG or JPEG; one or many.")] = [],  # noqa: B006
     use_dataset: Annotated[
         bool, Form(description="Learn exactly the ok images of the data set (and `images`).", examples=[False])
     ] = False,
-    shape: ShapeForm = None,
+    shape: Annotated[ShapeText, Form()] = None,
     part_id: Annotated[
         list[PartId],
         Form(
@@ -90,8 +71,11 @@ def fit_ok(
     ] = None,
 ) -> FitAnswer | JSONResponse:
     """Learn, or learn more of, what is normal. Images accumulate over calls; a repeated image is learned once."""
-    check_count(len(images), settings)
-    uploads = _uploads(images, part_id)
+    check_uploads(len(images), "part_id", len(part_id), settings)
+    uploads = [
+        Upload(name=image.filename or f"image {n + 1}", data=image.file.read(), part_id=part or None)
+        for n, (image, part) in enumerate(zip(images, part_id or [""] * len(images), strict=True))
+    ]
     parsed = parse_shape(shape)
     answer_fields = identity(request, key)
 
@@ -107,17 +91,28 @@ def fit_ok(
             progress=progress,
         )
         metrics.count_fit(key)
-        return fit_answer(report, service.extractor_name, answer_fields)
+        bank, summary = report.bank, report.scores.summary()
+        return FitAnswer(
+            **answer_fields,
+            **MemoryFacts.fields_of(bank),
+            n_new=report.n_new,
+            n_duplicates=report.n_duplicates,
+            coreset_rate_requested=bank.options.coreset_rate,
+            coreset_rate_applied=bank.coreset_rate_applied,
+            extractor=service.extractor.get().name,
+            ok_scores=ScoreSummary.model_validate(summary) if summary and bank.n_parts >= 2 else None,
+            suggested_threshold=report.scores.suggested_threshold(),
+            calibration=report.calibration,
+            threshold=report.threshold,
+            warnings=list(report.warnings),
+            timings_ms=dict(report.timings_ms),
+        )
 
-    return now_or_later(request, jobs, prefers_async, "fit_ok", fit)
+    return now_or_later("fit_ok", fit)
 
 
 @router.post("/calibrate_ng", summary="Set a ROI's threshold", **ADMIN)
-def calibrate_ng(
-    request: Request,
-    service: ServiceOf,
-    body: CalibrateBody,
-) -> CalibrateAnswer:
+def calibrate_ng(request: Request, service: ServiceOf, body: CalibrateBody) -> CalibrateAnswer:
     """Set the threshold from good scores, and from up to a few bad ones, and say what it is worth."""
     key = model_key_of(request, body.role_id, body.roi_id, body.model_key, body.recipe_id)
     calibration = service.calibrate(key, **body.model_dump(exclude={"role_id", "roi_id", "model_key", "recipe_id"}))
@@ -129,11 +124,11 @@ def infer(
     request: Request,
     service: ServiceOf,
     metrics: MetricsOf,
-    bookkeeper: BookkeeperOf,
+    audit: AuditOf,
     key: KeyOfForm,
-    mm_per_px: MmPerPxForm,
+    mm_per_px: Annotated[MmPerPx, Form()],
     image: Annotated[ImageFile, File(description="The canonical ROI, PNG or JPEG.")],
-    shape: ShapeForm = None,
+    shape: Annotated[ShapeText, Form()] = None,
     heatmap: Annotated[
         Literal["base64", "path", "none"], Form(description="How the heat map comes back.", examples=["base64"])
     ] = "base64",
@@ -141,14 +136,29 @@ def infer(
     """Score one image. A ROI without a calibration gives a score and a heat map, and no decision."""
     watch, name = Stopwatch(), image.filename or "image"
     inspection = service.infer(key, image.file.read(), mm_per_px=mm_per_px, shape=parse_shape(shape), name=name)
+    digest = inspection.params["image_digest"]
     with watch.lap("encode"):
-        text = heatmap_base64(inspection) if heatmap == "base64" else None
-        path = service.keep_heatmap(key, inspection, encode_png(inspection.heatmap)) if heatmap == "path" else None
-    if bookkeeper.keeps:
+        png = b"" if heatmap == "none" else encode_png(inspection.heatmap)
+        text = base64.b64encode(png).decode() if heatmap == "base64" else None
+        path = save_heatmap(service.store, key, digest, png) if heatmap == "path" else None
+    if audit.keeps:
         with watch.lap("audit"):
-            bookkeeper.keep(key, inspection, source="infer", image_name=name)
+            audit.keep(
+                key,
+                inspection,
+                source="infer",
+                image_name=name,
+                request_id=request.state.request_id,
+                caller=request.state.caller,
+            )
     timings_ms = {**inspection.timings_ms, **watch.timings_ms()}
-    request.state.found = inspection_log_fields(inspection, timings_ms)
+    request.state.found = {  # for the log
+        "score": inspection.score,
+        "threshold": inspection.threshold,
+        "decision": inspection.decision or "none",
+        "image_digest": digest,
+        "timings_ms": {stage: round(elapsed_ms, 3) for stage, elapsed_ms in timings_ms.items()},
+    }
     metrics.count_inspection(key, inspection.decision, timings_ms)
     return InferAnswer(
         **identity(request, key),
@@ -157,21 +167,8 @@ def infer(
         decision=inspection.decision,
         heatmap_png_base64=text,
         heatmap_path=path,
-        regions=region_answers(inspection),
+        regions=[RegionAnswer.of(region) for region in inspection.regions],
         token_shape=inspection.grid_hw,
         params=InferParams.model_validate(dict(inspection.params)),
         timings_ms=timings_ms,
     )
-
-
-def _uploads(images: list[UploadFile], part_ids: list[str]) -> list[Upload]:
-    if part_ids and len(part_ids) != len(images):
-        raise InvalidInput(
-            f"{len(part_ids)} part_id fields for {len(images)} images. Send one for each image, or none.",
-            details={"field": "part_id"},
-        )
-    parts = part_ids or [""] * len(images)
-    return [
-        Upload(name=image.filename or f"image {n + 1}", data=image.file.read(), part_id=part or None)
-        for n, (image, part) in enumerate(zip(images, parts, strict=True))
-    ]

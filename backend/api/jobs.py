@@ -31,14 +31,5 @@ def cancel_job(request: Request, jobs: JobsOf, job_id: JobId) -> JobAnswer:
 
 def _answer(request: Request, job: Job) -> JobAnswer:
     return JobAnswer(
-        job_id=job.job_id,
-        kind=job.kind,
-        state=job.state,
-        progress=job.progress,
-        done=job.done,
-        total=job.total,
-        eta_s=job.eta_s(time.time()),
-        result=job.result,
-        error=job.error,
-        request_id=request.state.request_id,
+        **vars(job), progress=job.progress, eta_s=job.eta_s(time.time()), request_id=request.state.request_id
     )

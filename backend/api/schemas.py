@@ -12,35 +12,23 @@ from pydantic import BaseModel, ConfigDict, Field
 from backend.api.fields import (
     MM_PER_PX_TEXT,
     Amount,
-    AreaMm2,
+    Answer,
     Box,
     Count,
+    MemoryFacts,
     MmPerPx,
-    ModelKeyId,
-    Ok,
+    ModelReply,
     Pair,
     Percent,
-    Percentile,
-    RecipeId,
-    RoiId,
-    RoleId,
     Score,
     Scores,
+    ScoringBody,
     Share,
     Size,
+    Stale,
 )
 from backend.calib import MARGIN_RANGE, ScoreMode
-from backend.extractors.base import EngineOrigin
-
-
-class Answer(BaseModel):
-    """What every answer about a model carries."""
-
-    role_id: str = Field(description="As sent.", examples=["Inspection"])
-    roi_id: str = Field(description="As sent.", examples=["inspection-1"])
-    model_key: str = Field(description="As sent, or the roi_id.", examples=["inspection-1"])
-    recipe_id: str = Field(description="The recipe that was used.", examples=["default"])
-    request_id: str = Field(description="The header X-Request-Id, or a new id.", examples=["8f0c6d0e6d2e4f0a"])
+from backend.scoring.regions import Region
 
 
 class ErrorBody(BaseModel):
@@ -55,35 +43,6 @@ class ErrorBody(BaseModel):
     recipe_id: str = Field(description="The recipe of the call.", examples=["default"])
 
 
-class EngineAnswer(BaseModel):
-    """What computes the extractor's network."""
-
-    name: str = Field(description="`torch` or `openvino`.", examples=["openvino"])
-    precision: str = Field(description="What it multiplies in.", examples=["bf16"])
-    origin: EngineOrigin = Field(
-        description="Whether the graph is the network itself, was converted at this start, or at an earlier one.",
-        examples=["read from cache"],
-    )
-    warm_input_hw: list[Pair] = Field(
-        description="Input sizes (height, width, px) whose next image waits for nothing.", examples=[[[378, 378]]]
-    )
-
-
-class HealthAnswer(BaseModel):
-    """Whether the service can inspect."""
-
-    status: Literal["ok", "degraded", "starting", "stopping"] = Field(
-        description="`starting` while the extractor loads, `stopping` while the last calls are answered.",
-        examples=["ok"],
-    )
-    device: Literal["cpu", "cuda"] = Field(description="Where the extractor runs.", examples=["cpu"])
-    model: str = Field(description="The extractor.", examples=["dinov2-vit-s/14"])
-    version: str = Field(description="Version of the service.", examples=["0.1.0"])
-    engine: EngineAnswer | None = Field(None, description="null: the extractor is still loading, or has no network.")
-    reason: str | None = Field(None, description="What is degraded, and how to mend it.", examples=[None])
-    request_id: str = Field(description="The header X-Request-Id, or a new id.", examples=["8f0c6d0e6d2e4f0a"])
-
-
 class ScoreSummary(BaseModel):
     """Leave-one-image-out scores of all learned images."""
 
@@ -94,24 +53,15 @@ class ScoreSummary(BaseModel):
     max: Score = Field(description="Largest.", examples=[0.56])
 
 
-class FitAnswer(Answer):
+class FitAnswer(MemoryFacts, Answer):
     """What a ROI has learned."""
 
-    status: Ok = "ok"
-    n_ok_total: Count = Field(description="Different images in the memory.", examples=[30])
     n_new: Count = Field(description="Images of this call that the memory did not know.", examples=[30])
     n_duplicates: Count = Field(
         description="Images of this call that repeat a known one; not learned twice.", examples=[0]
     )
-    n_parts: Count = Field(description="Physical parts among the images.", examples=[30])
-    n_embeddings: Count = Field(description="Patch embeddings of all images.", examples=[21870])
-    coreset_size: Count = Field(description="Embeddings that were kept.", examples=[438])
     coreset_rate_requested: Share = Field(description="Share asked for.", examples=[0.02])
     coreset_rate_applied: Share = Field(description="coreset_size ÷ n_embeddings.", examples=[0.02003])
-    token_shape: Pair = Field(description="Rows and columns of the patch grid.", examples=[[27, 27]])
-    cell_mm: Size = Field(description="Edge of one patch cell, mm.", examples=[2.84])
-    mm_per_px: Size = Field(description="The ROI's scale.", examples=[0.2])
-    checksum: str = Field(description="SHA-256 of the memory.", examples=["9287c49a9e0d8c57…"])
     extractor: str = Field(description="Name of the extractor.", examples=["dinov2-vit-s/14"])
     ok_scores: ScoreSummary | None = Field(description="null for fewer than two parts.")
     suggested_threshold: Score | None = Field(
@@ -127,41 +77,20 @@ class FitAnswer(Answer):
     timings_ms: dict[str, Amount] = Field(description="Milliseconds by stage.", examples=[{"total": 6210.4}])
 
 
-class CalibrateBody(BaseModel):
+_SHORT: dict[str, Any] = {"role_id": "Inspection", "roi_id": "inspection-1", "mm_per_px": 0.2}
+_SCORES = {"ok_scores": [0.41, 0.44, 0.39], "ng_scores": [0.92], "area_mm2_thr": 1.0, "score_percentile": 99}
+
+
+class CalibrateBody(ScoringBody):
     """What to calibrate with."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {"role_id": "Inspection", "roi_id": "inspection-1", "mm_per_px": 0.2},
-                {
-                    "role_id": "Inspection",
-                    "roi_id": "inspection-1",
-                    "mm_per_px": 0.2,
-                    "ok_scores": [0.41, 0.44, 0.39],
-                    "ng_scores": [0.92],
-                    "area_mm2_thr": 1.0,
-                    "score_percentile": 99,
-                },
-            ]
-        }
-    )
+    model_config = ConfigDict(json_schema_extra={"examples": [_SHORT, _SHORT | _SCORES]})
 
-    role_id: RoleId
-    roi_id: RoiId
-    model_key: ModelKeyId = None
-    recipe_id: RecipeId = None
     mm_per_px: MmPerPx | None = Field(None, description=MM_PER_PX_TEXT, examples=[0.2])
     ok_scores: Scores | None = Field(
         None, description="Scores of good images; left out: the stored leave-one-image-out scores.", examples=[None]
     )
     ng_scores: Scores | None = Field(None, description="Scores of bad images, if any.", examples=[[0.92]])
-    area_mm2_thr: AreaMm2 | None = Field(
-        None, description="Smaller regions are dropped, mm²; left out: as before.", examples=[1.0]
-    )
-    score_percentile: Percentile | None = Field(
-        None, description="Percentile of the map that is the score; left out: as before.", examples=[99]
-    )
     score_mode: ScoreMode | None = Field(
         None, description="Statistic of the map that is the score; left out: as before.", examples=["percentile"]
     )
@@ -224,8 +153,6 @@ class CalibrationFacts(BaseModel):
 class CalibrateAnswer(Answer, CalibrationFacts):
     """A ROI's new threshold, and what it is worth."""
 
-    status: Ok = "ok"
-
 
 class RegionAnswer(BaseModel):
     """One area where the map reaches the threshold."""
@@ -239,6 +166,22 @@ class RegionAnswer(BaseModel):
     area_mm2: Amount = Field(description="Area on the part, mm².", examples=[2.44])
     peak: Score = Field(description="Largest value of the map in it.", examples=[0.97])
     contour: list[Pair] = Field(description="Outer contour, [x, y] px.", examples=[[[120, 88], [133, 93]]])
+
+    @classmethod
+    def of(cls, region: Region) -> RegionAnswer:
+        """Return the answer about a region; not validated: a part may have many."""
+        x, y, w, h = region.bbox_xywh_px
+        return cls.model_construct(
+            bbox=region.bbox_xywh_px,
+            x=x,
+            y=y,
+            w=w,
+            h=h,
+            area_px=region.area_px,
+            area_mm2=region.area_mm2,
+            peak=region.peak_score,
+            contour=list(region.contour_xy),
+        )
 
 
 class InferParams(BaseModel):
@@ -270,7 +213,7 @@ class InferParams(BaseModel):
     area_mm2_thr: Amount = Field(description="Smaller regions were dropped, mm².", examples=[1.0])
     heatmap_scale: Score = Field(description="What 255 stands for in the heat map.", examples=[1.12])
     cell_mm: Size = Field(description="Edge of one patch cell, mm.", examples=[2.84])
-    calibration_stale: bool = Field(description="There is a calibration, but of an older memory.", examples=[False])
+    calibration_stale: Stale
     shape: dict[str, Any] | None = Field(
         description="The shape of this call.", examples=[{"kind": "circle", "cx": 192.0, "cy": 192.0, "r": 180.0}]
     )
@@ -280,7 +223,7 @@ class InferParams(BaseModel):
     image_digest: str = Field(description="SHA-256 of the decoded pixels.", examples=["1f3c5e7a9b2d4f61…"])
 
 
-class InferAnswer(Answer):
+class InferAnswer(ModelReply):
     """What was found on one image."""
 
     score: Score = Field(description="Larger is more anomalous.", examples=[0.47])

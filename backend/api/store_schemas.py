@@ -8,21 +8,20 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from backend.api.fields import (
     Amount,
-    AreaMm2,
+    Answer,
     Count,
+    MemoryFacts,
     MmPerPx,
-    ModelKeyId,
+    ModelBody,
     Ok,
-    Pair,
-    Percentile,
-    RecipeId,
-    RoiId,
-    RoleId,
+    Reply,
     Score,
+    ScoringBody,
     Share,
     Size,
+    Stale,
 )
-from backend.api.schemas import Answer, CalibrateAnswer, CalibrationFacts, RegionAnswer
+from backend.api.schemas import CalibrateAnswer, CalibrationFacts, RegionAnswer
 from backend.artifacts.job_files import State
 from backend.artifacts.stored_image import Label
 
@@ -30,10 +29,9 @@ from backend.artifacts.stored_image import Label
 class StateAnswer(Answer):
     """What a ROI has, in short."""
 
-    status: Ok = "ok"
     memory_fitted: bool = Field(description="There is a memory.", examples=[True])
     calib_present: bool = Field(description="There is a calibration of this memory.", examples=[True])
-    calibration_stale: bool = Field(description="There is a calibration, but of an older memory.", examples=[False])
+    calibration_stale: Stale
 
 
 class ClassSummary(BaseModel):
@@ -51,19 +49,12 @@ class ClassFiles(ClassSummary):
     )
 
 
-class FitFacts(BaseModel):
+class FitFacts(MemoryFacts):
     """What a memory was made from, and how."""
 
-    n_ok_total: Count = Field(description="Different images in the memory.", examples=[30])
-    n_parts: Count = Field(description="Physical parts among them.", examples=[30])
-    n_embeddings: Count = Field(description="Patch embeddings of all images.", examples=[21870])
-    coreset_size: Count = Field(description="Embeddings that were kept.", examples=[438])
     coreset_rate: Share = Field(description="Share asked for.", examples=[0.02])
-    token_shape: Pair = Field(description="Rows and columns of the patch grid.", examples=[[27, 27]])
     image_width: Count = Field(description="px.", examples=[384])
     image_height: Count = Field(description="px.", examples=[384])
-    mm_per_px: Size = Field(description="The ROI's scale.", examples=[0.2])
-    cell_mm: Size = Field(description="Edge of one patch cell, mm.", examples=[2.84])
     extractor_id: str = Field(
         description="The extractor that the memory belongs to.", examples=["filter-bank|3|384|aspect"]
     )
@@ -72,22 +63,22 @@ class FitFacts(BaseModel):
     shape: dict[str, Any] | None = Field(
         description="The shape that was learned; null: the whole image.", examples=[None]
     )
-    checksum: str = Field(description="SHA-256 of the memory.", examples=["9287c49a9e0d8c57…"])
 
 
 class ManifestAnswer(Answer):
     """Everything that is known of a ROI."""
 
-    status: Ok = "ok"
     memory: bool = Field(description="There is a memory.", examples=[True])
     calib: CalibrationFacts | None = Field(description="The calibration of this memory.")
-    calibration_stale: bool = Field(description="There is a calibration, but of an older memory.", examples=[False])
+    calibration_stale: Stale
     fit: FitFacts | None = Field(description="The facts of the fit.")
     datasets: dict[Label, ClassSummary] = Field(description="The data sets.")
 
 
 class RecipeModel(BaseModel):
     """One model of a recipe."""
+
+    model_config = ConfigDict(from_attributes=True)
 
     role_id: str = Field(description="Role.", examples=["Inspection"])
     roi_id: str = Field(description="ROI.", examples=["inspection-1"])
@@ -101,12 +92,11 @@ class RecipeAnswer(BaseModel):
     models: list[RecipeModel] = Field(description="ROIs with a memory or images.")
 
 
-class RecipesAnswer(BaseModel):
+class RecipesAnswer(Reply):
     """All recipes."""
 
     status: Ok = "ok"
     recipes: list[RecipeAnswer] = Field(description="`default` first.")
-    request_id: str = Field(description="The header X-Request-Id, or a new id.", examples=["8f0c6d0e6d2e4f0a"])
 
 
 class RecipeCopyBody(BaseModel):
@@ -120,24 +110,21 @@ class RecipeCopyBody(BaseModel):
     target: str = Field(alias="to", min_length=1, max_length=64, description="The new one.", examples=["summer"])
 
 
-class RecipeCopyAnswer(RecipeAnswer):
+class RecipeCopyAnswer(Reply, RecipeAnswer):
     """The new recipe."""
 
     status: Ok = "ok"
-    request_id: str = Field(description="The header X-Request-Id, or a new id.", examples=["8f0c6d0e6d2e4f0a"])
 
 
 class UploadAnswer(Answer):
     """What was stored."""
 
-    status: Ok = "ok"
     saved: list[str] = Field(description="File names, in the order of the upload.", examples=[["roi-1f3c5e7a9b2d.png"]])
 
 
 class ListAnswer(Answer):
     """The stored images of a ROI."""
 
-    status: Ok = "ok"
     classes: dict[Label, ClassFiles] = Field(description="By class.")
 
 
@@ -149,7 +136,6 @@ class MetaAnswer(Answer):
 
     model_config = ConfigDict(extra="allow")
 
-    status: Ok = "ok"
     label: Label = Field(description="Class.", examples=["ok"])
     filename: str = Field(description="As listed.", examples=["roi-1f3c5e7a9b2d.png"])
     mm_per_px: Size | None = Field(description="Its scale, where it was sent.", examples=[0.2])
@@ -163,36 +149,26 @@ class MetaAnswer(Answer):
 class DeleteAnswer(Answer):
     """Whether an image was deleted."""
 
-    status: Ok = "ok"
     deleted: bool = Field(description="False: there was none of that name.", examples=[True])
 
 
 class ClearAnswer(Answer):
     """How many images were deleted."""
 
-    status: Ok = "ok"
     cleared: Count = Field(description="Images deleted.", examples=[3])
 
 
-class _DatasetBody(BaseModel):
-    role_id: RoleId
-    roi_id: RoiId
-    model_key: ModelKeyId = None
-    recipe_id: RecipeId = None
+class DatasetBody(ModelBody):
+    """The model whose data set is meant."""
+
     default_mm_per_px: MmPerPx | None = Field(
         None, description="For images whose metadata name none; else the ROI's own.", examples=[0.2]
     )
 
 
-class CalibrateDatasetBody(_DatasetBody):
+class CalibrateDatasetBody(DatasetBody, ScoringBody):
     """How to calibrate from a data set."""
 
-    score_percentile: Percentile | None = Field(
-        None, description="Percentile of the map that is the score; left out: as before.", examples=[99]
-    )
-    area_mm2_thr: AreaMm2 | None = Field(
-        None, description="Smaller regions are dropped, mm²; left out: as before.", examples=[1.0]
-    )
     require_ng: bool = Field(False, description="Refuse to calibrate without an ng image.", examples=[False])
 
 
@@ -210,7 +186,7 @@ class CalibrateDatasetAnswer(CalibrateAnswer):
     failed: list[FailedItem] = Field(description="Images that took no part.", examples=[[]])
 
 
-class InferDatasetBody(_DatasetBody):
+class InferDatasetBody(DatasetBody):
     """What to inspect."""
 
     include_heatmap: bool = Field(False, description="Also send the heat maps.", examples=[False])
@@ -242,23 +218,21 @@ class DatasetItemAnswer(BaseModel):
 class InferDatasetAnswer(Answer):
     """A data set, inspected."""
 
-    status: Ok = "ok"
     n_total: Count = Field(description="Items.", examples=[33])
     n_errors: Count = Field(description="Items with an error.", examples=[0])
     items: list[DatasetItemAnswer] = Field(description="One per stored image; ok first.")
 
 
-class JobStarted(BaseModel):
+class JobStarted(Reply):
     """A call that goes on in the background."""
 
     job_id: str = Field(description="Ask GET /jobs/{job_id} for it.", examples=["0f3c5e7a9b2d4f61a8c7e5d3b1f09a8c"])
     kind: str = Field(description="The call.", examples=["fit_ok"])
     state: str = Field(description="`queued`.", examples=["queued"])
     status_url: str = Field(description="Where its progress is.", examples=["/jobs/0f3c…"])
-    request_id: str = Field(description="The header X-Request-Id, or a new id.", examples=["8f0c6d0e6d2e4f0a"])
 
 
-class JobAnswer(BaseModel):
+class JobAnswer(Reply):
     """A call in the background."""
 
     job_id: str = Field(description="Its id.", examples=["0f3c5e7a9b2d4f61a8c7e5d3b1f09a8c"])
@@ -273,4 +247,3 @@ class JobAnswer(BaseModel):
         description="`error`, `code`, `details`, once `failed`.",
         examples=[{"error": "mm_per_px must be greater than 0.", "code": "invalid_input"}],
     )
-    request_id: str = Field(description="The header X-Request-Id, or a new id.", examples=["8f0c6d0e6d2e4f0a"])

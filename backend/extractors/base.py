@@ -27,9 +27,7 @@ class EngineFacts:
     """What computes an extractor's network.
 
     Attributes:
-        name: ``torch`` or ``openvino``.
         precision: What it multiplies in.
-        origin: Whether the graph is the network itself, was converted at this start, or at an earlier one.
         warm_input_hw: The input sizes, px, that it has computed since: the next image of such a size waits for nothing.
     """
 
@@ -52,30 +50,21 @@ class FeatureExtractor(Protocol):
         batch_size: How many images ``extract_batch`` likes to get at once.
     """
 
-    @property
-    def name(self) -> str: ...
-    @property
-    def extractor_id(self) -> str: ...
-    @property
-    def precision(self) -> str: ...
-    @property
-    def device(self) -> str: ...
-    @property
-    def whitens(self) -> bool: ...
-    @property
-    def batch_size(self) -> int: ...
+    name: str
+    extractor_id: str
+    precision: str
+    device: str
+    whitens: bool
+    batch_size: int
 
     def placement(self, image_hw: tuple[int, int]) -> Placement:
         """Return how an image of this size is brought to the patch grid."""
-        ...
 
     def extract(self, image_bgr: NDArray[np.uint8]) -> tuple[NDArray[np.float32], tuple[int, int]]:
         """Return the embeddings [Ht*Wt, D] float32, row-major, and the grid (Ht, Wt) of a [H, W, 3] BGR image."""
-        ...
 
     def extract_batch(self, images_bgr: Sequence[NDArray[np.uint8]]) -> list[NDArray[np.float32]]:
         """Return the embeddings of several images of one size; each equals what ``extract`` returns, to rounding."""
-        ...
 
 
 @runtime_checkable
@@ -84,7 +73,6 @@ class EmbedsOnDevice(Protocol):
 
     def extract_on_device(self, images_bgr: Sequence[NDArray[np.uint8]]) -> list[RowsOnDevice] | None:
         """Return what ``extract_batch`` does, on the device; None where there is no device but the processor."""
-        ...
 
 
 @runtime_checkable
@@ -93,7 +81,12 @@ class HasEngine(Protocol):
 
     def engine_facts(self) -> EngineFacts:
         """Return what computes the network, as it stands now."""
-        ...
+
+
+def check_image(image_bgr: NDArray[np.uint8]) -> None:
+    """Raise ValueError if an image is not [H, W, 3] uint8 with H, W ≥ 1."""
+    if image_bgr.dtype != np.uint8 or image_bgr.ndim != 3 or image_bgr.shape[2] != 3 or image_bgr.size == 0:
+        raise ValueError(f"an image must be [H, W, 3] uint8, got {image_bgr.shape} {image_bgr.dtype}")
 
 
 def embeddings_key(extractor: FeatureExtractor) -> str:

@@ -33,8 +33,8 @@ class DeviceQueue:
 
     def __init__(self, max_waiting: int) -> None:
         """Start the thread; ``max_waiting`` inspections may wait beside the one that runs."""
+        self.waiting = 0  # inspections that wait or run now
         self._max_waiting = max_waiting
-        self._waiting = 0
         self._lock = threading.Lock()
         self._stopping = False
         self._order = itertools.count()
@@ -42,11 +42,6 @@ class DeviceQueue:
         self._work = queue.PriorityQueue()
         self._thread = threading.Thread(target=self._run, name="device", daemon=True)
         self._thread.start()
-
-    @property
-    def waiting(self) -> int:
-        """Inspections that wait or run now."""
-        return self._waiting
 
     def run(self, call: Callable[[], T], priority: Priority = Priority.INSPECTION) -> T:
         """Return what ``call`` returns on the device's thread; blocks until then.
@@ -61,12 +56,12 @@ class DeviceQueue:
             if self._stopping:
                 raise ShuttingDown("The service is stopping. Send the request again to the one that follows.")
             if priority is Priority.INSPECTION:
-                if self._waiting > self._max_waiting:
+                if self.waiting > self._max_waiting:
                     raise QueueFull(
-                        f"{self._waiting} inspections are waiting. Send this one again in a moment.",
-                        details={"waiting": self._waiting},
+                        f"{self.waiting} inspections are waiting. Send this one again in a moment.",
+                        details={"waiting": self.waiting},
                     )
-                self._waiting += 1
+                self.waiting += 1
             self._work.put((priority, next(self._order), future, call))
         try:
             return future.result(remaining_s())
@@ -83,7 +78,7 @@ class DeviceQueue:
         finally:
             if priority is Priority.INSPECTION:
                 with self._lock:
-                    self._waiting -= 1
+                    self.waiting -= 1
 
     def close(self, timeout_s: float = 10.0) -> None:
         """Finish what is queued, take nothing new, and end the thread."""

@@ -16,13 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backend.errors import WeightsUnavailable
-from backend.extractors.base import CELL_PX, EngineFacts, EngineName, Precision
+from backend.extractors.base import CELL_PX, EngineFacts, EngineName, Precision, check_image
 from backend.extractors.weights import find_weights, load_backbone, tensors_digest
 from backend.imaging.placement import Placement, Resize, place
 from backend.memory_bank.nearest import RowsOnDevice
 
 if TYPE_CHECKING:
-    from backend.extractors.device_search import DeviceRows, DeviceSearch
     from backend.extractors.engines import TorchEngine
 
 logger = logging.getLogger(__name__)
@@ -52,8 +51,8 @@ class DinoV2Features:
         scales: Sizes at which an image is embedded, as factors of ``input_size``; the first is 1 and gives the grid.
         resize: ``aspect`` or ``square``, see `backend.imaging.placement.place`.
         weights: A weights file; None looks into the hub cache and then asks the hub.
-        engine: ``auto``, ``torch`` or ``openvino``.
-        precision: ``auto``, ``fp32``, ``bf16`` or ``fp16``.
+        engine: See `backend.extractors.engines.choose_engine`.
+        precision: What the network multiplies in; ``auto`` leaves it to the engine.
         cache_dir: Where an engine may keep what it compiled; None keeps nothing.
         threads: How many CPU threads to compute with; None leaves it to the engine.
 
@@ -81,7 +80,7 @@ class DinoV2Features:
         threads: int | None = None,
     ) -> None:
         self.name = _public_name(model_name)
-        self._warm_input_hw: set[tuple[int, int]] = set()
+        self._warm_input_hw: frozenset[tuple[int, int]] = frozenset()  # replaced, so that a reader never sees it change
         self._input_size = input_size // CELL_PX * CELL_PX
         self._scales = tuple(float(scale) for scale in scales)
         self._resize = resize
@@ -90,23 +89,18 @@ class DinoV2Features:
             raise ValueError(f"out_indices must be ascending block numbers from 0, got {layers}")
         if not self._scales or self._scales[0] != 1.0 or min(self._scales) <= 0:
             raise ValueError(f"scales must begin with 1 and be positive, got {self._scales}")
-        if round(self._input_size * min(self._scales)) < CELL_PX:
-            raise ValueError(f"input_size times each scale must be at least {CELL_PX} px, got {input_size}")
-        try:  # Here and not above: these take seconds, and the service does without them.
-            import timm
+        self._placement((1, 1), min(self._scales))  # raises if the smallest input holds no patch
+        try:  # Here and not above: PyTorch and timm take seconds, and the service does without them.
             import torch
+
+            from backend.extractors.device_search import DeviceSearch
+            from backend.extractors.embedder import PatchEmbedder
+            from backend.extractors.engines import choose_engine, resolve_device
         except (ImportError, OSError) as error:  # OSError: a library of theirs that Windows does not load.
             logger.error("PyTorch and timm cannot be imported: %s", error)
             raise WeightsUnavailable(_NO_TORCH) from error
-        from backend.extractors.device_search import DeviceSearch
-        from backend.extractors.embedder import PatchEmbedder
-        from backend.extractors.engines import choose_engine, resolve_device
-
         self.device = resolve_device(device)
-        config = timm.models.get_pretrained_cfg(model_name)
-        if config is None or config.hf_hub_id is None:
-            raise ValueError(f"timm knows no pretrained network {model_name}")
-        backbone: Any = load_backbone(model_name, find_weights(config.hf_hub_id, named=weights))
+        backbone: Any = load_backbone(model_name, find_weights(f"timm/{model_name}", named=weights))
         if layers[-1] >= len(backbone.blocks):
             raise ValueError(f"{self.name} has {len(backbone.blocks)} blocks, got out_indices {layers}")
         digest = tensors_digest(backbone)
@@ -129,14 +123,10 @@ class DinoV2Features:
             cache_dir=cache_dir,
             threads=threads,
         )
-
+        self.precision: str = self._engine.precision
+        self.batch_size = self._engine.batch_size
         # On the CPU there is nowhere to leave rows: the search there has them already.
         self._search = None if self.device == "cpu" else DeviceSearch(torch.device(self.device))
-
-    @property
-    def precision(self) -> Precision:
-        """Return what the engine multiplies in; a memory remembers it beside the extractor's id."""
-        return self._engine.precision
 
     def engine_facts(self) -> EngineFacts:
         """Return what computes the network, as it stands now."""
@@ -146,11 +136,6 @@ class DinoV2Features:
             origin=self._engine.origin,
             warm_input_hw=tuple(sorted(self._warm_input_hw)),
         )
-
-    @property
-    def batch_size(self) -> int:
-        """Return how many images `extract_batch` likes to get at once."""
-        return self._engine.batch_size
 
     def placement(self, image_hw: tuple[int, int]) -> Placement:
         """Return how an image of this size is brought to the patch grid."""
@@ -179,11 +164,7 @@ class DinoV2Features:
         Raises:
             ValueError: If an image has another shape or dtype, or the images differ in size.
         """
-        self._check(images_bgr)
-        embeddings: list[NDArray[np.float32]] = []
-        for start in range(0, len(images_bgr), self.batch_size):
-            embeddings.extend(self._embed(images_bgr[start : start + self.batch_size]))
-        return embeddings
+        return [rows for batch in self._batches(images_bgr) for rows in self._embed(batch)]
 
     def extract_on_device(self, images_bgr: Sequence[NDArray[np.uint8]]) -> list[RowsOnDevice] | None:
         """Return what `extract_batch` does, left on the device; None on the CPU, and where several scales are joined.
@@ -193,66 +174,62 @@ class DinoV2Features:
         """
         if self._search is None or len(self._scales) > 1:
             return None
-        self._check(images_bgr)
-        rows: list[RowsOnDevice] = []
-        for start in range(0, len(images_bgr), self.batch_size):
-            rows.extend(self._embed_on_device(images_bgr[start : start + self.batch_size], self._search))
-        return rows
+        from backend.extractors.device_search import DeviceRows
+
+        found: list[RowsOnDevice] = []
+        for batch in self._batches(images_bgr):
+            input_hw = self.placement(batch[0].shape[:2]).input_hw
+            embeddings = cast("TorchEngine", self._engine).embed_on_device(_network_input(batch, input_hw))
+            self._check_finite(bool(embeddings.isfinite().all()))
+            self._warm_input_hw |= {input_hw}
+            found.extend(DeviceRows(rows, self._search) for rows in embeddings)
+        return found
 
     def warm_up(self, image_hw: tuple[int, int]) -> None:
         """Make the engine ready for images of this size, so that the first inspection is as fast as the next."""
         blank = np.zeros((*image_hw, 3), np.uint8)
         self.extract_batch([blank] * (self.batch_size + 1))  # a full batch, and a single image
 
-    def _check(self, images_bgr: Sequence[NDArray[np.uint8]]) -> None:
+    def _batches(self, images_bgr: Sequence[NDArray[np.uint8]]) -> Iterator[Sequence[NDArray[np.uint8]]]:
         for image in images_bgr:
-            if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
-                raise ValueError(f"an image must be [H, W, 3] uint8, got {image.shape} {image.dtype}")
+            check_image(image)
         if len({image.shape for image in images_bgr}) > 1:
             raise ValueError("a batch must hold images of one size")
+        for start in range(0, len(images_bgr), self.batch_size):
+            yield images_bgr[start : start + self.batch_size]
 
     def _placement(self, image_hw: tuple[int, int], scale: float) -> Placement:
         return place(image_hw, input_size=round(self._input_size * scale), cell_px=CELL_PX, resize=self._resize)
 
     def _embed(self, images_bgr: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
+        """Return the embeddings [B, Ht*Wt, D] of a batch, of all scales side by side."""
         image_hw = images_bgr[0].shape[:2]
-        grid_hw = self._placement(image_hw, 1.0).grid_hw
+        placements = [self._placement(image_hw, scale) for scale in self._scales]
         parts = []
-        for scale in self._scales:
-            placement = self._placement(image_hw, scale)
-            part = self._engine.embed(np.stack([to_input(image, placement.input_hw) for image in images_bgr]))
-            parts.append(_to_grid(part, placement.grid_hw, grid_hw))
-            if placement.input_hw not in self._warm_input_hw:
-                self._warm_input_hw = self._warm_input_hw | {placement.input_hw}  # a reader never sees it change
-        embeddings = parts[0] if len(parts) == 1 else _unit_rows(np.concatenate(parts, axis=-1))
+        for placement in placements:
+            part = self._engine.embed(_network_input(images_bgr, placement.input_hw))
+            parts.append(_to_grid(part, placement.grid_hw, placements[0].grid_hw))
+            self._warm_input_hw |= {placement.input_hw}
+        embeddings = parts[0]
+        if len(parts) > 1:
+            joined = np.concatenate(parts, axis=-1)
+            embeddings = joined / np.maximum(np.linalg.norm(joined, axis=-1, keepdims=True), 1e-12)
         self._check_finite(bool(np.isfinite(embeddings).all()))
         return embeddings
-
-    def _embed_on_device(self, images_bgr: Sequence[NDArray[np.uint8]], search: DeviceSearch) -> Iterator[DeviceRows]:
-        from backend.extractors.device_search import DeviceRows
-
-        input_hw = self._placement(images_bgr[0].shape[:2], 1.0).input_hw
-        embeddings = cast("TorchEngine", self._engine).embed_on_device(
-            np.stack([to_input(image, input_hw) for image in images_bgr])
-        )
-        self._check_finite(bool(embeddings.isfinite().all()))
-        self._warm_input_hw = self._warm_input_hw | {input_hw}
-        return (DeviceRows(rows, search) for rows in embeddings)
 
     def _check_finite(self, is_finite: bool) -> None:
         if not is_finite:
             raise FloatingPointError(f"{self.name} in {self.precision} gave embeddings that are not finite")
 
 
+def _network_input(images_bgr: Sequence[NDArray[np.uint8]], input_hw: tuple[int, int]) -> NDArray[np.uint8]:
+    return np.stack([to_input(image, input_hw) for image in images_bgr])
+
+
 def to_input(image_bgr: NDArray[np.uint8], input_hw: tuple[int, int]) -> NDArray[np.uint8]:
-    """Return a whole image at the network's size: bicubic, antialiased, rounded to uint8 as timm's transforms do.
+    """Return a whole image [H, W, 3] uint8, BGR, at the network's size (h, w): [h, w, 3] uint8, RGB.
 
-    Args:
-        image_bgr: [H, W, 3] uint8, BGR.
-        input_hw: Height and width of the network input, px.
-
-    Returns:
-        [h, w, 3] uint8, RGB.
+    Bicubic, antialiased, rounded to uint8 as timm's transforms do.
     """
     image_rgb = cv2.cvtColor(image_bgr, cv2.COLOR_BGR2RGB)
     if image_rgb.shape[:2] == input_hw:
@@ -278,12 +255,6 @@ def _to_grid(embeddings: NDArray[np.float32], from_hw: tuple[int, int], to_hw: t
     grids = torch.from_numpy(embeddings).view(batch, *from_hw, width).permute(0, 3, 1, 2)
     resampled = interpolate(grids, size=to_hw, mode="bilinear", align_corners=False)
     return np.asarray(resampled.permute(0, 2, 3, 1).flatten(1, 2))
-
-
-def _unit_rows(embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
-    lengths = np.linalg.norm(embeddings, axis=-1, keepdims=True)
-    rows: NDArray[np.float32] = embeddings / np.maximum(lengths, 1e-12)
-    return rows
 
 
 def _public_name(model_name: str) -> str:

@@ -22,11 +22,9 @@ class Engine(Protocol):
     """Runs the network.
 
     Attributes:
-        name: ``torch`` or ``openvino``.
         device: ``cpu``, ``cuda:0``, ….
         precision: In what the products are computed; embeddings leave as float32 whatever it is.
         batch_size: How many images of one size it is worth giving at once.
-        origin: How the graph that it runs came about.
     """
 
     name: EngineName
@@ -37,7 +35,6 @@ class Engine(Protocol):
 
     def embed(self, images_rgb: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return patch embeddings [B, N, D] float32, unit rows, of images [B, h, w, 3] uint8."""
-        ...
 
 
 class PatchEmbedder(nn.Module):

@@ -23,8 +23,6 @@ from backend.extractors.openvino_engine import OpenVinoEngine, OpenVinoUnusable
 
 logger = logging.getLogger(__name__)
 
-_NO_CUDA = "this machine has no usable CUDA device"
-
 
 class TorchEngine:
     """Runs the network with PyTorch.
@@ -85,35 +83,22 @@ def resolve_device(device: str) -> str:
     wanted = re.fullmatch(r"auto|cpu|cuda(?::(\d+))?", device)
     if wanted is None:
         raise ValueError(f"device must be auto, cpu, cuda or cuda:N, got {device!r}")
-    if device == "cpu":
+    if device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
         return "cpu"
-    index = int(wanted[1] or 0)
-    why_not = _why_cuda_is_unusable(index)
-    if why_not is None:
-        return f"cuda:{index}"
-    if device == "auto":
-        if why_not != _NO_CUDA:
-            logger.warning("the CPU computes: %s", why_not)
-        return "cpu"
-    raise Unavailable(
-        f"The device {device} was asked for: {why_not}. Set BDI_DEVICE to auto or cpu, or mend the driver."
-    )
-
-
-def _why_cuda_is_unusable(index: int) -> str | None:
-    """Return what keeps a CUDA device from computing, or None."""
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if count == 0:
-        return _NO_CUDA
-    if index >= count:
-        return f"this machine has {count} CUDA device(s), counted from 0"
+    resolved = f"cuda:{wanted[1] or 0}"
     try:
         # A device that is too old for this build of PyTorch is counted as available, and fails at the first kernel.
-        torch.ones(1, device=f"cuda:{index}").add(1).item()
-    except RuntimeError as error:
-        logger.warning("CUDA device %d does not compute: %s", index, error)
-        return "this build of PyTorch cannot compute on that CUDA device"
-    return None
+        torch.ones(1, device=resolved).add(1).item()
+    except (RuntimeError, AssertionError) as error:  # AssertionError: a build of PyTorch without CUDA.
+        if device == "auto":
+            logger.warning("the CPU computes: PyTorch cannot compute on %s: %s", resolved, error)
+            return "cpu"
+        logger.error("PyTorch cannot compute on %s: %s", resolved, error)
+        raise Unavailable(
+            f"The device {device} was asked for, but PyTorch cannot compute on it; the log says why. Set BDI_DEVICE to "
+            "auto or cpu, or mend the driver."
+        ) from error
+    return resolved
 
 
 def choose_engine(
@@ -129,40 +114,27 @@ def choose_engine(
     """Return the engine that the settings choose and, where it is not the one hoped for, why.
 
     ``auto`` is PyTorch on CUDA and OpenVINO on a CPU; where OpenVINO cannot be used, PyTorch there too, with a warning.
-
-    Args:
-        embedder: The network.
-        engine: ``auto``, ``torch`` or ``openvino``.
-        precision: ``auto``, ``fp32``, ``bf16`` or ``fp16``.
-        device: ``cpu`` or ``cuda:N``, as `resolve_device` returns it.
-        weights_digest: Names the weights, for what is kept in ``cache_dir``.
-        cache_dir: Where an engine keeps what it converted; None keeps nothing.
-        threads: How many CPU threads compute, for the whole process; None leaves it to the libraries.
+    The device is one that `resolve_device` returned; ``threads`` holds for the whole process, and None leaves their
+    number to the libraries. The other arguments are those of the engines.
 
     Raises:
-        ValueError: If OpenVINO is asked for on another device than the CPU, or ``threads`` is not positive.
+        ValueError: If OpenVINO is asked for on another device than the CPU.
         Unavailable: If OpenVINO is asked for and cannot be used, or this processor has not the precision.
     """
     if threads is not None:
-        if threads < 1:
-            raise ValueError(f"threads must be at least 1, got {threads}")
         torch.set_num_threads(threads)
-    on_cpu = device == "cpu"
-    if engine == "openvino" and not on_cpu:
+    if engine == "openvino" and device != "cpu":
         raise ValueError(f"the engine openvino runs on the CPU, not on {device}")
-    if engine == "torch" or not on_cpu:
-        return TorchEngine(embedder, device=device, precision=precision), None
-
-    try:
-        return (
-            OpenVinoEngine(
+    fallback = None
+    if engine != "torch" and device == "cpu":
+        try:
+            openvino_engine = OpenVinoEngine(
                 embedder, precision=precision, weights_digest=weights_digest, cache_dir=cache_dir, threads=threads
-            ),
-            None,
-        )
-    except OpenVinoUnusable as error:
-        if engine == "openvino":
-            raise
-        fallback = f"PyTorch computes in OpenVINO's place, two to three times as long per image. {error.sentence}"
-        logger.warning("%s", fallback)
-        return TorchEngine(embedder, device=device, precision=precision), fallback
+            )
+            return openvino_engine, None
+        except OpenVinoUnusable as error:
+            if engine == "openvino":
+                raise
+            fallback = f"PyTorch computes in OpenVINO's place, two to three times as long per image. {error.sentence}"
+            logger.warning("%s", fallback)
+    return TorchEngine(embedder, device=device, precision=precision), fallback

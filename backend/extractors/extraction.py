@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -27,21 +27,13 @@ Rows = NDArray[np.float32] | RowsOnDevice
 """The embeddings of an image, here or on the device."""
 
 
-@dataclass(eq=False)
+@dataclass(eq=False)  # compared by identity
 class _Waiting:
-    """An image and where its rows go; compared by identity."""
+    """An image and where its rows go."""
 
     image_bgr: NDArray[np.uint8]
     rows: Future[Rows] = field(default_factory=Future)
     started_s: float = 0.0
-
-
-def _extracted(extractor: FeatureExtractor, images_bgr: Sequence[NDArray[np.uint8]]) -> Sequence[Rows]:
-    on_device = extractor.extract_on_device(images_bgr) if isinstance(extractor, EmbedsOnDevice) else None
-    return extractor.extract_batch(images_bgr) if on_device is None else on_device
-
-
-_Pending = deque[_Waiting]
 
 
 class Extraction:
@@ -51,17 +43,14 @@ class Extraction:
         """Use a device's thread; a turn waits ``batch_wait_ms`` at most for callers on their way."""
         self._device = device
         self._batch_wait_s = batch_wait_ms / 1e3
-        self._pending: dict[tuple[int, ...], _Pending] = {}
+        self._pending: defaultdict[tuple[int, ...], deque[_Waiting]] = defaultdict(deque)
         self._lock = threading.Lock()
         self._callers = 0
 
     def inspect(self, extractor: FeatureExtractor, image_bgr: NDArray[np.uint8], watch: Stopwatch) -> Rows:
-        """Return the rows [N, D] of an image, on the device where it can search; blocks until it has made them.
+        """Return the rows [N, D] of an image [H, W, 3], on the device where that can search; blocks until it is done.
 
-        Args:
-            extractor: Makes them.
-            image_bgr: [H, W, 3] uint8.
-            watch: Gets the laps ``queue`` and ``extract``.
+        The watch gets the laps ``queue`` and ``extract``.
 
         Raises:
             QueueFull: If as many inspections wait as may.
@@ -71,7 +60,7 @@ class Extraction:
         waiting = _Waiting(image_bgr)
         with self._lock:
             self._callers += 1
-            pending = self._pending.setdefault(image_bgr.shape, deque())
+            pending = self._pending[image_bgr.shape]
             pending.append(waiting)
         try:
             # Every caller brings a turn; one whose image went along with another's finds nothing left to do.
@@ -93,7 +82,7 @@ class Extraction:
         """Return the rows of the images of a fit, all of one size; inspections go first."""
         return self._device.run(lambda: extractor.extract_batch(images_bgr), Priority.FIT)
 
-    def _turn(self, extractor: FeatureExtractor, pending: _Pending) -> None:
+    def _turn(self, extractor: FeatureExtractor, pending: deque[_Waiting]) -> None:
         deadline = time.perf_counter() + self._batch_wait_s
         while len(pending) < min(self._callers, extractor.batch_size) and time.perf_counter() < deadline:
             time.sleep(_POLL_S)
@@ -103,8 +92,13 @@ class Extraction:
             return
         for waiting in batch:
             waiting.started_s = time.perf_counter()
+        images = [waiting.image_bgr for waiting in batch]
         try:
-            found = _extracted(extractor, [waiting.image_bgr for waiting in batch])
+            found: Sequence[Rows] | None = None
+            if isinstance(extractor, EmbedsOnDevice):
+                found = extractor.extract_on_device(images)
+            if found is None:
+                found = extractor.extract_batch(images)
         except BaseException as error:
             for waiting in batch:
                 waiting.rows.set_exception(error)

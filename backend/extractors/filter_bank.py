@@ -24,7 +24,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from backend.extractors.base import check_image
 from backend.imaging.placement import Placement, Resize, place
+
+CELL_PX = 14
+"""Edge of one grid cell in the network input, px; even, because lines are filtered at half resolution."""
 
 VERSION = 1
 """Part of the extractor id; to be raised with every change of the arithmetic."""
@@ -60,11 +64,7 @@ class FilterBankFeatures:
     Args:
         input_size: Edge of the network input for a square image, px. The scales are fixed in pixels of this input:
             thinner lines need a larger one.
-        resize: ``aspect`` keeps the aspect ratio, ``square`` squashes.
-        cell_px: Edge of one grid cell in the network input, px; even, because lines are filtered at half resolution.
-
-    Raises:
-        ValueError: If an argument is out of range.
+        resize: See `backend.imaging.placement.place`.
     """
 
     name = "filter-bank"
@@ -73,42 +73,31 @@ class FilterBankFeatures:
     whitens = True
     batch_size = 1
 
-    def __init__(self, *, input_size: int = 384, resize: Resize = "aspect", cell_px: int = 14) -> None:
-        if not 4 <= cell_px <= 64 or cell_px % 2:
-            raise ValueError(f"cell_px must be an even number between 4 and 64, got {cell_px}")
-        if not cell_px <= input_size <= 4096:
-            raise ValueError(f"input_size must lie between cell_px ({cell_px}) and 4096 px, got {input_size}")
-        if resize not in ("aspect", "square"):
-            raise ValueError(f"resize must be 'aspect' or 'square', got {resize!r}")
+    def __init__(self, *, input_size: int = 384, resize: Resize = "aspect") -> None:
         self._input_size = input_size
-        self._resize: Resize = resize
-        self._cell_px = cell_px
+        self._resize = resize
         self._bars = [_bar_kernels(across / 2, along / 2) for across, along in LINE_SIGMAS_PX]
         blobs = ",".join(f"{sigma:g}" for sigma in BLOB_SIGMAS_PX)
         lines = ",".join(f"{across:g}x{along:g}" for across, along in LINE_SIGMAS_PX)
         self.extractor_id = (
             f"{self.name}/v{VERSION}:blobs={blobs}:lines={lines}*{ORIENTATIONS}:log={DARK_GREY:g}"
-            f":cell={cell_px}:input={input_size}:{resize}"
+            f":cell={CELL_PX}:input={input_size}:{resize}"
         )
 
     def placement(self, image_hw: tuple[int, int]) -> Placement:
         """Return how an image of this size is brought to the patch grid."""
-        return place(image_hw, input_size=self._input_size, cell_px=self._cell_px, resize=self._resize)
+        return place(image_hw, input_size=self._input_size, cell_px=CELL_PX, resize=self._resize)
 
     def extract(self, image_bgr: NDArray[np.uint8]) -> tuple[NDArray[np.float32], tuple[int, int]]:
-        """Return raw responses and the grid (Ht, Wt).
+        """Return the raw responses of an image [H, W, 3] uint8, BGR, and the grid (Ht, Wt).
 
         The responses are [Ht*Wt, D] float32, row-major, in grey levels at mid grey; D = 30: mean, maximum and minimum
         of the channels in order, blobs (large, small curvature) by scale, then lines (dark, bright) by size.
 
-        Args:
-            image_bgr: [H, W, 3] uint8, H, W ≥ 1.
-
         Raises:
             ValueError: If the image has another dtype or shape.
         """
-        if image_bgr.dtype != np.uint8 or image_bgr.ndim != 3 or image_bgr.shape[2] != 3 or 0 in image_bgr.shape:
-            raise ValueError(f"expected a [H, W, 3] uint8 image, got {image_bgr.dtype} {list(image_bgr.shape)}")
+        check_image(image_bgr)
         placement = self.placement((image_bgr.shape[0], image_bgr.shape[1]))
         tone = _tone(image_bgr, placement.input_hw)
         table = np.empty((math.prod(placement.grid_hw), _CHANNELS * _POOLS), dtype=np.float32)
@@ -135,8 +124,7 @@ def _blobs(tone: Map) -> list[Map]:
     """Return the largest and the smallest scale-normalised curvature at each scale, each [h, w] float32."""
     maps: list[Map] = []
     for sigma in BLOB_SIGMAS_PX:
-        blurred = cv2.GaussianBlur(tone, (0, 0), sigma, borderType=cv2.BORDER_REFLECT)
-        smooth = np.asarray(blurred, dtype=np.float32)
+        smooth = cv2.GaussianBlur(tone, (0, 0), sigma, borderType=cv2.BORDER_REFLECT).astype(np.float32, copy=False)
         xx = _derivative(smooth, (1, -2, 1), (1,))
         yy = _derivative(smooth, (1,), (1, -2, 1))
         xy = _derivative(smooth, (-0.5, 0, 0.5), (-0.5, 0, 0.5))
@@ -154,14 +142,10 @@ def _derivative(smooth: Map, taps_x: tuple[float, ...], taps_y: tuple[float, ...
 
 
 def _bar_kernels(across: float, along: float) -> list[Map]:
-    """Return bar filters, one per orientation, each [n, n] float32 with zero sum.
+    """Return bar filters, one per orientation, each [n, n] float32 with zero sum; standard deviations in px.
 
     The scale-normalised second derivative, across its length, of an elongated Gaussian: positive on dark lines,
     negative on bright ones.
-
-    Args:
-        across: Standard deviation across the line, px.
-        along: Standard deviation along the line, px.
     """
     half = math.ceil(2.5 * max(across, along))
     y, x = np.mgrid[-half : half + 1, -half : half + 1].astype(np.float64)

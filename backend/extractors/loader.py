@@ -18,13 +18,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class ExtractorState:
-    """What the loader can say now.
-
-    Attributes:
-        status: ``starting``, ``ok``, or ``degraded`` (no extractor, or not the one that was hoped for).
-        extractor: The extractor, once there is one.
-        reason: Why it is degraded.
-    """
+    """What the loader can say now; ``degraded`` means no extractor, or not the one hoped for, and has a reason."""
 
     status: Literal["starting", "ok", "degraded"]
     extractor: FeatureExtractor | None = None
@@ -40,22 +34,16 @@ class ExtractorLoader:
 
     def __init__(self, make: Callable[[], tuple[FeatureExtractor, str | None]]) -> None:
         self._make = make
-        self._state = ExtractorState(status="starting")
+        self.state = ExtractorState(status="starting")  # what is known now
         self._loaded: Future[FeatureExtractor] = Future()
+        self._thread = threading.Thread(target=self._load, name="extractor-loader", daemon=True)
         self._lock = threading.Lock()
-        self._started = False
-
-    @property
-    def state(self) -> ExtractorState:
-        """What is known now; never waits."""
-        return self._state
 
     def start(self) -> None:
         """Begin to load, once."""
         with self._lock:
-            if not self._started:
-                self._started = True
-                threading.Thread(target=self._load, name="extractor-loader", daemon=True).start()
+            if self._thread.ident is None:
+                self._thread.start()
 
     def get(self) -> FeatureExtractor:
         """Return the extractor; waits while it is being loaded.
@@ -85,11 +73,11 @@ class ExtractorLoader:
         else:
             if reason:
                 _log.warning("%s", reason)
-            self._state = ExtractorState(status="degraded" if reason else "ok", extractor=extractor, reason=reason)
+            self.state = ExtractorState(status="degraded" if reason else "ok", extractor=extractor, reason=reason)
             self._loaded.set_result(extractor)
 
     def _fail(self, error: InspectionError) -> None:
-        self._state = ExtractorState(status="degraded", reason=error.sentence)
+        self.state = ExtractorState(status="degraded", reason=error.sentence)
         self._loaded.set_exception(error)
 
 
@@ -98,8 +86,6 @@ def require_cuda() -> None:
     try:
         import torch
     except ImportError as error:
-        raise RuntimeError(
-            'BDI_REQUIRE_CUDA is set, but PyTorch is not installed: `pip install ".[torch]"`.'
-        ) from error
+        raise RuntimeError('BDI_REQUIRE_CUDA is set, but PyTorch is missing: `pip install ".[torch]"`.') from error
     if not torch.cuda.is_available():
         raise RuntimeError("BDI_REQUIRE_CUDA is set, but PyTorch finds no CUDA device on this machine.")

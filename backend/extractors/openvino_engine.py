@@ -13,7 +13,7 @@ import logging
 import shutil
 import sys
 import threading
-from collections import OrderedDict
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from backend.artifacts.files import scratch_folder, sync_tree
-from backend.errors import StorageFailed, StorageFull, Unavailable
+from backend.errors import Unavailable
 from backend.extractors.base import CELL_PX, EngineName, EngineOrigin, Precision
 from backend.extractors.embedder import PatchEmbedder
 
@@ -83,13 +83,11 @@ class OpenVinoEngine:
             "PERFORMANCE_HINT": "LATENCY",
             "NUM_STREAMS": 1,
             "INFERENCE_PRECISION_HINT": _OPENVINO_TYPES[self.precision],
+            "INFERENCE_NUM_THREADS": threads or 0,
         }
-        if threads is not None:
-            self._config["INFERENCE_NUM_THREADS"] = threads
         self._network = _OpenSizes(embedder).eval()
         self._graph = self._convert() if cache_dir is None else self._cached(cache_dir, weights_digest)
-        self._requests: OrderedDict[tuple[int, int], Any] = OrderedDict()
-        self._build_lock = threading.Lock()  # Apart from the other: while one size is compiled the others still run.
+        self._request = lru_cache(MAX_COMPILED)(self._compiled)
         self._run_lock = threading.Lock()
 
     def embed(self, images_rgb: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -114,20 +112,14 @@ class OpenVinoEngine:
             raise Unavailable(f"This processor does not compute in {precision}: set BDI_PRECISION to auto or fp32.")
         return precision
 
-    def _request(self, input_hw: tuple[int, int]) -> Any:
-        """Return the inference request for an input size, made on first use; the least used of too many is dropped."""
-        with self._build_lock:
-            if input_hw not in self._requests:
-                positions = self._network.positions(input_hw)
-                graph = self._graph.clone()
-                graph.reshape({0: [1, *input_hw, 3], 1: list(positions.shape)})
-                request = self._core.compile_model(graph, "CPU", self._config).create_infer_request()
-                request.set_input_tensor(1, self._openvino.Tensor(positions.numpy()))
-                self._requests[input_hw] = request
-                if len(self._requests) > MAX_COMPILED:
-                    self._requests.popitem(last=False)
-            self._requests.move_to_end(input_hw)
-            return self._requests[input_hw]
+    def _compiled(self, input_hw: tuple[int, int]) -> Any:
+        """Return an inference request for an input size."""
+        positions = self._network.positions(input_hw)
+        graph = self._graph.clone()
+        graph.reshape({0: [1, *input_hw, 3], 1: list(positions.shape)})
+        request = self._core.compile_model(graph, "CPU", self._config).create_infer_request()
+        request.set_input_tensor(1, self._openvino.Tensor(positions.numpy()))
+        return request
 
     def _convert(self) -> Any:
         """Return the network as an OpenVINO graph of open input size."""
@@ -155,7 +147,8 @@ class OpenVinoEngine:
         folder = cache_dir / f"openvino-{self._key(weights_digest)}"
         if folder.exists():
             try:
-                _check_sums(folder)
+                if (folder / _SUMS).read_text() != _sums(folder):
+                    raise ValueError("it does not match its digests")
                 graph = self._core.read_model(folder / _GRAPH_FILES[0])
                 self.origin = "read from cache"
                 return graph
@@ -165,27 +158,20 @@ class OpenVinoEngine:
         graph = self._convert()
         try:
             self._keep(graph, folder)
-        except (OSError, StorageFull, StorageFailed) as error:
+        except (OSError, Unavailable) as error:
             # A full or read-only disk costs the next start some seconds, not this one.
             logger.warning("the converted network cannot be kept in %s: %s", folder, error)
         return graph
 
     def _keep(self, graph: Any, folder: Path) -> None:
-        """Write a graph beside its place and move it there in one step, and delete those of other weights or versions.
-
-        What another process has written there meanwhile is as good.
-        """
+        """Put a graph into its folder in one step, and delete those of other weights or versions."""
         with scratch_folder(folder.parent) as scratch:
             draft = scratch / "draft"
             draft.mkdir()
             self._openvino.save_model(graph, draft / _GRAPH_FILES[0], compress_to_fp16=False)
-            (draft / _SUMS).write_text("".join(f"{_sha256(draft / name)}  {name}\n" for name in _GRAPH_FILES))
+            (draft / _SUMS).write_text(_sums(draft))
             sync_tree(draft)
-            try:
-                draft.replace(folder)
-            except OSError:
-                if not folder.exists():
-                    raise
+            draft.replace(folder)
         for other in folder.parent.glob("openvino-*"):
             if other != folder:
                 shutil.rmtree(other, ignore_errors=True)
@@ -208,9 +194,6 @@ class _OpenSizes(nn.Module):
 
     timm resamples the position embedding inside the network. OpenVINO has no exact counterpart of that operation
     (embeddings were off by 0.0015 with its own bicubic), and the size would have to be fixed before the conversion.
-
-    Args:
-        embedder: The network.
     """
 
     def __init__(self, embedder: PatchEmbedder) -> None:
@@ -252,14 +235,6 @@ def _import_openvino() -> Any:
     return openvino
 
 
-def _check_sums(folder: Path) -> None:
-    """Raise ValueError unless every file of a cached graph has the digest that was written with it."""
-    written = (folder / _SUMS).read_text().splitlines()
-    for name in _GRAPH_FILES:
-        if f"{_sha256(folder / name)}  {name}" not in written:
-            raise ValueError(f"{name} does not match its digest")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+def _sums(folder: Path) -> str:
+    """Return what ``sha256sum`` prints of the files of a graph."""
+    return "".join(f"{hashlib.sha256((folder / name).read_bytes()).hexdigest()}  {name}\n" for name in _GRAPH_FILES)

@@ -1,7 +1,7 @@
 """The pretrained weights: where they are found, what they are, and how they come into a network.
 
-A file that somebody named, else the Hugging Face hub cache, else the hub itself. A file is read through timm's own
-loader, which unpickles tensors and nothing else; a file that does not fit is refused whole, never half loaded.
+A file that somebody named, else the Hugging Face hub cache, else the hub itself. timm reads the file and unpickles
+tensors and nothing else; a file that does not fit is refused whole, never half loaded.
 
 Importing this module needs neither torch nor timm.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Mapping
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
@@ -41,20 +41,18 @@ class WeightsFile:
     Attributes:
         path: Where it lies. In the hub cache this is the named link, not the blob behind it: timm knows the format
             by the ending of the name.
-        origin: ``file`` (somebody named it), ``hub-cache`` or ``hub`` (downloaded just now).
+        origin: ``file`` (the setting names it), ``hub-cache`` or ``hub`` (downloaded just now).
     """
 
     path: Path
     origin: Literal["file", "hub-cache", "hub"]
 
-    @property
-    def title(self) -> str:
-        """Return what people call it."""
-        return {
-            "file": "The file that BDI_WEIGHTS names",
-            "hub-cache": "The weights file in the Hugging Face hub cache, which should be deleted there,",
-            "hub": "The weights file that was downloaded just now",
-        }[self.origin]
+
+_TITLES: Final = {
+    "file": "The file that BDI_WEIGHTS names",
+    "hub-cache": "The weights file in the Hugging Face hub cache, which should be deleted there,",
+    "hub": "The weights file that was downloaded just now",
+}
 
 
 def find_weights(repo_id: str, *, named: Path | None = None) -> WeightsFile:
@@ -78,46 +76,34 @@ def find_weights(repo_id: str, *, named: Path | None = None) -> WeightsFile:
                 "this machine reach the Hugging Face hub once."
             )
         return WeightsFile(path=named, origin="file")
-    return _find_cached(repo_id) or _download(repo_id)
 
-
-def _find_cached(repo_id: str) -> WeightsFile | None:
     # Imported late: huggingface_hub reads its environment when it is imported.
-    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
 
     for filename in HUB_FILENAMES:
         cached = try_to_load_from_cache(repo_id, filename)
         if isinstance(cached, str):  # else None, or a marker for "known not to exist"
             return WeightsFile(path=Path(cached), origin="hub-cache")
-    return None
-
-
-def _download(repo_id: str) -> WeightsFile:
-    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
-
     filename = HUB_FILENAMES[0]
     try:
         # Asked once, without retries: hf_hub_download alone takes half a minute to find out that there is no network.
         get_hf_file_metadata(hf_hub_url(repo_id, filename), timeout=HUB_TIMEOUT_S)
         logger.info("downloading %s from the hub", repo_id)
-        return WeightsFile(
-            path=Path(hf_hub_download(repo_id, filename, etag_timeout=HUB_TIMEOUT_S)),
-            origin="hub",
-        )
+        path = Path(hf_hub_download(repo_id, filename, etag_timeout=HUB_TIMEOUT_S))
     except Exception as error:  # The hub client's errors have no common base, and its transport library has changed.
         logger.warning("cannot get %s from the hub: %s: %s", repo_id, type(error).__name__, error)
         raise WeightsUnavailable(
             f"The DINOv2 weights are not on this machine and cannot be had from the hub. {TO_MEND}",
             details={"repository": repo_id},
         ) from error
+    return WeightsFile(path=path, origin="hub")
 
 
 def load_backbone(model_name: str, weights: WeightsFile) -> torch.nn.Module:
     """Return the timm network with these weights, frozen, in eval mode, on the CPU, in float32.
 
-    timm reads the file (``weights_only``: tensors, no other pickled object), renames the original DINOv2 checkpoint's
-    tensors and drops its ``mask_token``. It would also resample a position embedding or a patch kernel of another
-    size; such a file is of another network, so it is refused here.
+    The tensors go in by name and shape as they are stored. timm's own loading would resample a position embedding or a
+    patch kernel of another size; such a file is of another network.
 
     Args:
         model_name: timm's name with its tag, for example ``vit_small_patch14_dinov2.lvd142m``.
@@ -127,54 +113,33 @@ def load_backbone(model_name: str, weights: WeightsFile) -> torch.nn.Module:
         WeightsUnavailable: If the file cannot be read, or does not hold exactly this network's tensors, all finite.
     """
     import timm
-    import torch
     from timm.models import load_state_dict
 
+    title = _TITLES[weights.origin]
     try:
-        stored = load_state_dict(str(weights.path), weights_only=True)
-        shapes = {name: tuple(tensor.shape) for name, tensor in stored.items()}
+        tensors = load_state_dict(str(weights.path), weights_only=True)
+        tensors.pop("mask_token", None)  # of the original checkpoint; only training uses it
     except Exception as error:  # A file is foreign matter: whatever reading it raises, the file is what is wrong.
         logger.exception("cannot read the weights file %s", weights.path)
         raise WeightsUnavailable(
-            f"{weights.title} cannot be read as a checkpoint: it is truncated, of another kind, or holds more than "
-            f"tensors. {TO_MEND}"
+            f"{title} cannot be read as a checkpoint: it is truncated, of another kind, or holds more than tensors. "
+            f"{TO_MEND}"
         ) from error
+    # Every tensor is loaded; drawing random ones first takes longer than all the rest.
+    backbone: torch.nn.Module = timm.create_model(
+        model_name, pretrained=False, num_classes=0, dynamic_img_size=True, weight_init="skip"
+    )
     try:
-        backbone: torch.nn.Module = timm.create_model(
-            model_name,
-            pretrained=True,
-            pretrained_cfg_overlay={"file": str(weights.path)},
-            num_classes=0,
-            dynamic_img_size=True,
-            weight_init="skip",  # Every tensor is loaded; drawing random ones first takes longer than all the rest.
-        )
-        misfit = _misfit(shapes, backbone)
-    except (RuntimeError, ValueError, AttributeError, KeyError):  # What timm's loader raises about names and shapes.
-        bare = timm.create_model(model_name, pretrained=False, num_classes=0, dynamic_img_size=True)
-        strangers = [name for name in shapes if name not in bare.state_dict()]
-        misfit = _misfit(shapes, bare) or f"it holds tensors of another, {strangers[:1]} first"
-    if misfit is not None:
-        logger.error("the weights file %s does not fit %s: %s", weights.path, model_name, misfit)
-        raise WeightsUnavailable(f"{weights.title} is not one of {model_name}: {misfit}. {TO_MEND}")
+        backbone.load_state_dict(tensors)
+    except RuntimeError as error:
+        logger.error("the weights file %s does not fit %s: %s", weights.path, model_name, error)
+        first_difference = textwrap.shorten(str(error).splitlines()[1], 200)
+        raise WeightsUnavailable(f"{title} is not one of {model_name}: {first_difference} {TO_MEND}") from error
     # A sum is finite only if all its terms are, and five times as fast as asking each.
-    if not all(torch.isfinite(tensor.sum()) for tensor in backbone.state_dict().values()):
-        raise WeightsUnavailable(f"{weights.title} holds values that are not finite numbers. {TO_MEND}")
+    if not all(tensor.sum().isfinite() for tensor in backbone.state_dict().values()):
+        raise WeightsUnavailable(f"{title} holds values that are not finite numbers. {TO_MEND}")
     logger.info("weights of %s from %s (%s)", model_name, weights.path, weights.origin)
     return backbone.eval().requires_grad_(False)
-
-
-def _misfit(shapes: Mapping[str, tuple[int, ...]], backbone: torch.nn.Module) -> str | None:
-    """Return what keeps stored tensors from being the network's own, or None."""
-    for name, tensor in backbone.state_dict().items():
-        if name not in shapes:
-            return f"it has no tensor {name}"
-        if shapes[name] != tuple(tensor.shape):
-            return f"its {name} is {_times(shapes[name])}, not {_times(tuple(tensor.shape))}"
-    return None
-
-
-def _times(shape: tuple[int, ...]) -> str:
-    return "×".join(map(str, shape)) or "a single number"
 
 
 def tensors_digest(backbone: torch.nn.Module) -> str:

@@ -61,10 +61,7 @@ def decode_image(data: bytes, *, max_pixels: int, name: str = "image") -> NDArra
 
 
 def encode_png(pixels: NDArray[np.uint8]) -> bytes:
-    """Return pixels as a PNG file.
-
-    Args:
-        pixels: [H, W] or [H, W, 3] (BGR) uint8.
+    """Return pixels [H, W] or [H, W, 3] (BGR) uint8 as a PNG file.
 
     Raises:
         ValueError: If the pixels have another shape or dtype.
@@ -88,8 +85,6 @@ def to_bgr_uint8(pixels: NDArray[np.generic]) -> NDArray[np.uint8]:
     """
     if pixels.dtype == np.uint16:
         pixels = ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
-    elif pixels.dtype == np.bool_:
-        pixels = pixels.astype(np.uint8) * np.uint8(255)
     if pixels.dtype != np.uint8:
         raise ValueError(f"pixels must be uint8 or uint16, got {pixels.dtype}")
     if pixels.ndim == 2:
@@ -159,8 +154,8 @@ def _is_whole(data: bytes, image_format: str) -> bool:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             if image_format == "PNG":
                 image.verify()  # walks every chunk and its checksum without decoding
-                return True
-            image.load()
-            return True
+            else:
+                image.load()
     except Exception:  # as above: an OverflowError from a tile's size, an IndexError from a PNG without pixels
         return False
+    return True

@@ -33,15 +33,9 @@ class Placement:
     grid_hw: tuple[int, int]
 
     def to_image(self, grid_map: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return a map on the grid, brought to image pixels.
+        """Return a map [Ht, Wt] float32 on the grid, brought to image pixels: [H, W] float32.
 
         Bilinear between cell centres; beyond the outermost centres the edge value holds.
-
-        Args:
-            grid_map: [Ht, Wt] float32.
-
-        Returns:
-            [H, W] float32.
         """
         height, width = self.image_hw
         return cv2.resize(
@@ -49,20 +43,12 @@ class Placement:
         ).astype(np.float32, copy=False)
 
     def cell_coverage(self, mask: NDArray[np.bool_]) -> NDArray[np.float32]:
-        """Return which part of each grid cell lies inside a mask.
-
-        Args:
-            mask: [H, W] bool in image pixels.
-
-        Returns:
-            [Ht, Wt] float32 in [0, 1].
-        """
+        """Return which part of each grid cell lies inside a mask [H, W] bool: [Ht, Wt] float32 in [0, 1]."""
         rows, columns = self.grid_hw
-        if self.image_hw[0] >= rows and self.image_hw[1] >= columns:
-            resized = cv2.resize(mask.astype(np.float32), (columns, rows), interpolation=cv2.INTER_AREA)
-        else:  # An image smaller than its grid: a cell is a fraction of a pixel, so it takes the pixel's value.
-            resized = cv2.resize(mask.astype(np.float32), (columns, rows), interpolation=cv2.INTER_NEAREST)
-        return resized.astype(np.float32, copy=False)
+        # In an image smaller than its grid a cell is a fraction of a pixel, so it takes the pixel's value.
+        has_a_pixel_per_cell = self.image_hw[0] >= rows and self.image_hw[1] >= columns
+        how = cv2.INTER_AREA if has_a_pixel_per_cell else cv2.INTER_NEAREST
+        return cv2.resize(mask.astype(np.float32), (columns, rows), interpolation=how).astype(np.float32, copy=False)
 
     def cell_mm(self, mm_per_px: float) -> float:
         """Return the longer edge of one grid cell on the part, in millimetres."""
@@ -82,13 +68,11 @@ def place(image_hw: tuple[int, int], *, input_size: int, cell_px: int, resize: R
         resize: ``aspect`` or ``square``.
 
     Raises:
-        ValueError: If ``input_size`` is smaller than one cell or the image has no pixel.
+        ValueError: If ``input_size`` is smaller than one cell.
     """
     if input_size < cell_px:
         raise ValueError(f"input_size must be at least {cell_px} px, got {input_size}")
     height, width = image_hw
-    if height < 1 or width < 1:
-        raise ValueError(f"an image needs at least one pixel, got {width}×{height}")
     cells = input_size // cell_px
     stretch = 1.0 if resize == "square" else math.sqrt(height / width)
     grid_hw = (max(1, round(cells * stretch)), max(1, round(cells / stretch)))

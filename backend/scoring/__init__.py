@@ -1,1 +1,1 @@
-"""From distances to what a person is told: anomaly map, image score, regions, leave-one-out scores."""
+"""From distances to a decision: anomaly map, image score, regions, leave-one-out scores."""

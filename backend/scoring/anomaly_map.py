@@ -31,8 +31,7 @@ def anomaly_map(
     """
     grid = distances.reshape(placement.grid_hw)
     known = np.isfinite(grid)
-    whole = bool(mask.all())
-    if whole and known.all():
+    if mask.all() and known.all():
         return _blurred(placement.to_image(grid), blur_sigma)
     weights = (known & (placement.cell_coverage(mask) > 0)).astype(np.float32)
     if not weights.any():
@@ -42,10 +41,9 @@ def anomaly_map(
     # Pixels that no known cell reaches take no part either.
     inside = mask & (denominator > _MIN_WEIGHT)
     image_map = np.where(inside, numerator / np.maximum(denominator, _MIN_WEIGHT), 0).astype(np.float32)
-    if blur_sigma > 0:
-        reach = _blurred(inside.astype(np.float32), blur_sigma)
-        image_map = (_blurred(image_map, blur_sigma) / np.maximum(reach, _MIN_WEIGHT)).astype(np.float32)
-    return np.where(inside, image_map, 0).astype(np.float32)
+    reach = _blurred(inside.astype(np.float32), blur_sigma)
+    blurred = _blurred(image_map, blur_sigma) / np.maximum(reach, _MIN_WEIGHT)
+    return np.where(inside, blurred, 0).astype(np.float32)
 
 
 def _blurred(image_map: NDArray[np.float32], sigma: float) -> NDArray[np.float32]:

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from backend.calib import ScoreMode
 
 _SAMPLE = 4096
-"""Pixels that tell about where the largest values of a map begin."""
+"""Pixels that say about where the largest values of a map begin."""
 
 
 def image_scores(
@@ -42,7 +42,7 @@ def image_scores(
 
 def _largest(values: NDArray[np.float32], count: int) -> NDArray[np.float32]:
     """Return the ``count`` largest of ``values`` [N], ascending."""
-    # A sample tells about where they begin; sorting what lies above is a tenth of the work of partitioning them all.
+    # A sample says about where they begin; sorting what lies above is a tenth of the work of partitioning them all.
     sample = values[:: max(1, len(values) // _SAMPLE)]
     rank = int(len(sample) * (1 - 1.5 * count / len(values))) - _SAMPLE // 64
     if rank > 0:

@@ -32,10 +32,8 @@ class Inspection:
         map: [H, W] float32 anomaly map in pixels of the uploaded image; 0 outside the mask.
         mask: [H, W] bool, the pixels that count.
         regions: Areas at or above the threshold, largest first; empty when not calibrated.
-        grid_hw: Patch grid.
         heatmap_full_scale: The map value that the heat map shows as 255.
         params: Facts about how this came about, JSON types.
-        timings_ms: Milliseconds by stage.
     """
 
     score: float
@@ -77,7 +75,6 @@ class ScoringTerms:
     Attributes:
         calibration: Judges the score; None gives a score without a decision.
         is_stale: There is a calibration, but only of another memory.
-        rule: How the map becomes the score.
         k: Neighbours that a distance is the mean of.
         area_mm2_thr: Smaller regions are dropped, mm².
     """
@@ -113,9 +110,7 @@ NO_OVERRIDES = Overrides()
 def rule_in_force(bank: MemoryBank, last: Calibration | None) -> ScoreRule:
     """Return how a ROI's maps become scores: as its last calibration says, blurred as its memory says.
 
-    Args:
-        bank: The memory.
-        last: The ROI's newest calibration, also one of another memory; None where there is none.
+    ``last`` may be of another memory.
     """
     rule = bank.options.rule
     return rule if last is None else replace(last.rule, blur_sigma=rule.blur_sigma)
@@ -130,7 +125,7 @@ def scoring_terms(
         bank: The memory.
         calibration: The one that belongs to the memory.
         last: The newest one, of whatever memory: set aside, it still says what its successor's scores are to be.
-        overrides: What a caller asks for in place of the ROI's own.
+        overrides: What a caller asks for.
     """
     is_stale = calibration is None and last is not None
     own, own_k = rule_in_force(bank, last), bank.options.k
@@ -189,7 +184,7 @@ def judge(
         mask: [H, W] bool, the pixels that count.
         terms: What it is measured and judged by.
         heatmap_full_scale: The map value that the heat map shows as 255.
-        facts: What ``params`` tells beside the terms.
+        facts: What ``params`` holds beside the terms.
     """
     calibration, rule = terms.calibration, terms.rule
     learned = np.where(bank.mask_cells, distances, np.nan).astype(np.float32)

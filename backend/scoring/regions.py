@@ -17,8 +17,7 @@ class Region:
 
     Attributes:
         bbox_xywh_px: Smallest upright box, px: left, top, width, height.
-        area_px: Number of pixels.
-        area_mm2: The same on the part, mm².
+        area_mm2: ``area_px`` on the part, mm².
         peak_score: Largest value of the map in it.
         contour_xy: Outer contour, integer pixel coordinates [[x, y], …].
     """

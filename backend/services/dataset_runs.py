@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from backend.artifacts.model_key import ModelKey
@@ -14,6 +14,7 @@ from backend.errors import InspectionError, InvalidInput, QueueFull, StorageFail
 from backend.memory_bank.coreset import Progress
 from backend.roi_mask import Shape, parse_shape, shape_from_fields
 from backend.scoring.inspection import Inspection
+from backend.services.calibration import rule_after
 from backend.services.datasets import Datasets
 from backend.services.inspection import InspectionService
 
@@ -25,19 +26,10 @@ _QUEUE_POLL_S = 0.05
 class DatasetItem:
     """One image of a data set and what came of its inspection: an inspection, or why there is none."""
 
-    label: Label
     image: StoredImage
     mm_per_px: float
-    inspection: Inspection | None
-    error: str | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class DatasetCalibration:
-    """A calibration from a data set, and the images that could not take part."""
-
-    calibration: Calibration
-    failed: Sequence[DatasetItem]
+    inspection: Inspection | None = None
+    error: str | None = None
 
 
 def inspect_dataset(
@@ -55,12 +47,9 @@ def inspect_dataset(
     One at a time, because each inspection holds its map.
 
     Args:
-        service: Inspects.
-        datasets: Holds the images.
-        key: The model.
         labels: Which classes; one that stands twice counts once.
         default_mm_per_px: For images whose metadata do not name a scale; else the ROI's own.
-        progress: Told (done, total).
+        progress: Called with (done, total).
         for_calibration: Leave the ROI's own calibration out: a new one is to be made with the scores.
 
     Raises:
@@ -68,14 +57,30 @@ def inspect_dataset(
         ArtefactCorrupt: If its memory or calibration is damaged.
         Unavailable: If nothing can be inspected now; that is no fault of an image.
     """
-    bank = service.fitted_bank(key)
+    model = service.describe(key)
+    bank = model.fitted_bank(key)
     if not for_calibration:
-        _ = service.describe(key).calibration  # damaged, it is no image's fault: raised once, not for each
+        _ = model.calibration  # damaged, it is no image's fault: raised once, not for each
     listed = datasets.list(key)
     images = [image for label in dict.fromkeys(labels) for image in listed[label]]
     for done, image in enumerate(images):
-        mm_per_px = image.mm_per_px or default_mm_per_px or bank.mm_per_px
-        yield _inspect(service, datasets, key, image, mm_per_px, for_calibration)
+        item = DatasetItem(image=image, mm_per_px=image.mm_per_px or default_mm_per_px or bank.mm_per_px)
+        try:
+            infer = partial(
+                service.infer,
+                key,
+                datasets.read(key, image),
+                mm_per_px=item.mm_per_px,
+                shape=_shape_of(image),
+                name=image.file_name,
+                for_calibration=for_calibration,
+            )
+            item = replace(item, inspection=_patiently(infer))
+        except InspectionError as error:
+            if isinstance(error, Unavailable) and not isinstance(error, StorageFailed):
+                raise
+            item = replace(item, error=error.sentence)
+        yield item
         if progress is not None:
             progress(done + 1, len(images))
 
@@ -90,8 +95,8 @@ def calibrate_from_dataset(
     area_mm2_thr: float | None = None,
     require_ng: bool = False,
     progress: Progress | None = None,
-) -> DatasetCalibration:
-    """Calibrate a ROI with the scores of its data set, one per part, and return the calibration.
+) -> tuple[Calibration, list[DatasetItem]]:
+    """Calibrate a ROI with the scores of its data set, one per part; return it, and the images that took no part.
 
     The scores are measured as the ROI will be scored from then on; learned images are scored leave-one-out.
 
@@ -103,7 +108,8 @@ def calibrate_from_dataset(
     stored = datasets.list(key)
     if require_ng and not stored["ng"]:
         raise InvalidInput("The data set has no ng images. Upload one, or send require_ng=false.")
-    rule = service.rule_after(key, score_percentile=score_percentile)
+    model = service.describe(key)
+    rule = rule_after(model.fitted_bank(key), model.last_calibration, None, score_percentile)
     items = inspect_dataset(
         service,
         datasets,
@@ -119,7 +125,7 @@ def calibrate_from_dataset(
         if item.error is not None:
             failed.append(item)
         if item.inspection is not None and item.inspection.params["scoring"] != "own_image_only":
-            part = (item.label, item.image.part_id)
+            part = (item.image.label, item.image.part_id)
             worst[part] = max(worst.get(part, 0.0), item.inspection.scores_under(rule.percentile)[rule.mode])
     ok_scores = [score for (label, _), score in worst.items() if label == "ok"]
     ng_scores = [score for (label, _), score in worst.items() if label == "ng"]
@@ -139,34 +145,15 @@ def calibrate_from_dataset(
         scores_from="dataset",
         scores_measured_with=rule,
     )
-    return DatasetCalibration(calibration=calibration, failed=failed)
+    return calibration, failed
 
 
-def _inspect(
-    service: InspectionService,
-    datasets: Datasets,
-    key: ModelKey,
-    image: StoredImage,
-    mm_per_px: float,
-    for_calibration: bool,
-) -> DatasetItem:
-    infer = partial(service.infer, key, mm_per_px=mm_per_px, name=image.file_name, for_calibration=for_calibration)
-    try:
-        inspection = _infer(infer, datasets.read(key, image), image)
-    except InspectionError as error:
-        if isinstance(error, Unavailable) and not isinstance(error, StorageFailed):
-            raise
-        return DatasetItem(label=image.label, image=image, mm_per_px=mm_per_px, inspection=None, error=error.sentence)
-    return DatasetItem(label=image.label, image=image, mm_per_px=mm_per_px, inspection=inspection, error=None)
-
-
-def _infer(infer: Callable[..., Inspection], data: bytes, image: StoredImage) -> Inspection:
+def _patiently(infer: Callable[[], Inspection]) -> Inspection:
     """Inspect one image; where the queue is full, wait for a place: a long run must not end for a short rush."""
-    shape = _shape_of(image)
     waited_until = time.monotonic() + _QUEUE_PATIENCE_S
     while True:
         try:
-            return infer(data, shape=shape)
+            return infer()
         except QueueFull:
             if time.monotonic() > waited_until:
                 raise

@@ -47,8 +47,6 @@ class Datasets:
             Conflict: If an image is stored under the other label.
             StorageFull, StorageFailed: If one cannot be written.
         """
-        if not uploads:
-            raise InvalidInput("The field images is missing. Send at least one image.", details={"field": "images"})
         try:
             bank = self._store.load(key).bank
         except ArtefactCorrupt:

@@ -59,23 +59,19 @@ class FitProgress:
     """
 
     def __init__(self, report: Progress | None, n_images: int) -> None:
-        self._report = report
+        self._report = report or (lambda _done, _total: None)
         self._n_images = n_images
         self._n_done = 0
-        self._coreset_steps = -(-n_images // _IMAGES_PER_CORESET_STEP)
+        self._total = n_images + math.ceil(n_images / _IMAGES_PER_CORESET_STEP)
 
     def image_done(self) -> None:
         """Count one more image."""
         self._n_done = min(self._n_done + 1, self._n_images)
-        self._tell(self._n_done)
+        self._report(self._n_done, self._total)
 
     def picks(self, done: int, n_picks: int) -> None:
         """Count the coreset's picks."""
-        self._tell(self._n_images + self._coreset_steps * done // n_picks)
-
-    def _tell(self, done: int) -> None:
-        if self._report is not None:
-            self._report(done, self._n_images + self._coreset_steps)
+        self._report(self._n_images + (self._total - self._n_images) * done // n_picks, self._total)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,15 +79,12 @@ class FitReport:
     """What was learned.
 
     Attributes:
-        bank: The memory.
         n_new: Images that the memory did not know before.
         n_duplicates: Uploads that repeat an image.
         scores: Leave-one-image-out scores of all images.
         calibration: What became of the ROI's calibration: ``none`` was there, it was ``kept`` (the memory is the same),
             ``renewed``, or is ``stale``.
         threshold: The threshold now in force, if any.
-        warnings: What the engineer should know.
-        timings_ms: Milliseconds by stage.
     """
 
     bank: MemoryBank

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from backend.artifacts.formats import LearnedFacts
 from backend.artifacts.image_store import ImageStore
@@ -32,8 +31,6 @@ from backend.utils import Stopwatch
 
 _log = logging.getLogger(__name__)
 
-_Fault = Literal["damaged", "of an older format"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class _Before:
@@ -50,32 +47,24 @@ class _Before:
 
     known: MemoryBank | LearnedFacts | None
     memory: MemoryBank | None = None
-    memory_fault: _Fault | None = None
+    memory_fault: type[ArtefactCorrupt] | None = None
     calibrations: Sequence[Calibration]
-    calibration_fault: _Fault | None
+    calibration_fault: type[ArtefactCorrupt] | None = None
 
     @property
     def known_digests(self) -> set[str]:
         return set() if self.known is None else set(self.known.image_digests)
 
 
+@dataclass(frozen=True, kw_only=True)
 class Fitter:
     """Fits ROIs. Two fits of one ROI at once both count: each merges with what is stored, under the ROI's lock."""
 
-    def __init__(
-        self,
-        *,
-        store: ArtefactStore,
-        models: ModelCache,
-        extractor: ExtractorLoader,
-        extraction: Extraction,
-        max_pixels: int,
-    ) -> None:
-        self._store = store
-        self._models = models
-        self._extractor = extractor
-        self._extraction = extraction
-        self._max_pixels = max_pixels
+    store: ArtefactStore
+    models: ModelCache
+    extractor: ExtractorLoader
+    extraction: Extraction
+    max_pixels: int
 
     def fit(self, key: ModelKey, request: FitRequest, *, progress: Progress | None = None) -> FitReport:
         """Learn images, store the new memory, and return what came of it.
@@ -96,25 +85,32 @@ class Fitter:
             WeightsUnavailable: If there is no extractor.
         """
         watch = Stopwatch()
-        extractor = self._extractor.get()
-        images = self._store.images(key)
-        training = TrainingImages(images, extractor, self._extraction, max_pixels=self._max_pixels, watch=watch)
+        extractor = self.extractor.get()
+        images = self.store.images(key)
         of_dataset = images.labelled("ok") if request.use_dataset else []
+        steps = FitProgress(progress, len(request.uploads) + len(of_dataset))
+        training = TrainingImages(
+            images=images,
+            extractor=extractor,
+            extraction=self.extraction,
+            progress=steps,
+            max_pixels=self.max_pixels,
+            watch=watch,
+        )
         first = _reference(training, request, of_dataset)
         shape_mask(request.shape, first.image_hw)
         _check(self._before(key, request).known, request, extractor, first)
-        steps = FitProgress(progress, len(request.uploads) + len(of_dataset))
-        fresh = training.of_uploads(request.uploads, steps)
+        fresh = training.of_uploads(request.uploads)
         # Before the lock, so that nobody waits for it; under it the rows are there.
         scale = request.mm_per_px if request.use_dataset else None
-        training.of_stored(of_dataset, first, mm_per_px=scale, progress=steps)
-        with self._store.lock(key), images.all_or_none():
+        training.of_stored(of_dataset, first, mm_per_px=scale)
+        with self.store.lock(key), images.all_or_none():
             before = self._before(key, request)
             _check(before.known, request, extractor, first)
-            for image in fresh.values():
-                images.check_label(image.digest, "ok", image.name)
+            for digest, image in fresh.items():
+                images.check_label(digest, "ok", image.name)
             with watch.lap("store"):
-                fresh = training.keep(fresh, request.mm_per_px)
+                fresh = {digest: training.keep(digest, image, request.mm_per_px) for digest, image in fresh.items()}
                 stored = training.of_stored(_stored_before(images, before, request), first, mm_per_px=scale)
             with watch.lap("coreset"):
                 bank = memory_of({**stored, **fresh}, before.known, request, extractor, first.image_hw, steps)
@@ -139,23 +135,24 @@ class Fitter:
         """
         adds = request.mode == "add"
         try:
-            stored = self._models.get(key)
+            stored = self.models.get(key)
         except ArtefactCorrupt as error:
-            facts = self._store.learned_facts(key) if adds else None
+            facts = self.store.learned_facts(key) if adds else None
             if adds and facts is None and not request.use_dataset:
                 raise ArtefactCorrupt(
                     "The stored memory of this ROI is damaged, and so is its list of the images that it had learned. "
                     "Fit again with use_dataset=true to learn all stored good images, or with mode=replace.",
                     details=error.details,
                 ) from error
-            calibrations, calibration_fault = [], None
+            calibrations: Sequence[Calibration] = ()
+            calibration_fault = None
             try:
-                calibrations = self._store.calibrations(key)
+                calibrations = self.store.calibrations(key)
             except ArtefactCorrupt as of_calibration:
-                calibration_fault = _fault(type(of_calibration))
+                calibration_fault = type(of_calibration)
             return _Before(
                 known=facts,
-                memory_fault=_fault(type(error)) if adds else None,
+                memory_fault=type(error) if adds else None,
                 calibrations=calibrations,
                 calibration_fault=calibration_fault,
             )
@@ -163,7 +160,7 @@ class Fitter:
             known=stored.bank if adds else None,
             memory=stored.bank,
             calibrations=stored.calibrations,
-            calibration_fault=_fault(stored.calibration_fault),
+            calibration_fault=stored.calibration_fault,
         )
 
     def _switch(self, key: ModelKey, before: _Before, bank: MemoryBank, n_repeats: int, watch: Stopwatch) -> FitReport:
@@ -174,7 +171,7 @@ class Fitter:
             scores = leave_one_out_scores(bank, rule_in_force(bank, previous))
         new = None if previous is None or previous is own else renewed(previous, bank, scores)
         with watch.lap("write"):
-            self._store.save_bank(key, bank, new, stored=before.calibrations)
+            self.store.save_bank(key, bank, new, stored=before.calibrations)
         in_force = new or own
         area_mm2_thr = bank.options.area_mm2_thr if previous is None else previous.area_mm2_thr
         return FitReport(
@@ -196,14 +193,14 @@ class Fitter:
         if request.mode == "add" or request.use_dataset or before.memory is None:
             return set()
         try:
-            others = self._store.learned_by_other_models(key)
+            others = self.store.learned_by_other_models(key)
         except ArtefactCorrupt:
             return set()  # Nobody knows what else needs them.
         return set(before.memory.image_digests) - set(bank.image_digests) - others
 
     def _is_in_force(self, key: ModelKey, bank: MemoryBank) -> bool:
         try:
-            stored = self._store.load(key).bank
+            stored = self.store.load(key).bank
         except InspectionError:
             return False
         return stored is not None and stored.checksum == bank.checksum
@@ -216,10 +213,8 @@ class Fitter:
             _log.exception("images that are no longer learned could not be deleted")
 
 
-def _fault(error: type[ArtefactCorrupt] | None) -> _Fault | None:
-    if error is None:
-        return None
-    return "of an older format" if issubclass(error, ArtefactOutdated) else "damaged"
+def _words(fault: type[ArtefactCorrupt]) -> str:
+    return "of an older format" if issubclass(fault, ArtefactOutdated) else "damaged"
 
 
 def _reference(training: TrainingImages, request: FitRequest, of_dataset: Sequence[StoredImage]) -> Placement:
@@ -253,7 +248,8 @@ def _warnings_about(before: _Before, bank: MemoryBank, *, is_stale: bool) -> Ite
     """Yield what a fit has changed that its caller may not expect."""
     if before.calibration_fault is not None:
         yield (
-            f"The stored calibration is {before.calibration_fault}; until you calibrate again, inspections are refused."
+            f"The stored calibration is {_words(before.calibration_fault)}; until you calibrate again, inspections are "
+            "refused."
         )
     if n_gone := len(before.known_digests - set(bank.image_digests)):
         yield f"{n_gone} learned images were deleted from the store and are no longer part of the memory."
@@ -264,12 +260,13 @@ def _warnings_about(before: _Before, bank: MemoryBank, *, is_stale: bool) -> Ite
         )
     if before.memory_fault is not None and before.known is None:
         yield (
-            f"The memory before this fit was {before.memory_fault}, and so was its list of the images that it had "
-            f"learned: {len(bank.image_digests)} images, all good ones that are stored, were learned in their place."
+            f"The memory before this fit was {_words(before.memory_fault)}, and so was its list of the images that it "
+            f"had learned: {len(bank.image_digests)} images, all good ones that are stored, were learned in their "
+            "place."
         )
     elif before.memory_fault is not None:
         n_again = len(before.known_digests & set(bank.image_digests))
         yield (
-            f"The memory before this fit was {before.memory_fault}; {n_again} images that it had learned were learned "
-            "again."
+            f"The memory before this fit was {_words(before.memory_fault)}; {n_again} images that it had learned were "
+            "learned again."
         )

@@ -9,13 +9,12 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from backend.artifacts.heatmaps import save_heatmap
 from backend.artifacts.model_key import ModelKey
 from backend.calib import OK_PERCENTILE, Calibration, ScoreMode, ScoreRule
 from backend.extractors.base import FeatureExtractor
 from backend.extractors.device_queue import DeviceQueue
 from backend.extractors.extraction import Extraction, Rows
-from backend.extractors.loader import ExtractorLoader, ExtractorState
+from backend.extractors.loader import ExtractorLoader
 from backend.imaging.image_codec import decode_image, pixel_digest, to_bgr_uint8
 from backend.imaging.placement import Placement
 from backend.memory_bank.bank import FitOptions, MemoryBank
@@ -31,9 +30,8 @@ from backend.scoring.inspection import (
     scoring_terms,
 )
 from backend.scoring.leave_one_out import leave_one_out_scores
-from backend.services.agreement import PrecisionCheck
-from backend.services.calibration import CalibrationRequest, calibrated
-from backend.services.consistency import check_aspect_ratio, check_extractor, check_mm_per_px
+from backend.services.calibration import calibrated, rule_after
+from backend.services.consistency import PrecisionCheck, check_aspect_ratio, check_extractor, check_mm_per_px
 from backend.services.fit_request import FitReport, FitRequest, Mode, Upload
 from backend.services.fitting import Fitter
 from backend.services.model_cache import LoadedModel, ModelCache
@@ -70,7 +68,7 @@ class InspectionService:
     ) -> None:
         self.defaults = defaults
         self.store = store
-        self._extractor = extractor
+        self.extractor = extractor
         self._device = device
         self._models = ModelCache(store, cache_max_entries)
         self._extraction = Extraction(device, batch_wait_ms=batch_wait_ms)
@@ -83,19 +81,9 @@ class InspectionService:
             max_pixels=defaults.max_pixels,
         )
 
-    @property
-    def extractor_state(self) -> ExtractorState:
-        """Whether there is an extractor; never waits."""
-        return self._extractor.state
-
-    @property
-    def extractor_name(self) -> str:
-        """Name of the extractor; waits while it is being loaded."""
-        return self._extractor.get().name
-
     def start(self) -> None:
         """Begin to get the extractor ready."""
-        self._extractor.start()
+        self.extractor.start()
 
     def close(self) -> None:
         """Finish what is on the device and take nothing new."""
@@ -108,14 +96,6 @@ class InspectionService:
             ArtefactCorrupt: If a stored file is damaged.
         """
         return self._models.get(key)
-
-    def fitted_bank(self, key: ModelKey) -> MemoryBank:
-        """Return the memory of a ROI.
-
-        Raises:
-            MemoryNotFound: If the ROI was never fitted.
-        """
-        return self._models.get(key).fitted_bank(key)
 
     def fit_ok(
         self,
@@ -165,37 +145,31 @@ class InspectionService:
             MmPerPxMismatch: If ``mm_per_px`` is not that of the fit.
             InvalidInput: As ``calibrated``.
         """
-        self.fitted_bank(key)  # before the lock, which makes the ROI's folder
+        self._models.get(key).fitted_bank(key)  # before the lock, which makes the ROI's folder
         with self.store.lock(key):
             model = self._models.get(key)
             bank, last = model.fitted_bank(key), model.last_calibration
             if mm_per_px is not None:
                 check_mm_per_px(bank, mm_per_px)
             kept_area = bank.options.area_mm2_thr if last is None else last.area_mm2_thr
-            rule = _rule_after(bank, last, score_mode, score_percentile)
-            request = CalibrationRequest(
+            rule = rule_after(bank, last, score_mode, score_percentile)
+            calibration = calibrated(
+                bank,
+                leave_one_out_scores(bank, rule),
+                rule=rule,
+                area_mm2_thr=kept_area if area_mm2_thr is None else area_mm2_thr,
                 ok_scores=ok_scores,
                 ng_scores=ng_scores,
-                rule=rule,
                 scores_from=scores_from,
                 measured_with=scores_measured_with or rule_in_force(bank, last),
-                area_mm2_thr=kept_area if area_mm2_thr is None else area_mm2_thr,
                 ok_percentile=ok_percentile,
                 margin=margin,
                 min_parts=self.defaults.min_ok_samples,
             )
-            calibration = calibrated(bank, request, leave_one_out_scores(bank, rule))
             if model.calibration_fault is not None:
                 calibration = replace(calibration, warnings=(*calibration.warnings, _CALIBRATION_LOST))
             self.store.save_calibration(key, calibration, stored=model.calibrations)
         return calibration
-
-    def rule_after(
-        self, key: ModelKey, *, score_mode: ScoreMode | None = None, score_percentile: float | None = None
-    ) -> ScoreRule:
-        """Return how a ROI's maps become scores after a calibration that asks for these; None keeps what was."""
-        model = self._models.get(key)
-        return _rule_after(model.fitted_bank(key), model.last_calibration, score_mode, score_percentile)
 
     def infer(
         self,
@@ -214,9 +188,7 @@ class InspectionService:
         would be on a part that nobody has seen.
 
         Args:
-            key: The model.
             image: The bytes of an image file, or pixels [H, W(, C)] uint8 or uint16 in BGR order.
-            mm_per_px: Millimetres per pixel.
             shape: What counts, in pixels of the image; what the ROI has learned with narrows it further.
             name: What an error sentence calls the image.
             overrides: Values in place of the ROI's own.
@@ -233,15 +205,16 @@ class InspectionService:
         watch = Stopwatch()
         model = self._models.get(key)
         bank = model.fitted_bank(key)
-        if for_calibration:
-            terms = scoring_terms(bank, None, None, overrides)
-        else:
-            terms = scoring_terms(bank, model.calibration, model.last_calibration, overrides)
+        judged_by = (None, None) if for_calibration else (model.calibration, model.last_calibration)
+        terms = scoring_terms(bank, *judged_by, overrides)
         check_mm_per_px(bank, mm_per_px)
         with watch.lap("decode"):
-            pixels = self._pixels(image, name)
+            if isinstance(image, bytes):
+                pixels = decode_image(image, max_pixels=self.defaults.max_pixels, name=name)
+            else:
+                pixels = to_bgr_uint8(image)
             digest = pixel_digest(pixels)
-        extractor = self._extractor.get()
+        extractor = self.extractor.get()
         check_extractor(bank, extractor)
         self._precision.check(key, bank, extractor)
         placement = extractor.placement((pixels.shape[0], pixels.shape[1]))
@@ -260,22 +233,6 @@ class InspectionService:
             scale = model.heatmap_full_scale
             found = judge(bank, distances, placement, mask, terms, heatmap_full_scale=scale, facts=facts)
         return replace(found, timings_ms=watch.timings_ms())
-
-    def keep_heatmap(self, key: ModelKey, inspection: Inspection, png: bytes) -> str:
-        """Store a heat map as a file; return its path below the models folder. The newest few hundred are kept."""
-        return save_heatmap(self.store, key, str(inspection.params["image_digest"]), png)
-
-    def _pixels(self, image: bytes | NDArray[np.uint8], name: str) -> NDArray[np.uint8]:
-        if isinstance(image, bytes):
-            return decode_image(image, max_pixels=self.defaults.max_pixels, name=name)
-        return to_bgr_uint8(image)
-
-
-def _rule_after(
-    bank: MemoryBank, last: Calibration | None, score_mode: ScoreMode | None, score_percentile: float | None
-) -> ScoreRule:
-    rule = rule_in_force(bank, last)
-    return replace(rule, mode=score_mode or rule.mode, percentile=score_percentile or rule.percentile)
 
 
 def _distances(bank: MemoryBank, rows: Rows, digest: str, k: int) -> tuple[NDArray[np.float32], str]:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
 from functools import cached_property
 
 from backend.artifacts.model_key import ModelKey
 from backend.calib import Calibration
-from backend.errors import ArtefactCorrupt, MemoryNotFound
+from backend.errors import MemoryNotFound
 from backend.memory_bank.bank import MemoryBank
 from backend.scoring.leave_one_out import leave_one_out_scores
 from backend.storage import ArtefactStore, StoredModel
@@ -17,38 +16,13 @@ from backend.storage import ArtefactStore, StoredModel
 _WHOLE_RANGE = 2.0  # the largest distance between unit rows
 
 
-class LoadedModel:
+class LoadedModel(StoredModel):
     """A model as it was stored when it was read, and what is worth computing only once of it."""
-
-    def __init__(self, stored: StoredModel) -> None:
-        self.bank = stored.bank
-        self.stamps = stored.stamps
-        self._stored = stored
-
-    @property
-    def calibration(self) -> Calibration | None:
-        """The calibration that belongs to the memory, or None; raises as ``StoredModel.calibration``."""
-        return self._stored.calibration
-
-    @property
-    def stale(self) -> bool:
-        """True when there is a calibration, but only of another memory; raises as ``StoredModel.calibration``."""
-        return self._stored.stale
-
-    @property
-    def calibrations(self) -> Sequence[Calibration]:
-        """All that are stored, newest first, of whatever memory."""
-        return self._stored.calibrations
 
     @property
     def last_calibration(self) -> Calibration | None:
         """The newest calibration, of whatever memory; None where there is none, or where it is damaged."""
         return next(iter(self.calibrations), None)
-
-    @property
-    def calibration_fault(self) -> type[ArtefactCorrupt] | None:
-        """What is wrong with what is stored of a calibration, if anything."""
-        return self._stored.calibration_fault
 
     @cached_property
     def heatmap_full_scale(self) -> float:
@@ -98,7 +72,7 @@ class ModelCache:
             if cached is not None and cached.stamps == stamps:
                 self._models.move_to_end(key)
                 return cached
-        model = LoadedModel(self._store.load(key))
+        model = LoadedModel(**vars(self._store.load(key)))
         if model.bank is not None:  # Absent ROIs take no place: anyone can name endless ids.
             with self._lock:
                 self._models[key] = model

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,41 +27,33 @@ from backend.utils import Stopwatch, sha256_hex
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingImage:
-    """One image on its way into a memory; ``data`` is None when the store has it already."""
+    """One image on its way into a memory; with its file's name and bytes where it is an upload."""
 
-    digest: str
     part_id: str
     grid: PatchGrid
     name: str = ""
-    data: bytes | None = None
+    data: bytes = b""
 
 
+@dataclass(frozen=True, kw_only=True)
 class TrainingImages:
     """Gathers the images of one fit and extracts the embeddings that are missing.
 
-    Args:
+    Attributes:
         images: Where images and embeddings are kept.
         extractor: Makes the embeddings.
         extraction: Brings images to the device; between its batches inspections get their turn.
+        progress: Counts the images.
         max_pixels: Largest image, px.
         watch: Gets the laps ``decode`` and ``extract``.
     """
 
-    def __init__(
-        self,
-        images: ImageStore,
-        extractor: FeatureExtractor,
-        extraction: Extraction,
-        *,
-        max_pixels: int,
-        watch: Stopwatch,
-    ) -> None:
-        self._images = images
-        self._extractor = extractor
-        self._extraction = extraction
-        self._max_pixels = max_pixels
-        self._watch = watch
-        self._made_by = embeddings_key(extractor)
+    images: ImageStore
+    extractor: FeatureExtractor
+    extraction: Extraction
+    progress: FitProgress
+    max_pixels: int
+    watch: Stopwatch
 
     def placements(self, uploads: Sequence[Upload]) -> list[Placement]:
         """Return how uploads are brought to the grid, from their headers: nothing is decoded.
@@ -72,7 +63,7 @@ class TrainingImages:
             AspectRatioMismatch: If one is unlike the first.
         """
         found = [
-            self._extractor.placement(image_size(upload.data, max_pixels=self._max_pixels, name=upload.name))
+            self.extractor.placement(image_size(upload.data, max_pixels=self.max_pixels, name=upload.name))
             for upload in uploads
         ]
         for upload, placement in zip(uploads, found, strict=True):
@@ -87,46 +78,37 @@ class TrainingImages:
         """
         if image.is_damaged:
             raise ArtefactCorrupt(f"The stored image {image.file_name!r} is damaged. Upload it again, or delete it.")
-        return self._extractor.placement(image.image_hw)
+        return self.extractor.placement(image.image_hw)
 
-    def of_uploads(self, uploads: Sequence[Upload], progress: FitProgress) -> dict[str, TrainingImage]:
+    def of_uploads(self, uploads: Sequence[Upload]) -> dict[str, TrainingImage]:
         """Return uploads by digest; one that comes twice is extracted once.
 
         Raises:
             BadImage: If one cannot be decoded; the sentence names it.
         """
-        by_digest: dict[str, tuple[Upload, Placement]] = {}
+        by_digest: dict[str, Upload] = {}
         part_ids: dict[str, str] = {}
 
-        def decoded() -> Iterator[tuple[str, Callable[[], NDArray[np.uint8]]]]:
+        def decoded() -> Iterator[tuple[str, NDArray[np.uint8]]]:
             for upload in uploads:
-                with self._watch.lap("decode"):
-                    image = decode_image(upload.data, max_pixels=self._max_pixels, name=upload.name)
+                with self.watch.lap("decode"):
+                    image = decode_image(upload.data, max_pixels=self.max_pixels, name=upload.name)
                     digest = pixel_digest(image)
-                by_digest[digest] = upload, self._extractor.placement((image.shape[0], image.shape[1]))
+                by_digest[digest] = upload
                 if upload.part_id:
                     part_ids[digest] = upload.part_id
-                yield digest, partial(_same, image)
+                yield digest, image
 
-        rows = self._load_or_extract(decoded(), progress, keep=False)
+        grids = self._load_or_extract(decoded())
         return {
             digest: TrainingImage(
-                digest=digest,
-                part_id=part_ids.get(digest, digest),
-                grid=self._grid(rows[digest], placement),
-                name=upload.name,
-                data=upload.data,
+                part_id=part_ids.get(digest, digest), grid=grids[digest], name=upload.name, data=upload.data
             )
-            for digest, (upload, placement) in by_digest.items()
+            for digest, upload in by_digest.items()
         }
 
     def of_stored(
-        self,
-        stored: Sequence[StoredImage],
-        first: Placement,
-        *,
-        mm_per_px: float | None = None,
-        progress: FitProgress | None = None,
+        self, stored: Sequence[StoredImage], first: Placement, *, mm_per_px: float | None = None
     ) -> dict[str, TrainingImage]:
         """Return stored images by digest; embeddings that were missing are kept.
 
@@ -134,7 +116,6 @@ class TrainingImages:
             stored: The images.
             first: The placement that all must agree with.
             mm_per_px: The scale that all must have been stored with; None for whatever it was.
-            progress: Counts them.
 
         Raises:
             AspectRatioMismatch, MmPerPxMismatch: If one does not agree.
@@ -144,27 +125,14 @@ class TrainingImages:
             check_aspect_ratio(first, self.placement_of(image), image.file_name)
             if mm_per_px is not None:
                 check_same_scale(mm_per_px, image.mm_per_px, image.file_name)
-        sources = ((image.digest, partial(self._decoded, image)) for image in stored)
-        rows = self._load_or_extract(sources, progress, keep=True)
-        return {
-            image.digest: TrainingImage(
-                digest=image.digest,
-                part_id=image.part_id,
-                grid=self._grid(rows[image.digest], self.placement_of(image)),
-            )
-            for image in stored
-        }
+        grids = self._load_or_extract((image.digest, image) for image in stored)
+        return {image.digest: TrainingImage(part_id=image.part_id, grid=grids[image.digest]) for image in stored}
 
-    def keep(self, uploaded: Mapping[str, TrainingImage], mm_per_px: float) -> dict[str, TrainingImage]:
-        """Store uploads, and return them by digest with the parts that the store knows them by."""
-        return {digest: self._kept(image, mm_per_px) for digest, image in uploaded.items()}
-
-    def _kept(self, image: TrainingImage, mm_per_px: float) -> TrainingImage:
-        if image.data is None:
-            return image
-        self._images.put_embeddings(image.digest, self._made_by, image.grid.embeddings)
+    def keep(self, digest: str, image: TrainingImage, mm_per_px: float) -> TrainingImage:
+        """Store an upload, and return it with the part that the store knows it by."""
+        self.images.put_embeddings(digest, embeddings_key(self.extractor), image.grid.embeddings)
         stored = StoredImage(
-            digest=image.digest,
+            digest=digest,
             label="ok",
             name=safe_stem(image.name),
             part_id=image.part_id,
@@ -173,62 +141,52 @@ class TrainingImages:
             bytes_sha256=sha256_hex(image.data),
             suffix=image_suffix(image.data),
         )
-        return replace(image, part_id=self._images.put(stored, image.data).part_id)
+        return replace(image, part_id=self.images.put(stored, image.data).part_id)
 
-    def _load_or_extract(
-        self,
-        sources: Iterable[tuple[str, Callable[[], NDArray[np.uint8]]]],
-        progress: FitProgress | None,
-        *,
-        keep: bool,
-    ) -> dict[str, NDArray[np.float32]]:
-        """Return the rows [N, D] of images by digest, from the store or from the device in batches of one size.
+    def _load_or_extract(self, sources: Iterable[tuple[str, NDArray[np.uint8] | StoredImage]]) -> dict[str, PatchGrid]:
+        """Return the grids of images by digest, from the store or from the device in batches of one size.
 
         Args:
-            sources: Digest of each image and what returns its pixels, asked only where rows are missing.
-            progress: Counts the images.
-            keep: Store what was extracted, for images that the store holds.
+            sources: Digest of each image, and its pixels or, to be read only where rows are missing, its facts. What
+                is extracted of an image that the store holds is kept there.
         """
-        rows: dict[str, NDArray[np.float32]] = {}
+        made_by = embeddings_key(self.extractor)
+        grids: dict[str, PatchGrid] = {}
         batch: dict[str, NDArray[np.uint8]] = {}
+        in_store: set[str] = set()
+
+        def add(digest: str, rows: NDArray[np.float32], image_hw: tuple[int, int]) -> None:
+            placement = self.extractor.placement(image_hw)
+            grids[digest] = PatchGrid(embeddings=rows, placement=placement, extractor_id=self.extractor.extractor_id)
+            self.progress.image_done()
 
         def extract() -> None:
-            if not batch:
-                return
-            with self._watch.lap("extract"):
-                extracted = self._extraction.learn(self._extractor, list(batch.values()))
-            for digest, embeddings in zip(batch, extracted, strict=True):
-                rows[digest] = embeddings
-                if keep:
-                    self._images.put_embeddings(digest, self._made_by, embeddings)
-                count()
+            with self.watch.lap("extract"):
+                extracted = self.extraction.learn(self.extractor, list(batch.values()))
+            for (digest, image), rows in zip(batch.items(), extracted, strict=True):
+                if digest in in_store:
+                    self.images.put_embeddings(digest, made_by, rows)
+                add(digest, rows, (image.shape[0], image.shape[1]))
             batch.clear()
 
-        def count() -> None:
-            if progress is not None:
-                progress.image_done()
-
-        for digest, pixels in sources:
-            if digest not in rows and digest not in batch:
-                stored = self._images.get_embeddings(digest, self._made_by)
-                if stored is None:
-                    image = pixels()
-                    if batch and next(iter(batch.values())).shape != image.shape:
-                        extract()
-                    batch[digest] = image
-                    if len(batch) == self._extractor.batch_size:
-                        extract()
-                    continue
-                rows[digest] = stored
-            count()
-        extract()
-        return rows
-
-    def _decoded(self, image: StoredImage) -> NDArray[np.uint8]:
-        return decode_image(self._images.read(image), max_pixels=self._max_pixels, name=image.file_name)
-
-    def _grid(self, rows: NDArray[np.float32], placement: Placement) -> PatchGrid:
-        return PatchGrid(embeddings=rows, placement=placement, extractor_id=self._extractor.extractor_id)
+        for digest, source in sources:
+            if digest in grids or digest in batch:
+                self.progress.image_done()
+            elif (rows := self.images.get_embeddings(digest, made_by)) is not None:
+                hw = source.image_hw if isinstance(source, StoredImage) else (source.shape[0], source.shape[1])
+                add(digest, rows, hw)
+            else:
+                if isinstance(source, StoredImage):
+                    in_store.add(digest)
+                    source = decode_image(self.images.read(source), max_pixels=self.max_pixels, name=source.file_name)
+                if batch and next(iter(batch.values())).shape != source.shape:
+                    extract()
+                batch[digest] = source
+                if len(batch) == self.extractor.batch_size:
+                    extract()
+        if batch:
+            extract()
+        return grids
 
 
 def memory_of(
@@ -266,7 +224,3 @@ def memory_of(
         precision=extractor.precision,
         progress=progress.picks,
     )
-
-
-def _same(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    return image

@@ -130,7 +130,7 @@ def test_the_file_lies_where_the_setting_says_and_outlives_the_service(tmp_path:
 
 
 def test_a_decision_that_cannot_be_kept_is_not_given(fitted: Api, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object) -> None:
+    def full(*_: object, **__: object) -> None:
         raise AuditUnavailable("The decision could not be written to the audit file, so it is not given.")
 
     monkeypatch.setattr("backend.services.audit.Audit.keep", full)

@@ -353,6 +353,7 @@ def calibration(**changes) -> Calibration:
         "ok_percentile": 99.0,
         "score_mode": "percentile",
         "score_percentile": 99.0,
+        "blur_sigma": 1.0,
         "area_mm2_thr": 1.0,
         "mm_per_px": 0.2,
         "n_ok": 20,
@@ -375,6 +376,7 @@ def test_a_calibration_reads_back_from_its_json_fields(changes):
     stored = calibration(**changes)
     fields = json.loads(json.dumps(stored.to_fields()))
     assert fields["false_alarm_rate_upper_95"] == stored.bounds.false_alarm_rate_upper_95
+    assert "bounds" not in fields
     assert Calibration.from_fields(fields) == stored
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from backend.artifacts.heatmaps import save_heatmap
 from backend.artifacts.model_key import ModelKey
 from backend.artifacts.quarantine import set_aside_copies
 from backend.errors import ArtefactCorrupt, NotFound
@@ -45,7 +46,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[InspectionServ
     uploads = [Upload(name=f"{seed}.png", data=encoded(good_image(seed))) for seed in range(3)]
     made.fit_ok(KEY, uploads, mm_per_px=0.2)
     made.calibrate(KEY)
-    made.keep_heatmap(KEY, made.infer(KEY, good_image(9), mm_per_px=0.2), encode_png(good_image(9)))
+    save_heatmap(made.store, KEY, "9" * 64, encode_png(good_image(9)))
     yield made
     made.close()
 
@@ -121,7 +122,7 @@ def test_changed_embeddings_are_extracted_again_and_the_memory_is_the_same(
     path = sorted(roi.glob("embeddings/*/*.npy"))[0]
     whole = path.read_bytes()
     images = service.store.images(KEY)
-    checksum = service.fitted_bank(KEY).checksum
+    checksum = service.describe(KEY).bank.checksum
     made_by = embeddings_key(FakeExtractor(whitens=True))
     assert images.get_embeddings(path.stem, made_by) is not None
     for case, broken in damaged(whole):

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from backend.artifacts.files import write_atomic
+from backend.artifacts.heatmaps import save_heatmap
 from backend.artifacts.model_key import ModelKey
 from backend.cli import main
 from backend.extractors.loader import ExtractorLoader
@@ -46,7 +47,7 @@ def models(tmp_path: Path) -> Iterator[Path]:
     fit(service, KEY, 0, 1, 2)
     fit(service, OTHER, 3, 4)
     service.calibrate(KEY)
-    service.keep_heatmap(KEY, service.infer(KEY, good_image(9), mm_per_px=0.2), encode_png(good_image(9)))
+    save_heatmap(service.store, KEY, "9" * 64, encode_png(good_image(9)))
     jobs = Jobs(folder / ".jobs")
     jobs.start("fit_ok", lambda _: {})
     jobs.close()

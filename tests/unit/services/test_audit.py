@@ -7,7 +7,6 @@ import textwrap
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 
@@ -15,30 +14,30 @@ import pytest
 
 from backend.errors import AuditOff, AuditUnavailable
 from backend.services import audit
-from backend.services.audit import Audit, Entry, Query
+from backend.services.audit import Audit
 
-ENTRY = Entry(
-    time_utc="2026-03-14T09:26:53.589793Z",
-    source="infer",
-    request_id="r-1",
-    caller="inspect",
-    recipe_id="default",
-    role_id="Inspection",
-    roi_id="inspection-1",
-    model_key="inspection-1",
-    image_name="part.png",
-    image_digest="d" * 64,
-    score=0.61,
-    threshold=0.55,
-    decision="ng",
-    n_regions=1,
-    area_mm2=3.2,
-    memory_checksum="m" * 64,
-    extractor_id="fake",
-    mm_per_px=0.2,
-    service_version="0.1.0",
-    params={"score_mode": "max", "calibration": {"n_ok": 30}},
-)
+ENTRY = {
+    "time_utc": "2026-03-14T09:26:53.589793Z",
+    "source": "infer",
+    "request_id": "r-1",
+    "caller": "inspect",
+    "recipe_id": "default",
+    "role_id": "Inspection",
+    "roi_id": "inspection-1",
+    "model_key": "inspection-1",
+    "image_name": "part.png",
+    "image_digest": "d" * 64,
+    "score": 0.61,
+    "threshold": 0.55,
+    "decision": "ng",
+    "n_regions": 1,
+    "area_mm2": 3.2,
+    "memory_checksum": "m" * 64,
+    "extractor_id": "fake",
+    "mm_per_px": 0.2,
+    "service_version": "0.1.0",
+    "params": {"score_mode": "max", "calibration": {"n_ok": 30}},
+}
 
 
 @pytest.fixture
@@ -54,12 +53,12 @@ def kept(path: Path):
 
 
 def test_a_decision_comes_back_as_it_was_kept(kept: Audit) -> None:
-    kept.keep(ENTRY)
-    assert kept.find(Query(), 10) == [(1, ENTRY)]
+    kept.write(ENTRY)
+    assert kept.find(10) == [{"id": 1, **ENTRY}]
 
 
 def test_it_is_on_the_disk_when_keep_returns(kept: Audit, path: Path) -> None:
-    kept.keep(ENTRY)
+    kept.write(ENTRY)
     with closing(sqlite3.connect(path)) as another:
         assert another.execute("SELECT score, decision FROM decisions").fetchall() == [(0.61, "ng")]
         assert another.execute("PRAGMA journal_mode").fetchone() == ("wal",)
@@ -73,111 +72,108 @@ def test_each_transaction_waits_for_the_disk(path: Path) -> None:
 
 @pytest.mark.parametrize("statement", ["UPDATE decisions SET decision = 'ok'", "DELETE FROM decisions"])
 def test_no_row_is_ever_changed_or_deleted(kept: Audit, path: Path, statement: str) -> None:
-    kept.keep(ENTRY)
+    kept.write(ENTRY)
     with closing(sqlite3.connect(path)) as another, pytest.raises(sqlite3.IntegrityError, match="never changed"):
         another.execute(statement)
-    assert kept.find(Query(), 10) == [(1, ENTRY)]
+    assert kept.find(10) == [{"id": 1, **ENTRY}]
 
 
 @pytest.mark.parametrize(
     ("wanted", "found"),
     [
-        (Query(), [4, 3, 2, 1]),
-        (Query(roi_id="inspection-2"), [2]),
-        (Query(role_id="Inspection", decision="ok"), [3]),
-        (Query(recipe_id="disc-b"), [4]),
-        (Query(request_id="r-1"), [4, 3, 2, 1]),
-        (Query(image_digest="e" * 64), [3]),
-        (Query(before_id=3), [2, 1]),
-        (Query(since=datetime(2026, 3, 2, tzinfo=UTC)), [4, 3, 2]),
-        (Query(until=datetime(2026, 3, 2, tzinfo=UTC)), [1]),
+        ({}, [4, 3, 2, 1]),
+        ({"roi_id": "inspection-2"}, [2]),
+        ({"role_id": "Inspection", "decision": "ok"}, [3]),
+        ({"recipe_id": "disc-b"}, [4]),
+        ({"request_id": "r-1"}, [4, 3, 2, 1]),
+        ({"image_digest": "e" * 64}, [3]),
+        ({"before_id": 3}, [2, 1]),
+        ({"since": datetime(2026, 3, 2, tzinfo=UTC)}, [4, 3, 2]),
+        ({"until": datetime(2026, 3, 2, tzinfo=UTC)}, [1]),
         # Half past midnight of the 3rd, two hours east, is still the 2nd.
-        (Query(since=datetime(2026, 3, 3, 0, 30, tzinfo=timezone(timedelta(hours=2)))), [4, 3]),
-        (Query(until=datetime.max.replace(tzinfo=timezone(-timedelta(hours=12)))), [4, 3, 2, 1]),
-        (Query(since=datetime.min.replace(tzinfo=timezone(timedelta(hours=12)))), [4, 3, 2, 1]),
-        (Query(role_id="' OR 1=1 --"), []),
+        ({"since": datetime(2026, 3, 3, 0, 30, tzinfo=timezone(timedelta(hours=2)))}, [4, 3]),
+        ({"until": datetime.max.replace(tzinfo=timezone(-timedelta(hours=12)))}, [4, 3, 2, 1]),
+        ({"since": datetime.min.replace(tzinfo=timezone(timedelta(hours=12)))}, [4, 3, 2, 1]),
+        ({"role_id": "' OR 1=1 --"}, []),
     ],
 )
-def test_decisions_are_found_by_what_is_known_of_them_newest_first(kept: Audit, wanted: Query, found: list[int]):
+def test_decisions_are_found_by_what_is_known_of_them_newest_first(kept: Audit, wanted: dict, found: list[int]):
     changes = [{}, {"roi_id": "inspection-2"}, {"decision": "ok", "image_digest": "e" * 64}, {"recipe_id": "disc-b"}]
     for day, change in enumerate(changes, 1):
-        kept.keep(replace(ENTRY, time_utc=f"2026-03-{day:02}T00:00:00.000000Z", **change))
-    assert [number for number, _ in kept.find(wanted, 10)] == found
-    assert [number for number, _ in kept.find(wanted, 1)] == found[:1]
+        kept.write({**ENTRY, "time_utc": f"2026-03-{day:02}T00:00:00.000000Z", **change})
+    assert [row["id"] for row in kept.find(10, **wanted)] == found
+    assert [row["id"] for row in kept.find(1, **wanted)] == found[:1]
 
 
 def test_where_nothing_is_kept_there_is_no_file_and_a_question_says_so(path: Path) -> None:
     off = Audit(path, keeps=False)
-    off.keep(ENTRY)
     with pytest.raises(AuditOff, match="BDI_AUDIT=1"):
-        off.find(Query(), 10)
+        off.find(10)
     assert not path.exists()
-    assert Audit(path, keeps=True).find(Query(), 10) == []
+    assert Audit(path, keeps=True).find(10) == []
 
 
 def test_what_was_kept_can_be_looked_up_after_it_was_switched_off(kept: Audit, path: Path) -> None:
-    kept.keep(ENTRY)
+    kept.write(ENTRY)
     kept.close()
-    assert Audit(path, keeps=False).find(Query(), 10) == [(1, ENTRY)]
+    assert Audit(path, keeps=False).find(10) == [{"id": 1, **ENTRY}]
 
 
 def test_looking_up_writes_nothing(kept: Audit, path: Path) -> None:
-    kept.keep(ENTRY)
+    kept.write(ENTRY)
     kept.close()
     before = path.read_bytes()
-    Audit(path, keeps=False).find(Query(), 10)
+    Audit(path, keeps=False).find(10)
     assert path.read_bytes() == before
 
 
 def test_what_many_threads_keep_at_once_is_all_there(kept: Audit) -> None:
     with ThreadPoolExecutor(16) as pool:
-        list(pool.map(lambda n: kept.keep(replace(ENTRY, request_id=f"r-{n}")), range(200)))
-    assert {entry.request_id for _, entry in kept.find(Query(), 1000)} == {f"r-{n}" for n in range(200)}
+        list(pool.map(lambda n: kept.write({**ENTRY, "request_id": f"r-{n}"}), range(200)))
+    assert {row["request_id"] for row in kept.find(1000)} == {f"r-{n}" for n in range(200)}
 
 
 def test_several_processes_keep_in_one_file(path: Path) -> None:
     script = """
         import sys
-        from dataclasses import replace
         from pathlib import Path
         from backend.services.audit import Audit
         from test_audit import ENTRY
         kept = Audit(Path(sys.argv[1]), keeps=True)
         for n in range(40):
-            kept.keep(replace(ENTRY, request_id=f"{sys.argv[2]}-{n}"))
+            kept.write({**ENTRY, "request_id": f"{sys.argv[2]}-{n}"})
         kept.close()
     """
     command = [sys.executable, "-c", textwrap.dedent(script), str(path)]
     running = [subprocess.Popen([*command, name], cwd=Path(__file__).parent) for name in "abc"]
     assert [process.wait(120) for process in running] == [0, 0, 0]
-    found = Audit(path, keeps=False).find(Query(), 1000)
-    assert {entry.request_id for _, entry in found} == {f"{name}-{n}" for name in "abc" for n in range(40)}
+    found = Audit(path, keeps=False).find(1000)
+    assert {row["request_id"] for row in found} == {f"{name}-{n}" for name in "abc" for n in range(40)}
     assert len(found) == 120
 
 
 def test_a_file_that_another_program_has_locked_is_waited_for(kept: Audit, path: Path) -> None:
-    kept.keep(ENTRY)
+    kept.write(ENTRY)
     with closing(sqlite3.connect(path, isolation_level=None, check_same_thread=False)) as another:
         another.execute("BEGIN IMMEDIATE")
         threading.Timer(0.3, lambda: another.execute("COMMIT")).start()
-        kept.keep(ENTRY)
-        assert len(kept.find(Query(), 10)) == 2
+        kept.write(ENTRY)
+        assert len(kept.find(10)) == 2
 
 
 def test_a_decision_that_cannot_be_kept_is_not_given_and_the_next_one_may_be(
     kept: Audit, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(audit, "_BUSY_S", 0.05)
-    kept.keep(ENTRY)
-    kept.close()
+    kept.write(ENTRY)
     with closing(sqlite3.connect(path, isolation_level=None)) as another:
         another.execute("BEGIN IMMEDIATE")
         with pytest.raises(AuditUnavailable, match="not given") as refused:
-            kept.keep(replace(ENTRY, request_id="refused"))
+            kept.write({**ENTRY, "request_id": "refused"})
         assert str(path) not in refused.value.sentence
         another.execute("COMMIT")
-    kept.keep(replace(ENTRY, request_id="after"))
-    assert [entry.request_id for _, entry in kept.find(Query(), 10)] == ["after", "r-1"]
+    kept.write({**ENTRY, "request_id": "after"})
+    assert [row["request_id"] for row in kept.find(10)] == ["after", "r-1"]
 
 
 @pytest.mark.parametrize("content", [b"long, and no database " * 50, "folder", "version"])
@@ -192,14 +188,14 @@ def test_a_file_that_is_none_of_ours_is_not_written_to(path: Path, content: byte
         path.write_bytes(content)
     kept = Audit(path, keeps=True)
     with pytest.raises(AuditUnavailable):
-        kept.keep(ENTRY)
+        kept.write(ENTRY)
     if content != "folder":
         with pytest.raises(AuditUnavailable):
-            kept.find(Query(), 1)
+            kept.find(1)
     kept.close()
 
 
 def test_names_that_sqlite_does_not_take_are_kept_readable(kept: Audit) -> None:
-    kept.keep(replace(ENTRY, image_name="half \ud800 of a pair, and a \n line"))
-    ((_, entry),) = kept.find(Query(), 1)
-    assert entry.image_name == "half ? of a pair, and a \n line"
+    kept.write({**ENTRY, "image_name": "half \ud800 of a pair, and a \n line"})
+    (row,) = kept.find(1)
+    assert row["image_name"] == "half ? of a pair, and a \n line"

@@ -58,7 +58,7 @@ def test_every_image_has_its_item_ok_first_by_name(
     items = list(inspect_dataset(filled, datasets, key, labels=_BOTH))
     stored = datasets.list(key)
     assert [item.image for item in items] == [*stored["ok"], *stored["ng"]]
-    assert [item.label for item in items] == ["ok"] * 5 + ["ng"]
+    assert [item.image.label for item in items] == ["ok"] * 5 + ["ng"]
     assert all(item.error is None and item.inspection is not None for item in items)
 
 
@@ -155,18 +155,18 @@ def test_a_calibration_uses_the_scores_that_inspections_give(
     scores: dict[str, list[float]] = {"ok": [], "ng": []}
     for item in inspect_dataset(filled, datasets, key, labels=_BOTH):
         assert item.inspection is not None
-        scores[item.label].append(item.inspection.score)
-    found = calibrate_from_dataset(filled, datasets, key)
-    assert found.calibration.threshold == pytest.approx(set_threshold(scores["ok"], scores["ng"]).threshold)
-    assert (found.calibration.n_ok, found.calibration.n_ng) == (5, 1)
-    assert found.calibration.ok_scores_from == "dataset"
-    assert filled.describe(key).calibration == found.calibration
+        scores[item.image.label].append(item.inspection.score)
+    calibration, _ = calibrate_from_dataset(filled, datasets, key)
+    assert calibration.threshold == pytest.approx(set_threshold(scores["ok"], scores["ng"]).threshold)
+    assert (calibration.n_ok, calibration.n_ng) == (5, 1)
+    assert calibration.ok_scores_from == "dataset"
+    assert filled.describe(key).calibration == calibration
 
 
 def test_the_scores_are_measured_with_the_percentile_that_is_asked_for(
     filled: InspectionService, datasets: Datasets, key: ModelKey
 ) -> None:
-    found = calibrate_from_dataset(filled, datasets, key, score_percentile=80).calibration
+    found, _ = calibrate_from_dataset(filled, datasets, key, score_percentile=80)
     by_name = {item.image.name: item.inspection for item in inspect_dataset(filled, datasets, key, labels=["ok"])}
     scores = [inspection.score for inspection in by_name.values() if inspection is not None]
     assert found.score_percentile == 80
@@ -187,7 +187,7 @@ def test_the_worst_image_of_a_part_is_the_part_s_score(
     for item in inspect_dataset(service, datasets, key, labels=["ok"]):
         assert item.inspection is not None
         score[item.image.name] = item.inspection.score
-    found = calibrate_from_dataset(service, datasets, key).calibration
+    found, _ = calibrate_from_dataset(service, datasets, key)
     expected = [max(score["a1"], score["a2"]), score["b1"], score["c1"]]
     assert found.n_ok == 3
     assert found.ok_mean == pytest.approx(sum(expected) / 3)
@@ -200,7 +200,7 @@ def test_the_only_part_of_a_memory_proves_nothing(
     with pytest.raises(InvalidInput, match="0 good parts"):
         calibrate_from_dataset(service, datasets, key)
     datasets.add(key, "ok", [DatasetUpload(name=f"{n}.png", data=encoded(good_image(n))) for n in (2, 3)])
-    assert calibrate_from_dataset(service, datasets, key).calibration.n_ok == 2
+    assert calibrate_from_dataset(service, datasets, key)[0].n_ok == 2
 
 
 @pytest.mark.parametrize("needed", [5, 6])
@@ -213,7 +213,7 @@ def test_fewer_parts_than_the_setting_asks_for_are_not_enough(
         with pytest.raises(InvalidInput, match="4 good parts that can be scored; 5 are needed"):
             calibrate_from_dataset(patient, datasets, key)
     else:
-        assert calibrate_from_dataset(patient, datasets, key).calibration.n_ok == 5
+        assert calibrate_from_dataset(patient, datasets, key)[0].n_ok == 5
 
 
 @pytest.fixture
@@ -239,9 +239,9 @@ def test_images_that_fail_take_no_part_and_are_named(
     filled: InspectionService, datasets: Datasets, key: ModelKey
 ) -> None:
     datasets.add(key, "ng", [DatasetUpload(name="wide.png", data=encoded(good_image(1, image_hw=(64, 128))))])
-    found = calibrate_from_dataset(filled, datasets, key)
-    assert [item.image.name for item in found.failed] == ["wide"]
-    assert found.calibration.n_ng == 1
+    calibration, failed = calibrate_from_dataset(filled, datasets, key)
+    assert [item.image.name for item in failed] == ["wide"]
+    assert calibration.n_ng == 1
 
 
 def test_a_run_over_a_real_full_queue_drops_nothing(

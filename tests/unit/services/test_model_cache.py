@@ -3,11 +3,11 @@ from __future__ import annotations
 import pytest
 
 from backend.artifacts.model_key import ModelKey
-from backend.calib import ScoreRule
+from backend.calib import Calibration, ScoreRule
 from backend.errors import ArtefactCorrupt
 from backend.memory_bank.bank import MemoryBank
 from backend.scoring.leave_one_out import leave_one_out_scores
-from backend.services.calibration import CalibrationRequest, calibrated
+from backend.services.calibration import calibrated
 from backend.services.model_cache import ModelCache
 from backend.storage import ArtefactStore
 from tests.testkit.fakes import bank_on_a_line
@@ -17,6 +17,10 @@ MAX = ScoreRule(mode="max", percentile=99.0, blur_sigma=0.0)
 
 def bank(seed: int = 0) -> MemoryBank:
     return bank_on_a_line({"a": (0.0, 1.0), "b": (0.5, 3.0 + seed), "c": (10.0, 1.25)})
+
+
+def calibration_of(bank: MemoryBank, **scores) -> Calibration:
+    return calibrated(bank, leave_one_out_scores(bank, MAX), rule=MAX, area_mm2_thr=1.0, **scores)
 
 
 def keys(n: int) -> list[ModelKey]:
@@ -72,8 +76,7 @@ def test_files_that_another_process_replaced_are_noticed(store, loads, tmp_path,
     if replaced == "memory":
         other_process.save_bank(key, bank(1))
     elif replaced == "calibration":
-        request = CalibrationRequest(ok_scores=None, ng_scores=None, rule=MAX, measured_with=MAX, area_mm2_thr=1.0)
-        other_process.save_calibration(key, calibrated(bank(), request, leave_one_out_scores(bank(), MAX)))
+        other_process.save_calibration(key, calibration_of(bank()))
     else:
         other_process.save_bank(key, bank())
     after = cache.get(key)
@@ -135,8 +138,7 @@ def test_the_heat_map_ends_at_twice_the_threshold_or_twice_p99_of_the_own_scores
     # The scores by p99 of the map: 0.4975, 1.7375, 6.9325 (see test_scoring); numpy's p99 of those.
     expected = 2 * (1.7375 + 0.98 * (6.9325 - 1.7375))
     assert ModelCache(store, 2).get(key).heatmap_full_scale == pytest.approx(expected, rel=0.02)
-    request = CalibrationRequest(ok_scores=[0.3], ng_scores=None, rule=MAX, measured_with=MAX, area_mm2_thr=1.0)
-    store.save_calibration(key, calibrated(bank(), request, leave_one_out_scores(bank(), MAX)))
+    store.save_calibration(key, calibration_of(bank(), ok_scores=[0.3]))
     assert cache.get(key).heatmap_full_scale == 0.6
 
 
