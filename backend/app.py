@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any, cast
 
 import anyio.to_thread
@@ -20,7 +21,7 @@ from backend.api.dependencies import documented_headers
 from backend.api.http_errors import ERROR_RESPONSES, ErrorAnswers, install_error_handlers
 from backend.maintenance.sweeping import Upkeep
 from backend.services.inspection import InspectionService
-from backend.serving.access import SECURITY_SCHEMES, AccessTable, KeyCheck
+from backend.serving.access import SECURITY_SCHEMES, KeyCheck
 from backend.serving.draining import Draining, Gate
 from backend.serving.limits import RequestLimits
 from backend.serving.logs import json_lines
@@ -65,7 +66,15 @@ def create_app(settings: Settings | None = None, service: InspectionService | No
         version=__version__,
         description="Learns from good images of a region of interest, and finds what is not normal.",
         lifespan=lifespan,
-        middleware=_middleware(),
+        middleware=[  # the outermost first
+            Middleware(RequestFrame),  # an id and a line in the log for whatever comes of the request
+            Middleware(Cors),  # also refusals must be readable for the pages that may call
+            Middleware(ErrorAnswers),  # answers for what those below refuse
+            # before anything of a body is read
+            Middleware(KeyCheck, routes=[route for router in ROUTERS for route in router.routes]),
+            Middleware(Draining),  # strangers are not counted as work under way
+            Middleware(RequestLimits),  # innermost: it guards the body that the route reads
+        ],
         responses=cast("dict[int | str, dict[str, Any]]", ERROR_RESPONSES),
         generate_unique_id_function=lambda route: route.name,  # what a generated client calls its methods
     )
@@ -76,19 +85,6 @@ def create_app(settings: Settings | None = None, service: InspectionService | No
     install_error_handlers(app)
     _declare_keys(app)
     return app
-
-
-def _middleware() -> list[Middleware]:
-    """Return what a request passes on its way to a route, the outermost first."""
-    return [
-        Middleware(RequestFrame),  # an id and a line in the log for whatever comes of the request
-        Middleware(Cors),  # also refusals must be readable for the pages that may call
-        Middleware(ErrorAnswers),  # answers for what those below refuse
-        # before anything of a body is read
-        Middleware(KeyCheck, table=AccessTable(route for router in ROUTERS for route in router.routes)),
-        Middleware(Draining),  # strangers are not counted as work under way
-        Middleware(RequestLimits),  # innermost: it guards the body that the route reads
-    ]
 
 
 @asynccontextmanager
@@ -142,16 +138,14 @@ def _options_routes(router: APIRouter) -> Iterator[Route]:
             methods_of.setdefault(route.path, {"OPTIONS"}).update(route.methods or ())
     for path, methods in methods_of.items():
         methods.update({"HEAD"} if "GET" in methods else ())
-        yield Route(path, _allowing(", ".join(sorted(methods))), methods=_ALL_METHODS, include_in_schema=False)
+        answer = partial(_allow, {"Allow": ", ".join(sorted(methods))})
+        yield Route(path, answer, methods=_ALL_METHODS, include_in_schema=False)
 
 
-def _allowing(methods: str) -> Callable[[Request], Response]:
-    def answer(request: Request) -> Response:
-        if request.method != "OPTIONS":
-            raise HTTPException(405, headers={"Allow": methods})
-        return Response(status_code=204, headers={"Allow": methods})
-
-    return answer
+def _allow(headers: dict[str, str], request: Request) -> Response:
+    if request.method != "OPTIONS":
+        raise HTTPException(405, headers=headers)
+    return Response(status_code=204, headers=headers)
 
 
 app = create_app()

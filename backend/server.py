@@ -12,7 +12,6 @@ import uvicorn
 from fastapi import FastAPI
 
 from backend.app import create_app
-from backend.services.jobs import Jobs
 from backend.serving.access import is_loopback, warn_of_open_service
 from backend.serving.draining import Gate
 from backend.serving.http_protocol import H11WithHeadTimeout
@@ -21,7 +20,6 @@ from backend.settings import Settings
 
 _log = logging.getLogger(__name__)
 
-_ENDED_BY_FORCE = 1
 _NOT_STARTED = 3  # uvicorn's own status
 _LOG_WRITING_S = 0.2
 
@@ -36,7 +34,6 @@ class DrainingServer(uvicorn.Server):
         super().__init__(config)
         self._state = app.state
         self._limit_s = limit_s
-        self._closing_s = min(2.0, limit_s / 4)  # what is kept of the limit for the end itself
         self._ends_at_s: float | None = None
         self._signalled = threading.Event()
         # Before it is needed: a handler of signals must not start a thread, it may have interrupted such a start.
@@ -46,19 +43,18 @@ class DrainingServer(uvicorn.Server):
         """Begin to end on the first signal, and end at once on the second one."""
         if self._signalled.is_set():
             os._exit(128 + sig)
-        self._ends_at_s = time.monotonic() + self._limit_s
+        self._ends_at_s = time.monotonic() + self._limit_s - min(2.0, self._limit_s / 4)  # the end itself takes time
         self._signalled.set()
         gate: Gate | None = getattr(self._state, "gate", None)
         if gate is not None:  # else it has not even started
             gate.stopping = True
-            jobs: Jobs = self._state.jobs
-            jobs.stop()
+            self._state.jobs.stop()
 
     async def on_tick(self, counter: int) -> bool:
         """Return whether the socket is to be closed now."""
         if self._ends_at_s is not None:
             gate: Gate | None = getattr(self._state, "gate", None)
-            if gate is None or gate.in_flight == 0 or time.monotonic() >= self._ends_at_s - self._closing_s:
+            if gate is None or gate.in_flight == 0 or time.monotonic() >= self._ends_at_s:
                 self.should_exit = True
         return await super().on_tick(counter)
 
@@ -72,7 +68,7 @@ class DrainingServer(uvicorn.Server):
         time.sleep(max(0.0, self._limit_s - _LOG_WRITING_S))
         _log.error("the service did not end within %s s and is ended now", self._limit_s)
         time.sleep(_LOG_WRITING_S)
-        os._exit(_ENDED_BY_FORCE)
+        os._exit(1)
 
 
 def serve(settings: Settings, *, host: str, port: int) -> int:

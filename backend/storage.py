@@ -17,10 +17,8 @@ __all__ = ["LOCK_TIMEOUT_S", "ArtefactStore", "StoredModel", "load", "save"]
 def load(role_id: str, roi_id: str, *, models_dir: Path | None = None) -> StoredModel:
     """Return what is stored of a ROI of the default recipe: ``bank`` is its memory, ``calibration`` what belongs to it.
 
-    Args:
-        role_id: Role.
-        roi_id: ROI; one that was never fitted has the bank None.
-        models_dir: The models folder; by default that of the environment's settings (``BDI_MODELS_DIR``).
+    The bank of a ROI that was never fitted is None. The models folder is by default that of the environment's settings
+    (``BDI_MODELS_DIR``).
 
     Raises:
         InvalidId: If an id cannot name a folder.
@@ -39,13 +37,6 @@ def save(
     models_dir: Path | None = None,
 ) -> None:
     """Make a memory, and its calibration where it brings one, the ROI's own in one switch; a service may run.
-
-    Args:
-        role_id: Role.
-        roi_id: ROI.
-        bank: The memory.
-        calibration: Its calibration.
-        models_dir: As of ``load``.
 
     Raises:
         InvalidId: If an id cannot name a folder.

@@ -60,7 +60,7 @@ def build_datasets(settings: Settings, store: ArtefactStore | None = None) -> Da
 
 def build_recipes(settings: Settings, store: ArtefactStore | None = None) -> Recipes:
     """Return the recipes below the models folder."""
-    return Recipes(settings.models_dir, store or build_store(settings))
+    return Recipes(store or build_store(settings))
 
 
 def build_body_budget(settings: Settings) -> BodyBudget:

@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+from backend.artifacts.files import ABANDONED_S
 from backend.demo.client import CallCutOff
 from reliability.checks import problems_after_a_crash
 from reliability.command import run_command
@@ -34,7 +35,7 @@ from reliability.servers import Server
 from reliability.workers import at_work
 from reliability.worlds import World
 
-_AGED_S = 60.0
+_AGED_S = 2 * ABANDONED_S
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +137,7 @@ class _Arena:
 
 
 def age(paths: Iterable[str]) -> None:
-    """Make temporary files and folders older than a sweep leaves alone, as if the restart came a minute later."""
+    """Make temporary files and folders older than a sweep leaves alone, as if the restart came two days later."""
     then_s = time.time() - _AGED_S
     for path in paths:
         for entry in (Path(path), *Path(path).rglob("*")):

@@ -1,1 +1,1 @@
-"""Bytes on disk: formats, layout, images, atomic files, locks."""
+"""Bytes on disk: the store and its locks, formats, layout, images, atomic files."""

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from backend.artifacts.files import stamp, writing
@@ -18,65 +16,44 @@ class DiskLimit:
     """Counts the bytes below a models folder, and refuses a write that would pass the limit.
 
     Walking the folder takes as long as it has files, so it is walked now and then, and what this process writes and
-    deletes meanwhile is added.
+    deletes meanwhile is added. Writes at the same moment may pass the limit together.
 
     Args:
         models_dir: The folder.
         max_gb: Most that it may hold, 10⁹ bytes; 0 sets no limit.
+
+    Attributes:
+        used_bytes: What it holds, or None before it was walked. Whoever walks sets it; what is written meanwhile counts
+            from the next walk on.
     """
 
     def __init__(self, models_dir: Path, max_gb: float = 0.0) -> None:
         self._models_dir = models_dir
         self._max_bytes = int(max_gb * _GB)
-        self._used: int | None = None
+        self.used_bytes: int | None = None
         self._lock = threading.Lock()
 
-    @property
-    def used_bytes(self) -> int | None:
-        """What the folder holds, or None before it was measured."""
-        return self._used
-
-    def measured(self, used_bytes: int) -> None:
-        """Take over what a walk over the folder has found; what was written meanwhile counts from the next one on."""
-        with self._lock:
-            self._used = used_bytes
-
-    @contextmanager
-    def room_for(self, path: Path, n_bytes: int) -> Iterator[None]:
-        """Count a write for the ``with`` block that makes it; what it replaces is counted off.
-
-        Raises:
-            StorageFull: If the folder would hold more than it may.
-        """
-        if self._max_bytes and self._used is None:
+    def check(self, more_bytes: int) -> None:
+        """Raise StorageFull if the folder would hold more than it may after a write that adds so many bytes."""
+        if not self._max_bytes or more_bytes <= 0:
+            return
+        if self.used_bytes is None:
             with writing():
-                self.measured(sum(entry.n_bytes for entry in walk(self._models_dir)))
-        more = n_bytes - size_of(path)
-        with self._lock:
-            used = self._used or 0
-            if self._max_bytes and more > 0 and used + more > self._max_bytes:
-                raise StorageFull(
-                    f"The models folder holds {used / _GB:.3g} GB of the {self._max_bytes / _GB:.3g} GB that "
-                    "BDI_MAX_DISK_GB allows. What was stored before serves on. Delete images that are no longer "
-                    "needed, or raise the limit.",
-                    details={"used_bytes": used, "max_bytes": self._max_bytes, "needed_bytes": more},
-                )
-            self._count(more)
-        try:
-            yield
-        except BaseException:
-            with self._lock:
-                self._count(-more)
-            raise
+                self.used_bytes = sum(entry.n_bytes for entry in walk(self._models_dir))
+        used = self.used_bytes
+        if used + more_bytes > self._max_bytes:
+            raise StorageFull(
+                f"The models folder holds {used / _GB:.3g} GB of the {self._max_bytes / _GB:.3g} GB that "
+                "BDI_MAX_DISK_GB allows. What was stored before serves on. Delete images that are no longer needed, or "
+                "raise the limit.",
+                details={"used_bytes": used, "max_bytes": self._max_bytes, "needed_bytes": more_bytes},
+            )
 
-    def freed(self, n_bytes: int) -> None:
-        """Count bytes that were deleted."""
+    def count(self, more_bytes: int) -> None:
+        """Count bytes that were written or, below 0, deleted."""
         with self._lock:
-            self._count(-n_bytes)
-
-    def _count(self, n_bytes: int) -> None:
-        if self._used is not None:
-            self._used = max(0, self._used + n_bytes)
+            if self.used_bytes is not None:
+                self.used_bytes = max(0, self.used_bytes + more_bytes)
 
 
 def size_of(path: Path) -> int:

@@ -6,10 +6,10 @@ What the system refuses comes out as an error of ours that says what to do; its 
 from __future__ import annotations
 
 import errno
+import itertools
 import logging
 import os
 import secrets
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -19,19 +19,12 @@ from typing import TypeVar
 
 from backend.errors import StorageFailed, StorageFull
 
-if sys.platform != "win32":
-    import fcntl
-
 _log = logging.getLogger(__name__)
 
 TEMP_PREFIX = ".tmp-"
-OWNER_FILE = ".owner"
-
-SETTLED_S = 10.0
-"""A temporary file that is younger may not have been claimed by its writer yet."""
 
 ABANDONED_S = 86_400.0
-"""A temporary file that is older belongs to nobody, where there are no locks (Windows, some network shares)."""
+"""What is temporary and older has no writer any more: the longest, a restore, takes hours."""
 
 _FULL = frozenset({errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG})
 _NO_FOLDER_SYNC = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP})
@@ -48,75 +41,38 @@ def write_atomic(path: Path, data: bytes) -> None:
         StorageFailed: If it is broken, or may not be written; if only the last step failed, the new file is there, but
             may not outlive a power cut.
     """
-    with writing(), staged(path, data) as temp:
-        replace(temp, path)
-        sync_folder(path.parent)
-
-
-@contextmanager
-def staged(path: Path, data: bytes) -> Iterator[Path]:
-    """Yield a temporary file beside ``path`` that holds the data durably; it is gone afterwards, unless renamed.
-
-    Where the system has such locks it is locked until then, so that nobody takes it for what a crash has left.
-
-    Raises:
-        StorageFull, StorageFailed: As ``write_atomic``.
-    """
     with writing():
         make_folder(path.parent)
         temp = path.parent / f"{TEMP_PREFIX}{secrets.token_hex(8)}"
         # Not mkstemp: its files are for their owner alone, and a backup or a second service may run as another account.
         descriptor = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
-        is_open = True
         try:
-            _claim(descriptor)
-            _write_all(descriptor, data)
-            os.fsync(descriptor)
-            if os.name == "nt":  # where an open file cannot be renamed
+            try:
+                _write_all(descriptor, data)
+                os.fsync(descriptor)
+            finally:
                 os.close(descriptor)
-                is_open = False
-            yield temp
+            replace(temp, path)
+            sync_folder(path.parent)
         finally:
             with suppress(OSError):  # what it failed with before is what counts
-                if is_open:
-                    os.close(descriptor)
                 temp.unlink(missing_ok=True)
 
 
 @contextmanager
 def scratch_folder(parent: Path) -> Iterator[Path]:
-    """Yield a new folder beside its final place; it is gone afterwards. It is locked as ``staged`` files are."""
+    """Yield a new folder beside its final place; it is gone afterwards."""
     make_folder(parent)
     with tempfile.TemporaryDirectory(prefix=TEMP_PREFIX, dir=parent, ignore_cleanup_errors=True) as name:
-        descriptor = os.open(Path(name, OWNER_FILE), os.O_WRONLY | os.O_CREAT, 0o666)
-        try:
-            _claim(descriptor)
-            yield Path(name)
-        finally:
-            os.close(descriptor)
+        yield Path(name)
 
 
-def is_ownerless(temp: Path, now_s: float) -> bool:
-    """Return whether nobody writes a temporary file or folder any more, so that it can be deleted.
-
-    The lock of its writer ends with the writer's process, on this machine or another on the same folder. Without locks
-    its age decides.
-    """
-    owner = temp / OWNER_FILE if temp.is_dir() else temp
+def is_leftover(path: Path) -> bool:
+    """Return whether something temporary was left by a crash, so that it can be deleted; its age tells."""
     try:
-        age_s = now_s - temp.stat().st_mtime
-        if age_s < SETTLED_S:
-            return False
-        claimed = None
-        if owner.exists():
-            descriptor = os.open(owner, os.O_RDWR)
-            try:
-                claimed = _claim(descriptor)
-            finally:
-                os.close(descriptor)
+        return time.time() - path.stat().st_mtime > ABANDONED_S
     except OSError:  # gone, or of an account that we may not look at
         return False
-    return age_s > ABANDONED_S if claimed is None else claimed
 
 
 def remove(*paths: Path) -> None:
@@ -139,13 +95,8 @@ def make_folder(folder: Path) -> None:
         StorageFull, StorageFailed: As ``write_atomic``.
     """
     with writing():
-        missing = []
-        while not folder.is_dir():
-            missing.append(folder)
-            if folder == folder.parent:
-                break
-            folder = folder.parent
-        for each in reversed(missing):
+        missing = itertools.takewhile(lambda each: not each.is_dir(), (folder, *folder.parents))
+        for each in reversed([*missing]):
             each.mkdir(exist_ok=True)
             sync_folder(each.parent)
 
@@ -262,20 +213,3 @@ def _write_all(descriptor: int, data: bytes) -> None:
         if written <= 0:
             raise OSError(errno.EIO, "nothing was written")
         left = left[written:]
-
-
-def _claim(descriptor: int) -> bool | None:
-    """Lock an open file for this process, until the descriptor is closed.
-
-    Returns:
-        False if another has locked it, None where there are no such locks (Windows, some network shares).
-    """
-    if sys.platform == "win32":
-        return None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return None
-    return True

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from backend.artifacts.disk_limit import size_of
-from backend.artifacts.files import stamp, writing
+from backend.artifacts.files import stamp
 from backend.artifacts.model_key import ModelKey
 from backend.artifacts.store import ArtefactStore
 
@@ -21,8 +20,5 @@ def save_heatmap(store: ArtefactStore, key: ModelKey, image_digest: str, png: by
     store.write(path, png)
     # Another inspection may delete one of them meanwhile: it has no stamp then.
     for old in sorted(folder.glob("*.png"), key=lambda entry: stamp(entry) or (0, 0, 0))[:-KEPT_HEATMAPS]:
-        size = size_of(old)
-        with writing():
-            old.unlink(missing_ok=True)
-        store.disk.freed(size)
+        store.remove(old)
     return path.relative_to(store.models_dir).as_posix()

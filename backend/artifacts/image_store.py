@@ -14,16 +14,17 @@ from __future__ import annotations
 import io
 import logging
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 from numpy.typing import NDArray
 
-from backend.artifacts.files import names_in, read_file, remove, write_atomic
+from backend.artifacts.files import names_in, read_file
 from backend.artifacts.layout import CORRUPT_MARK
-from backend.artifacts.quarantine import is_refused, set_aside_copies
+from backend.artifacts.quarantine import set_aside_copies
 from backend.artifacts.stored_image import FILE_NAME_DIGITS, Label, StoredImage, facts_bytes, facts_from_bytes
 from backend.errors import ArtefactCorrupt, Conflict, InspectionError, NotFound
 from backend.imaging.image_codec import SUFFIX_BY_FORMAT
@@ -35,8 +36,6 @@ DAMAGED_NAME = "damaged"
 
 _DIGEST_BYTES = 32
 
-FoundDamaged = Callable[[Path, Callable[[bytes], bool]], None]
-
 
 class ImageStore:
     """The images and embeddings below one ROI's folder.
@@ -45,21 +44,21 @@ class ImageStore:
         roi_folder: The folder.
         write: Writes a file durably.
         remove: Deletes files durably.
-        found_damaged: Called with a damaged file, and what finds its bytes damaged.
+        found_damaged: Called with a damaged file, and what raises ValueError for its bytes.
     """
 
     def __init__(
         self,
         roi_folder: Path,
         *,
-        write: Callable[[Path, bytes], None] = write_atomic,
-        remove: Callable[..., None] = remove,
-        found_damaged: FoundDamaged = lambda _path, _is_damaged: None,
+        write: Callable[[Path, bytes], None],
+        remove: Callable[..., None],
+        found_damaged: Callable[[Path, Callable[[bytes], object]], None],
     ) -> None:
         self._images = roi_folder / "images"
         self._embeddings = roi_folder / "embeddings"
         self._write, self._remove, self._found_damaged = write, remove, found_damaged
-        self._new: list[tuple[str, Label]] | None = None
+        self._new: list[StoredImage] = []
 
     @contextmanager
     def all_or_none(self) -> Iterator[None]:
@@ -68,20 +67,16 @@ class ImageStore:
         try:
             yield
         except BaseException:
-            new, self._new = self._new, []
             try:
-                for label in ("ok", "ng"):
-                    self.delete_all([digest for digest, of in new if of == label], label)
+                for image in self._new:
+                    self.delete([image.digest], image.label)
             except InspectionError:
                 _log.exception("images of a call that failed are still stored")
             raise
-        finally:
-            self._new = None
 
     def keep(self) -> None:
         """Keep what the block of ``all_or_none`` has stored so far, whatever comes."""
-        if self._new is not None:
-            self._new = []
+        self._new = []
 
     def put(self, image: StoredImage, data: bytes) -> StoredImage:
         """Store an image's original bytes and facts, and return the facts.
@@ -94,9 +89,13 @@ class ImageStore:
         """
         folder = self._images / image.label
         known = self.get(image.digest, image.label)
-        readable = known is not None and self._is_readable(known)
-        if known is None and self._new is not None:
-            self._new.append((image.digest, image.label))
+        readable = False
+        if known is not None:
+            with suppress(NotFound, ArtefactCorrupt):
+                self.read(known)
+                readable = True
+        if known is None:
+            self._new.append(image)
         if not readable:
             self._write(folder / (image.digest + image.suffix), data)
         if known is not None and not known.is_damaged:
@@ -130,12 +129,11 @@ class ImageStore:
         data = read_file(path)
         if data is None:
             return _damaged(digest, label, path.parent) if set_aside_copies(path) else None
+        parse = partial(facts_from_bytes, digest=digest, label=label)
         try:
-            return facts_from_bytes(data, digest, label)
+            return parse(data)
         except ValueError:
-            self._found_damaged(
-                path, lambda again: is_refused(again, lambda data: facts_from_bytes(data, digest, label))
-            )
+            self._found_damaged(path, parse)
             return _damaged(digest, label, path.parent)
 
     def find(self, file_name: str, label: Label) -> StoredImage | None:
@@ -159,18 +157,16 @@ class ImageStore:
         data = read_file(path)
         if data is None and not set_aside_copies(path):
             raise NotFound(f"The stored image {image.file_name!r} is gone. Upload it again.")
-        if data is None or sha256_hex(data) != image.bytes_sha256:
-            if data is not None and not image.is_damaged:
-                self._found_damaged(path, lambda again: sha256_hex(again) != image.bytes_sha256)
-            raise ArtefactCorrupt(f"The stored image {image.file_name!r} is damaged. Upload it again, or delete it.")
-        return data
+        if data is not None:
+            try:
+                return image.checked(data)
+            except ValueError:
+                if not image.is_damaged:
+                    self._found_damaged(path, image.checked)
+        raise ArtefactCorrupt(f"The stored image {image.file_name!r} is damaged. Upload it again, or delete it.")
 
-    def delete(self, digest: str, label: Label) -> bool:
-        """Delete an image and its embeddings; return whether it was there. It stays deleted after a power cut."""
-        return self.delete_all([digest], label) == 1
-
-    def delete_all(self, digests: Iterable[str], label: Label) -> int:
-        """Delete images and their embeddings; return how many were there.
+    def delete(self, digests: Iterable[str], label: Label) -> int:
+        """Delete images and their embeddings; return how many were there. They stay deleted after a power cut.
 
         Raises:
             StorageFailed: If a file cannot be deleted; it can be tried again.
@@ -206,13 +202,6 @@ class ImageStore:
         """Return the images whose facts are among names of files, by digest."""
         digests = sorted({name.partition(".")[0] for name in names if _is_facts(name)})
         return [image for digest in digests if (image := self.get(digest, label)) is not None]
-
-    def _is_readable(self, image: StoredImage) -> bool:
-        try:
-            self.read(image)
-        except (NotFound, ArtefactCorrupt):
-            return False
-        return True
 
     def _embeddings_path(self, digest: str, made_by: str) -> Path:
         return self._embeddings / sha256_hex(made_by.encode())[:16] / f"{digest}.npy"

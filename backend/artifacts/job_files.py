@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 
@@ -20,18 +20,13 @@ _LOOKING_S = 5.0
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What is known of a job.
+    """What is known of a job; times in seconds since 1970.
 
     Attributes:
         job_id: 32 hexadecimal digits.
         kind: The call, for example ``fit_ok``.
         owner: The process that runs it.
-        state: Where it stands.
-        done: Steps done.
         total: Steps in all; 0 while unknown.
-        created_s: When it was asked for, seconds since 1970.
-        started_s: When it began, or None.
-        finished_s: When it ended, or None.
         result: What the call answers, once ``done``.
         error: Code, message and details of the error, once ``failed``.
     """
@@ -86,12 +81,9 @@ def job_from_bytes(data: bytes) -> Job:
     """Return the job of a stored file.
 
     Raises:
-        ValueError: If a byte of it has changed, or it is of no state that a job can have.
+        ValueError: If a byte of it has changed.
     """
     try:
-        job = Job(**unsealed_json(data))
+        return Job(**unsealed_json(data))
     except TypeError as error:
         raise ValueError("not a job") from error
-    if job.state not in get_args(State):
-        raise ValueError("a job of an unknown state")
-    return job

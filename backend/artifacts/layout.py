@@ -15,7 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from backend.artifacts.files import TEMP_PREFIX
+from backend.artifacts.files import TEMP_PREFIX, names_in
 from backend.artifacts.model_key import DEFAULT_RECIPE, ModelKey, folder_name, id_of_folder
 from backend.artifacts.stored_image import Label
 from backend.errors import InvalidId, ReservedRecipe
@@ -82,18 +82,11 @@ class ArtifactPath:
     @property
     def in_use(self) -> ArtifactPath:
         """The same, as it was before it was set aside."""
-        return replace(self, set_aside="") if self.set_aside else self
+        return replace(self, set_aside="")
 
 
 class Entry(NamedTuple):
-    """A file of a models folder, or a temporary folder as a whole.
-
-    Attributes:
-        path: Where it lies.
-        name: Its path below the models folder, with forward slashes.
-        artifact: What it is.
-        n_bytes: Its size.
-    """
+    """A file of a models folder, or a temporary folder as a whole; its name is the path below, with forward slashes."""
 
     path: Path
     name: str
@@ -140,7 +133,8 @@ def classify_path(name: str) -> ArtifactPath:
     found = _OF_ROI.fullmatch(name if aside is None else aside[1])
     key = None if found is None else _key(found["recipe"], found["role"], found["roi"], found["model"])
     if found is None or key is None:
-        return ArtifactPath(kind=_kind_outside_rois(name))
+        kinds = (kind for kind, pattern in _PATTERNS_ELSEWHERE.items() if pattern.fullmatch(name))
+        return ArtifactPath(kind=next(kinds, "unknown"))
     for kind, pattern in _PATTERNS_IN_ROI.items():
         if (match := pattern.fullmatch(found["name"])) and (kind in _OF_MODEL or not found["model"]):
             groups: dict[str, Any] = match.groupdict()
@@ -152,10 +146,6 @@ def classify_path(name: str) -> ArtifactPath:
                 set_aside="" if aside is None else aside[2],
             )
     return ArtifactPath(kind="unknown")
-
-
-def _kind_outside_rois(name: str) -> Kind:
-    return next((kind for kind, pattern in _PATTERNS_ELSEWHERE.items() if pattern.fullmatch(name)), "unknown")
 
 
 def unreplaced(artifacts: Iterable[ArtifactPath]) -> set[ArtifactPath]:
@@ -187,10 +177,7 @@ def child_folder(parent: Path, an_id: str) -> Path:
     would mix the two up, so the second gets the fully escaped name.
     """
     escaped = folder_name(an_id, escape_all=True)
-    try:
-        present = {unicodedata.normalize("NFC", entry.name) for entry in parent.iterdir()}
-    except FileNotFoundError:
-        present = set()
+    present = {unicodedata.normalize("NFC", name) for name in names_in(parent)}
     if escaped in present:
         return parent / escaped
     plain = folder_name(an_id)
@@ -212,10 +199,8 @@ def _key(recipe: str | None, role: str, roi: str, model: str | None) -> ModelKey
     except (InvalidId, ReservedRecipe, UnicodeDecodeError):
         return None
     pairs = [(role, key.role_id), (roi, key.roi_id), *([] if model is None else [(model, key.model_key)])]
-    if not all(_leads_to(name, an_id) for name, an_id in pairs) or (model is not None and key.is_default_model):
-        return None
-    return key if recipe is None or folder_name(key.recipe_id) == recipe != DEFAULT_RECIPE else None
-
-
-def _leads_to(name: str, an_id: str) -> bool:
-    return unicodedata.normalize("NFC", name) in (folder_name(an_id), folder_name(an_id, escape_all=True))
+    for name, an_id in pairs:
+        if unicodedata.normalize("NFC", name) not in (folder_name(an_id), folder_name(an_id, escape_all=True)):
+            return None
+    is_recipe = recipe is None or folder_name(key.recipe_id) == recipe != DEFAULT_RECIPE
+    return key if is_recipe and (model is None or not key.is_default_model) else None

@@ -10,7 +10,6 @@ from urllib.parse import quote, unquote
 from backend.errors import InvalidId, ReservedRecipe
 
 DEFAULT_RECIPE = "default"
-RESERVED_RECIPES = frozenset({"last"})
 MAX_ID_CHARS = 64
 MAX_FOLDER_BYTES = 255  # what file systems allow
 RECIPES_FOLDER = "recipes"
@@ -73,7 +72,7 @@ def checked_recipe(recipe_id: str) -> str:
         ReservedRecipe: If it is malformed or reserved.
     """
     lowered = recipe_id.strip().lower()
-    if lowered in RESERVED_RECIPES or not _RECIPE_PATTERN.fullmatch(lowered):
+    if lowered == "last" or not _RECIPE_PATTERN.fullmatch(lowered):
         raise ReservedRecipe(
             f"The recipe id {recipe_id[:80]!r} cannot be used. Use 1 to 64 of a-z, 0-9, '_' and '-', beginning with a "
             "letter or digit; 'last' is reserved.",

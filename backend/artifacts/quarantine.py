@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -79,15 +79,6 @@ def set_aside_copies(path: Path) -> list[Path]:
         StorageFailed: If the folder cannot be read.
     """
     return [path.with_name(name) for name in sorted(names_in(path.parent)) if name.startswith(path.name + CORRUPT_MARK)]
-
-
-def is_refused(data: bytes, parse: Callable[[bytes], object]) -> bool:
-    """Return whether ``parse`` finds the bytes of a file damaged, by raising ValueError."""
-    try:
-        parse(data)
-    except ValueError:
-        return True
-    return False
 
 
 def _description(artifact: ArtifactPath) -> str:

@@ -17,14 +17,16 @@ rename and written after it: whoever reads it finds the index of the memory besi
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+from filelock import FileLock, Timeout
+
 from backend.artifacts.disk_limit import DiskLimit, size_of
-from backend.artifacts.files import read_file, remove, replace, staged, stamp, sync_folder, write_atomic, writing
+from backend.artifacts.files import make_folder, read_file, remove, stamp, write_atomic, writing
 from backend.artifacts.formats import (
     LearnedFacts,
     OutdatedFormat,
@@ -36,9 +38,8 @@ from backend.artifacts.formats import (
 )
 from backend.artifacts.image_store import ImageStore
 from backend.artifacts.layout import child_folder
-from backend.artifacts.locks import RoiLocks
 from backend.artifacts.model_key import DEFAULT_RECIPE, RECIPES_FOLDER, ModelKey, folder_name
-from backend.artifacts.quarantine import Quarantine, is_refused, set_aside_copies
+from backend.artifacts.quarantine import Quarantine, set_aside_copies
 from backend.artifacts.stored_model import Stamps, StoredModel, unusable
 from backend.calib import Calibration
 from backend.errors import ArtefactCorrupt, ArtefactOutdated, InspectionError, Unavailable
@@ -62,7 +63,7 @@ class ArtefactStore:
         self.models_dir = models_dir
         self.quarantine = Quarantine(models_dir)
         self.disk = DiskLimit(models_dir, max_disk_gb)
-        self._locks = RoiLocks()
+        self._locks: dict[Path, FileLock] = {}
 
     def roi_folder(self, key: ModelKey) -> Path:
         """Return the folder of a ROI, whether it exists or not."""
@@ -128,25 +129,19 @@ class ArtefactStore:
         """Make a memory, and its calibration where it brings one, the model's own. Call it under ``lock``.
 
         Args:
-            key: The model.
-            bank: The memory.
-            calibration: Its calibration.
             stored: As of ``save_calibration``.
 
         Raises:
             StorageFull, StorageFailed: If it cannot be written; the old model serves on.
         """
         path = self.model_folder(key) / "memory.npz"
-        index = _index_of(path)
+        index = path.with_name("index.faiss")
         if calibration is not None:
             self.save_calibration(key, calibration, stored=stored)
         data, index_data = bank_bytes(bank), faiss_bytes(bank.vectors)
-        with writing(), self.disk.room_for(path, len(data)), staged(path, data) as new:
-            if index.exists():
-                self.remove(index)  # the old memory's does not outlive it
-            replace(new, path)
-            sync_folder(path.parent)
-        self.quarantine.forget(path)
+        if index.exists():
+            self.remove(index)  # the old memory's does not outlive it
+        self.write(path, data)
         try:
             if index_data is not None:
                 self.write(index, index_data)
@@ -155,13 +150,12 @@ class ArtefactStore:
 
     def renew_index(self, key: ModelKey) -> bool:
         """Write the FAISS index again where a crash has taken it; return whether it did. Call it under ``lock``."""
-        path = self.model_folder(key) / "memory.npz"
-        bank = None if _index_of(path).exists() else self._bank(key)
+        path = self.model_folder(key) / "index.faiss"
+        bank = None if path.exists() else self._bank(key)
         index = None if bank is None else faiss_bytes(bank.vectors)
-        if index is None:
-            return False
-        self.write(_index_of(path), index)
-        return True
+        if index is not None:
+            self.write(path, index)
+        return index is not None
 
     def save_calibration(
         self, key: ModelKey, calibration: Calibration, *, stored: Sequence[Calibration] | None = None
@@ -169,8 +163,6 @@ class ArtefactStore:
         """Store a calibration; the one of another memory is kept beside it until the next. Call it under ``lock``.
 
         Args:
-            key: The model.
-            calibration: The calibration.
             stored: Those that are stored, where the caller has read them under the lock; None reads them.
 
         Raises:
@@ -184,8 +176,9 @@ class ArtefactStore:
                 stored = ()
         others = [each for each in stored if each.memory_checksum != calibration.memory_checksum]
         if len(others) >= _KEPT_CALIBRATIONS:  # A fit whose memory could not be written left its calibration behind.
-            in_force = self._checksum_in_force(key)
-            others.sort(key=lambda other: other.memory_checksum != in_force)
+            with suppress(ArtefactCorrupt):
+                bank = self._bank(key)
+                others.sort(key=lambda other: bank is None or other.memory_checksum != bank.checksum)
         self.write(path, calibration_bytes([calibration, *others][:_KEPT_CALIBRATIONS]))
 
     def calibrations(self, key: ModelKey) -> list[Calibration]:
@@ -222,8 +215,10 @@ class ArtefactStore:
         Raises:
             StorageFull, StorageFailed: If it cannot be written; the old file is untouched.
         """
-        with self.disk.room_for(path, len(data)):
-            write_atomic(path, data)
+        more_bytes = len(data) - size_of(path)
+        self.disk.check(more_bytes)
+        write_atomic(path, data)
+        self.disk.count(more_bytes)
         self.quarantine.forget(path)
 
     def remove(self, *paths: Path) -> None:
@@ -234,33 +229,48 @@ class ArtefactStore:
         """
         sizes = sum(size_of(path) for path in paths)
         remove(*paths)
-        self.disk.freed(sizes)
+        self.disk.count(-sizes)
         for path in paths:
             self.quarantine.forget(path)
 
-    def found_damaged(self, key: ModelKey, path: Path, is_damaged: Callable[[bytes], bool]) -> None:
-        """Set a file aside whose bytes were found damaged, if a second look under the ROI's lock finds the same.
+    def found_damaged(self, key: ModelKey, path: Path, parse: Callable[[bytes], object]) -> None:
+        """Set a file aside if ``parse`` raises ValueError for its bytes in a second look, under the ROI's lock, too.
 
         Where the lock is taken, or the file cannot be renamed, it is only remembered: the next reader tries again.
         """
         try:
-            with self._locks.hold_at_once(self.roi_folder(key), name=str(key)):
-                data = read_file(path)
-                if data is None or not is_damaged(data):
-                    return  # it has been replaced since, or the disk has thought better of it
-                self.quarantine.set_aside(path)
+            with self.lock(key, timeout_s=0):
+                if (data := read_file(path)) is not None:  # else it has been replaced since
+                    try:
+                        parse(data)
+                    except ValueError:
+                        self.quarantine.set_aside(path)
         except (InspectionError, OSError) as error:
             _log.warning("%s is damaged and could not be set aside: %s", path, error)
             self.quarantine.remember(path)
 
-    def lock(self, key: ModelKey, *, timeout_s: float = LOCK_TIMEOUT_S) -> AbstractContextManager[None]:
+    @contextmanager
+    def lock(self, key: ModelKey, *, timeout_s: float = LOCK_TIMEOUT_S) -> Iterator[None]:
         """Hold the ROI against other writers, in this process and in others on the same folder.
+
+        A thread that holds it already may take it again.
 
         Raises:
             Unavailable: If another writer holds it for longer than ``timeout_s``.
             StorageFull, StorageFailed: If the ROI's folder cannot be made.
         """
-        return self._locks.hold(self.roi_folder(key), name=str(key), timeout_s=timeout_s)
+        folder = self.roi_folder(key)
+        make_folder(folder)
+        lock = self._locks.setdefault(folder, FileLock(folder / ".lock"))
+        with writing():
+            try:
+                lock.acquire(timeout=timeout_s)
+            except Timeout as error:  # an OSError, too
+                raise Unavailable(f"Another fit of {key} has been running for a long time. Try again later.") from error
+        try:
+            yield
+        finally:
+            lock.release()
 
     def _bank(self, key: ModelKey) -> MemoryBank | None:
         return self._read(key, self.model_folder(key) / "memory.npz", bank_from_bytes)
@@ -280,18 +290,7 @@ class ArtefactStore:
         except OutdatedFormat as error:
             raise unusable(ArtefactOutdated, path.name) from error
         except ValueError as error:
-            self.found_damaged(key, path, partial(is_refused, parse=parse))
+            self.found_damaged(key, path, parse)
             raise unusable(ArtefactCorrupt, path.name) from error
         self.quarantine.forget(path)
         return parsed
-
-    def _checksum_in_force(self, key: ModelKey) -> str | None:
-        try:
-            bank = self._bank(key)
-        except ArtefactCorrupt:
-            return None
-        return None if bank is None else bank.checksum
-
-
-def _index_of(memory: Path) -> Path:
-    return memory.with_name("index.faiss")

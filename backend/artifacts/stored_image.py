@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any, Literal
 
-from backend.utils import sealed_json, unsealed_json
+from backend.utils import sealed_json, sha256_hex, unsealed_json
 
 Label = Literal["ok", "ng"]
 
@@ -22,8 +22,7 @@ class StoredImage:
 
     Attributes:
         digest: Of its decoded pixels.
-        label: ``ok`` or ``ng``.
-        name: What its uploader called it, made safe; see ``StoredImage.file_name``.
+        name: What its uploader called it, made safe.
         part_id: The physical part that it shows; its digest where nobody said.
         image_hw: Height and width, px.
         mm_per_px: Millimetres per pixel, None where nobody said.
@@ -51,6 +50,12 @@ class StoredImage:
     def is_damaged(self) -> bool:
         """True when the facts could not be read."""
         return not self.bytes_sha256
+
+    def checked(self, data: bytes) -> bytes:
+        """Return the file's bytes; raises ValueError if they are not those that were uploaded."""
+        if sha256_hex(data) != self.bytes_sha256:
+            raise ValueError("its bytes have changed")
+        return data
 
 
 def safe_stem(name: str) -> str:

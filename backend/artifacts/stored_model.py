@@ -28,11 +28,6 @@ class StoredModel:
     stamps: Stamps
 
     @property
-    def calibration_damaged(self) -> bool:
-        """True when what is stored of a calibration cannot be used."""
-        return self.calibration_fault is not None
-
-    @property
     def calibration(self) -> Calibration | None:
         """The calibration that belongs to this memory, or None.
 

@@ -6,6 +6,7 @@ import io
 import sys
 from pathlib import Path
 
+from backend.artifacts.layout import walk
 from backend.errors import InspectionError
 from backend.maintenance.backup import ArchiveError, back_up
 from backend.maintenance.restoring import restore
@@ -16,16 +17,10 @@ def run_verify(models_dir: Path) -> int:
     """Print one line for each problem and a summary; return 0 when all is well, else 1."""
     if not models_dir.is_dir():
         return _refused(f"There is no folder {models_dir}.")
-    n_files = 0
-
-    def progress(done: int, total: int) -> None:
-        nonlocal n_files
-        n_files = total
-        if done % 100 == 0 or done == total:
-            _show(f"verifying: {done} of {total} files")
-
     try:
-        problems = verify_folder(models_dir, progress=progress)
+        n_files = sum(1 for _ in walk(models_dir))
+        _say(f"Reading {n_files} files.")
+        problems = verify_folder(models_dir)
     except OSError as error:
         return _refused(f"The folder cannot be read: {error}")
     for problem in problems:
@@ -39,20 +34,11 @@ def run_backup(
 ) -> int:
     """Back up ROIs and print which; return 0 when none had to be left out, else 1."""
     try:
-        found = back_up(
-            models_dir,
-            out,
-            recipe_id=recipe_id,
-            role_id=role_id,
-            roi_id=roi_id,
-            progress=lambda key: _show(f"reading {key}"),
-        )
+        found = back_up(models_dir, out, recipe_id=recipe_id, role_id=role_id, roi_id=roi_id)
     except (ArchiveError, InspectionError, OSError) as error:
         return _refused(str(error))
     for key, problems in found.items():
-        _say(f"left out {key}, which is damaged:" if problems else f"saved {key}")
-        for problem in problems:
-            _say(f"  {problem}")
+        _say("\n  ".join([f"left out {key}, which is damaged:" if problems else f"saved {key}", *map(str, problems)]))
     n_saved = sum(not problems for problems in found.values())
     _say(f"{n_saved} ROIs in {out}, {out.stat().st_size / 1e6:.1f} MB.")
     return 0 if n_saved == len(found) else 1
@@ -65,9 +51,7 @@ def run_restore(archive: Path, models_dir: Path, *, replace: bool = False) -> in
     except (ArchiveError, InspectionError, OSError) as error:
         return _refused(str(error))
     for key, problems in restored.items():
-        _say(f"restored {key}")
-        for problem in problems:
-            _say(f"  {problem}")
+        _say("\n  ".join([f"restored {key}", *map(str, problems)]))
     return 0
 
 
@@ -79,12 +63,4 @@ def _refused(why: str) -> int:
 def _say(line: str) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # A code page without a letter of a name must not end it.
-    _show("")
-    print(line)
-
-
-def _show(line: str) -> None:
-    """Show how far it is on the last line of a terminal; the next line that is shown or said takes its place."""
-    if sys.stderr.isatty():
-        text = line[:78].encode(sys.stderr.encoding, "replace").decode(sys.stderr.encoding)
-        print(f"\r{text:<78}\r", end="", file=sys.stderr, flush=True)
+    print(line, flush=True)

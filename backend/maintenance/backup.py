@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -40,19 +40,11 @@ def back_up(
     recipe_id: str | None = None,
     role_id: str | None = None,
     roi_id: str | None = None,
-    progress: Callable[[ModelKey], None] = lambda _key: None,
 ) -> dict[ModelKey, list[Problem]]:
-    """Write ROIs to an archive; each is read under its lock, so that it is of one moment.
+    """Write ROIs to an archive: those of a recipe, a role or an id where it is named, else all.
 
-    A ROI in which something is damaged is left out: an archive holds what can be restored.
-
-    Args:
-        models_dir: The models folder.
-        out: The archive; it is there completely, or not at all.
-        recipe_id: Only of this recipe.
-        role_id: Only of this role.
-        roi_id: Only ROIs of this id.
-        progress: Called with each ROI before it is read.
+    Each is read under its lock, so that it is of one moment. One in which something is damaged is left out: an archive
+    holds what can be restored. The archive ``out`` is there completely, or not at all.
 
     Returns:
         For each of the ROIs why it was left out; an empty list for those that are in the archive.
@@ -65,7 +57,7 @@ def back_up(
     if out.exists():
         raise ArchiveError(f"{out} exists. Choose another name: a backup replaces none.")
     store = ArtefactStore(models_dir)
-    contents = Recipes(models_dir, store).contents()
+    contents = Recipes(store).contents()
     wanted = [
         key
         for key in dict.fromkeys(model.roi for models in contents.values() for model in models)
@@ -81,7 +73,6 @@ def back_up(
         made = scratch / out.name
         with zipfile.ZipFile(made, "w") as archive:
             for key in wanted:
-                progress(key)
                 with store.lock(key):
                     entries = [*walk(models_dir, store.roi_folder(key))]
                     problems[key] = [each for each in verify_entries(entries) if each.fault not in _HARMLESS]

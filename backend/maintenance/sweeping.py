@@ -1,7 +1,7 @@
 """Tidying up after a crash, behind a running service, and looking after the models folder from then on.
 
 Another process may work on the same folder at this very moment, so nothing is deleted that could be its own: a
-temporary file whose writer holds a lock on it, a mark whose process lives, anything in a ROI that is locked.
+temporary file that is not a day old, a mark whose process lives, anything in a ROI that is locked.
 """
 
 from __future__ import annotations
@@ -9,13 +9,11 @@ from __future__ import annotations
 import logging
 import shutil
 import threading
-import time
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 
-from backend.artifacts.files import SETTLED_S, is_ownerless
+from backend.artifacts.files import is_leftover
 from backend.artifacts.job_files import is_abandoned
 from backend.artifacts.layout import Entry, orphans, walk
 from backend.artifacts.model_key import ModelKey
@@ -27,35 +25,30 @@ _log = logging.getLogger(__name__)
 ROUND_S = 600.0
 
 
-class Upkeep:
+class Upkeep(threading.Thread):
     """Sweeps in the background, at once and then now and then."""
 
     def __init__(self, store: ArtefactStore, *, round_s: float = ROUND_S) -> None:
+        super().__init__(name="upkeep", daemon=True)
         self._store = store
         self._round_s = round_s
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="upkeep", daemon=True)
-
-    def start(self) -> None:
-        """Begin, on a thread of its own."""
-        self._thread.start()
+        self._end = threading.Event()
 
     def close(self) -> None:
         """End after the current step."""
-        self._stop.set()
-        if self._thread.ident is not None:
-            self._thread.join()
+        self._end.set()
+        if self.ident is not None:
+            self.join()
 
-    def _run(self) -> None:
-        pause_s = min(SETTLED_S, self._round_s)  # what a crash left seconds ago is too young for the first sweep
-        while not self._stop.is_set():
+    def run(self) -> None:
+        """Sweep until ``close`` is called."""
+        while not self._end.is_set():
             try:
-                if swept := sweep(self._store, stop=self._stop):
+                if swept := sweep(self._store, stop=self._end):
                     _log.info("swept what a crash had left: %s", ", ".join(f"{n} {what}" for what, n in swept.items()))
             except (InspectionError, OSError):
                 _log.exception("the models folder cannot be looked over")
-            self._stop.wait(pause_s)
-            pause_s = self._round_s
+            self._end.wait(self._round_s)
 
 
 def sweep(store: ArtefactStore, *, stop: threading.Event | None = None) -> Counter[str]:
@@ -75,38 +68,30 @@ def sweep(store: ArtefactStore, *, stop: threading.Event | None = None) -> Count
         if stop.is_set():
             return swept
         by_roi[None if entry.artifact.key is None else entry.artifact.key.roi].append(entry)
-    store.disk.measured(sum(entry.n_bytes for entries in by_roi.values() for entry in entries))
+    store.disk.used_bytes = sum(entry.n_bytes for entries in by_roi.values() for entry in entries)
     store.quarantine.update(entry.artifact for entries in by_roi.values() for entry in entries)
     for entry in by_roi.pop(None, []):
-        if entry.artifact.kind == "temporary":
-            swept["temporary files"] += _delete_ownerless(entry.path)
-        elif entry.artifact.kind == "job_mark":
-            swept["marks of processes that are gone"] += _sweep_mark(entry.path)
+        if entry.artifact.kind in ("temporary", "job_mark") and is_leftover(entry.path):
+            swept["temporary files"] += _delete(entry.path)
     for roi, entries in by_roi.items():
         if roi is not None and not stop.is_set():
             swept.update(_sweep_roi(store, roi, entries))
     return +swept
 
 
-def _sweep_mark(mark: Path) -> int:
-    with suppress(OSError):
-        if time.time() - mark.stat().st_mtime < SETTLED_S:
-            return 0
-        if not mark.with_suffix(".json").exists() if mark.suffix == ".cancel" else is_abandoned(mark):
-            mark.unlink(missing_ok=True)
-            return 1
-    return 0
-
-
-def _delete_ownerless(path: Path) -> int:
-    if is_ownerless(path, time.time()):
-        with suppress(OSError):  # another process sweeps as well, or it is not ours to delete
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
-            return 1
-    return 0
+def _delete(path: Path) -> bool:
+    """Delete a temporary file or folder, or the mark of a process that is gone; return whether it was done."""
+    is_needed = path.suffix == ".cancel" and path.with_suffix(".json").exists()
+    if is_needed or (path.suffix == ".alive" and not is_abandoned(path)):
+        return False
+    try:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    except OSError:  # another process sweeps as well, or it is not ours to delete
+        return False
+    return True
 
 
 def _sweep_roi(store: ArtefactStore, roi: ModelKey, entries: Sequence[Entry]) -> Counter[str]:

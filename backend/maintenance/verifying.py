@@ -1,5 +1,7 @@
 """Whether a models folder is sound: every file is read, and compared with its digest and with what it belongs to.
 
+Converted networks are not read: whoever loads one compares its digests, and makes it again.
+
 A service may write meanwhile. A ROI in which something seems wrong is looked at again under its lock, so that a fit
 that was caught half-way is not taken for damage. Nothing is changed.
 """
@@ -7,18 +9,13 @@ that was caught half-way is not taken for damage. Nothing is changed.
 from __future__ import annotations
 
 import os
-import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 from typing import Literal
 
-import cv2
-import numpy as np
-
-from backend.artifacts.files import is_ownerless
+from backend.artifacts.files import is_leftover
 from backend.artifacts.formats import OutdatedFormat, bank_from_bytes, calibrations_from_bytes
 from backend.artifacts.image_store import embeddings_from_bytes
 from backend.artifacts.job_files import job_from_bytes
@@ -29,7 +26,6 @@ from backend.errors import InspectionError
 from backend.imaging.image_codec import decode_image, pixel_digest
 from backend.memory_bank.index import faiss_bytes
 from backend.storage import ArtefactStore
-from backend.utils import sha256_hex
 
 Fault = Literal["damaged", "missing", "mismatch", "outdated", "set_aside", "leftover", "unknown", "unreadable"]
 Finding = tuple[Fault, str]
@@ -44,7 +40,6 @@ _REMEDIES: dict[Kind, str] = {
     "embeddings": "a fit makes them again by itself; delete them",
     "heatmap": "delete it",
     "job": "nobody can ask for this job any more, delete it",
-    "engine": "a converted network that is not used; a service makes it again at its start",
 }
 
 
@@ -69,14 +64,8 @@ class Problem:
         return f"{self.path}: {self.fault}: {self.message}"
 
 
-def verify_folder(
-    models_dir: Path, *, progress: Callable[[int, int], None] = lambda _done, _total: None
-) -> list[Problem]:
-    """Return what is wrong below a models folder, by path; an empty list when all is well.
-
-    Args:
-        models_dir: The folder; one that does not exist has nothing wrong with it.
-        progress: Called with (files looked at, files in all) after each file.
+def verify_folder(models_dir: Path) -> list[Problem]:
+    """Return what is wrong below a models folder, by path: nothing when all is well, or there is no such folder.
 
     Raises:
         OSError: If a folder cannot be listed.
@@ -85,21 +74,11 @@ def verify_folder(
     by_roi: dict[ModelKey | None, list[Entry]] = defaultdict(list)
     for entry in walk(models_dir):
         by_roi[None if entry.artifact.key is None else entry.artifact.key.roi].append(entry)
-    done, total = 0, sum(map(len, by_roi.values()))
     problems: list[Problem] = []
     for key, entries in by_roi.items():
-        found = []
-        for problem in _each(entries):
-            done += 1
-            progress(done, total)
-            found += [] if problem is None else [problem]
+        found = verify_entries(entries)
         problems += _look_again(store, key, found) if found and key is not None else found
     return sorted(problems)
-
-
-def verify_entries(entries: Sequence[Entry]) -> list[Problem]:
-    """Return what is wrong with all files of a ROI. Hold its lock, or be the only one who knows of it."""
-    return [problem for problem in _each(entries) if problem is not None]
 
 
 def _look_again(store: ArtefactStore, key: ModelKey, before: list[Problem]) -> list[Problem]:
@@ -112,8 +91,9 @@ def _look_again(store: ArtefactStore, key: ModelKey, before: list[Problem]) -> l
         return [problem for problem in verify_entries([*walk(store.models_dir, folder)]) if problem in before]
 
 
-def _each(entries: Sequence[Entry]) -> Iterator[Problem | None]:
-    """Yield what is wrong with each file of a ROI, or of what belongs to none."""
+def verify_entries(entries: Sequence[Entry]) -> list[Problem]:
+    """Return what is wrong with the files of a ROI, or of none. Hold its lock, or be the only one who knows of it."""
+    problems = []
     missing = unreplaced(entry.artifact for entry in entries)
     undescribed = {entry.path for entry in orphans(entries) if entry.artifact.kind == "image"}
     for entry in entries:
@@ -124,7 +104,9 @@ def _each(entries: Sequence[Entry]) -> Iterator[Problem | None]:
             finding = "leftover", "an image without its facts, which counts as not stored; a service sweeps it"
         else:
             finding = _finding(entry.path, entry.artifact)
-        yield None if finding is None else Problem(path=entry.name, fault=finding[0], message=finding[1])
+        if finding is not None:
+            problems.append(Problem(path=entry.name, fault=finding[0], message=finding[1]))
+    return problems
 
 
 def _finding(path: Path, artifact: ArtifactPath) -> Finding | None:
@@ -133,7 +115,7 @@ def _finding(path: Path, artifact: ArtifactPath) -> Finding | None:
         match artifact.kind:
             case "unknown":
                 return "unknown", "no file of this service; move it elsewhere"
-            case "temporary" if is_ownerless(path, time.time()):
+            case "temporary" if is_leftover(path):
                 return "leftover", "of a crash; a service sweeps it when it starts"
             case "memory":
                 bank_from_bytes(path.read_bytes())
@@ -142,22 +124,17 @@ def _finding(path: Path, artifact: ArtifactPath) -> Finding | None:
             case "index":
                 return _index(path)
             case "facts":
-                label = artifact.label or "ok"
-                return _image(path, facts_from_bytes(path.read_bytes(), artifact.digest, label))
+                return _image(path, facts_from_bytes(path.read_bytes(), artifact.digest, artifact.label or "ok"))
             case "embeddings":
                 embeddings_from_bytes(path.read_bytes())
             case "heatmap":
-                data = path.read_bytes()
-                if not data or cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) is None:
-                    raise ValueError("it cannot be decoded")
+                decode_image(path.read_bytes(), max_pixels=_ANY_PIXELS)
             case "job":
                 if job_from_bytes(path.read_bytes()).job_id != path.stem:
                     return "mismatch", "the file of another job; delete it"
-            case "engine" if path.name == "model.xml":
-                _check_engine(path.parent)
     except OutdatedFormat:
         return "outdated", f"of an older format; {_REMEDIES[artifact.kind]}"
-    except ValueError as error:
+    except (ValueError, InspectionError) as error:
         return "damaged", f"{error}; {_REMEDIES[artifact.kind]}"
     except FileNotFoundError:  # deleted since it was listed
         return None
@@ -181,25 +158,11 @@ def _index(path: Path) -> Finding | None:
 
 def _image(facts: Path, image: StoredImage) -> Finding | None:
     try:
-        data = facts.with_suffix(image.suffix).read_bytes()
+        data = image.checked(facts.with_suffix(image.suffix).read_bytes())
     except FileNotFoundError:
         return "missing", f"the image that it describes, {image.file_name}, is gone; {_REMEDIES['image']}"
-    if sha256_hex(data) != image.bytes_sha256:
+    except ValueError:
         return "damaged", f"the image that it describes, {image.file_name}, has changed; {_REMEDIES['image']}"
-    try:
-        digest = pixel_digest(decode_image(data, max_pixels=_ANY_PIXELS))
-    except InspectionError as error:
-        return "damaged", f"{error}; {_REMEDIES['image']}"
-    if digest != image.digest:
+    if pixel_digest(decode_image(data, max_pixels=_ANY_PIXELS)) != image.digest:
         return "mismatch", f"the pixels of {image.file_name} are not those of its name; {_REMEDIES['image']}"
     return None
-
-
-def _check_engine(folder: Path) -> None:
-    try:
-        sums = (folder / "SHA256SUMS").read_text("ascii", errors="replace").splitlines()
-        digests = {name: sha256((folder / name).read_bytes()).hexdigest() for name in ("model.xml", "model.bin")}
-    except FileNotFoundError as error:
-        raise ValueError("incomplete") from error
-    if not all(f"{digest}  {name}" in sums for name, digest in digests.items()):
-        raise ValueError("digest mismatch")

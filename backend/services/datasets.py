@@ -108,7 +108,7 @@ class Datasets:
         with self._store.lock(key):
             images = self._store.images(key)
             found = images.find(file_name, label)
-            return found is not None and images.delete(found.digest, label)
+            return found is not None and images.delete([found.digest], label) == 1
 
     def clear(self, key: ModelKey, label: Label) -> int:
         """Delete all images of a label; return how many there were."""
@@ -116,7 +116,7 @@ class Datasets:
             return 0
         with self._store.lock(key):
             images = self._store.images(key)
-            return images.delete_all([image.digest for image in images.labelled(label)], label)
+            return images.delete([image.digest for image in images.labelled(label)], label)
 
 
 def _mm_per_px(upload: DatasetUpload) -> float | None:

@@ -207,7 +207,7 @@ class Fitter:
 
     def _forget(self, images: ImageStore, digests: set[str]) -> None:
         try:
-            images.delete_all(digests, "ok")
+            images.delete(digests, "ok")
         except Unavailable:
             # The new memory is in force and on disk: the fit has not failed.
             _log.exception("images that are no longer learned could not be deleted")

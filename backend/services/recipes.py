@@ -16,11 +16,11 @@ _NOT_COPIED = frozenset({"heatmap", "lock", "temporary"})
 
 
 class Recipes:
-    """The recipes below one models folder."""
+    """The recipes below the models folder of a store."""
 
-    def __init__(self, models_dir: Path, store: ArtefactStore) -> None:
-        self._models_dir = models_dir
+    def __init__(self, store: ArtefactStore) -> None:
         self._store = store
+        self._models_dir = store.models_dir
 
     def contents(self) -> dict[str, list[ModelKey]]:
         """Return the models of every recipe that has any; ``default`` is always there.
@@ -58,7 +58,8 @@ class Recipes:
         if target == DEFAULT_RECIPE or folder.exists():
             raise exists
         n_bytes = sum(entry.n_bytes for roi_folder in rois for entry in walk(self._models_dir, roi_folder))
-        with writing(), self._store.disk.room_for(folder, n_bytes), scratch_folder(folder.parent) as temp:
+        self._store.disk.check(n_bytes)
+        with writing(), scratch_folder(folder.parent) as temp:
             made = temp / folder.name
             for roi_folder, key in rois.items():
                 with self._store.lock(key):  # so that no fit is caught half-way
@@ -75,6 +76,7 @@ class Recipes:
                     raise
                 raise exists from error
             sync_folder(folder.parent)
+        self._store.disk.count(n_bytes)
         return self.contents()[target]
 
     def _folder(self, recipe_id: str) -> Path:

@@ -1,4 +1,4 @@
-"""Who may call which route: the marker beside each route, the table of them, and the check before a body is read."""
+"""Who may call which route: the marker beside each route, and the check before a body is read."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import binascii
 import ipaddress
 import logging
 import re
-from collections.abc import Iterable, Mapping
-from typing import Any, Literal, TypedDict, cast
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal, cast
 
-from starlette.routing import BaseRoute, Match, Route
+from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from backend.errors import Forbidden, Unauthorized
-from backend.serving.api_keys import ApiKeys, ApiRole
+from backend.serving.api_keys import ApiKeys
 
 _log = logging.getLogger(__name__)
 
@@ -31,13 +31,7 @@ READING = frozenset({"GET", "HEAD", "OPTIONS"})
 """Methods that change nothing (RFC 9110, 9.2.1)."""
 
 
-class Marker(TypedDict):
-    """What a route is declared with."""
-
-    openapi_extra: dict[str, Any]
-
-
-def _marker(access: Access) -> Marker:
+def _marker(access: Access) -> dict[str, Any]:
     security: list[dict[str, list[str]]] = [] if access == "open" else [{name: []} for name in SECURITY_SCHEMES]
     return {"openapi_extra": {"security": security, "x-role": access}}
 
@@ -50,22 +44,16 @@ ADMIN = _marker("admin")
 """Whatever writes, deletes or stops something."""
 
 
-class AccessTable:
-    """What each route needs, as its marker says; a route without a marker needs ``admin``."""
-
-    def __init__(self, routes: Iterable[BaseRoute]) -> None:
-        self._routes = [route for route in routes if isinstance(route, Route)]
-
-    def needed(self, scope: Scope) -> Access:
-        """Return what a request needs; an address that leads nowhere needs a key too, so that it says nothing."""
-        found = (route for route in self._routes if route.matches(scope)[0] is Match.FULL)
-        return next((access_of(route) for route in found), "inspect")
-
-
-def access_of(route: Route) -> Access:
-    """Return what a route's marker says."""
+def access_of(route: BaseRoute) -> Access:
+    """Return what a route's marker says; without one it needs ``admin``."""
     extra: dict[str, Any] = getattr(route, "openapi_extra", None) or {}
     return cast("Access", extra.get("x-role", "admin"))
+
+
+def access_needed(routes: Iterable[BaseRoute], scope: Scope) -> Access:
+    """Return what a request needs; an address that leads nowhere needs a key too, so that it says nothing."""
+    found = (route for route in routes if route.matches(scope)[0] is Match.FULL)
+    return next((access_of(route) for route in found), "inspect")
 
 
 class KeyCheck:
@@ -75,9 +63,9 @@ class KeyCheck:
     keys nothing else would, and CORS only keeps the page from reading the answer.
     """
 
-    def __init__(self, app: ASGIApp, table: AccessTable) -> None:
+    def __init__(self, app: ASGIApp, routes: Sequence[BaseRoute]) -> None:
         self._app = app
-        self._table = table
+        self._routes = routes
         self._may_warn = True
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -100,22 +88,16 @@ class KeyCheck:
         path = scope["path"].removeprefix(scope.get("root_path", ""))
         for_browser = DOCUMENTATION.fullmatch(path) is not None
         secret = _secret_of(headers, for_browser)
-        caller = None if secret is None else keys.role_of(secret)
-        scope["state"]["caller"] = caller
-        needed = self._table.needed(scope)
+        caller = scope["state"]["caller"] = None if secret is None else keys.role_of(secret)
+        needed = access_needed(self._routes, scope)
         if needed == "open":
             return
         if caller is None:
             scope["state"]["challenge"] = 'Basic realm="ROI inspector"' if for_browser else "Bearer"
             said = "This call needs an API key" if secret is None else "This API key is not known here"
             raise Unauthorized(f"{said}. Send one of the service's keys as X-API-Key, or as Authorization: Bearer.")
-        if not covers(caller, needed):
+        if caller not in ("admin", needed):
             raise Forbidden("This call changes what is stored. Send it with an API key of the role admin.")
-
-
-def covers(role: ApiRole, needed: Access) -> bool:
-    """Return whether a caller of this role may call what needs this."""
-    return needed == "open" or role == "admin" or role == needed
 
 
 def is_loopback(host: str | None) -> bool:

@@ -4,27 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import Mapping
 from typing import Literal, cast, get_args
 
 ApiRole = Literal["inspect", "admin"]
 MIN_SECRET_CHARS = 16
 
 
-class ApiKeys:
-    """The keys of an installation; without any, everybody may do everything.
+class ApiKeys(dict[bytes, ApiRole]):
+    """The role of each key by the SHA-256 of its secret, which itself is not kept.
 
-    Args:
-        roles: The role of each key by the SHA-256 of its secret, which itself is not kept; ``admin`` may do all that
-            ``inspect`` may.
+    ``admin`` may do all that ``inspect`` may. Without any key, everybody may do everything.
     """
-
-    def __init__(self, roles: Mapping[bytes, ApiRole] | None = None) -> None:
-        self._roles = dict(roles or {})
-
-    def __bool__(self) -> bool:
-        """Return whether there are keys."""
-        return bool(self._roles)
 
     @classmethod
     def parse(cls, text: str) -> ApiKeys:
@@ -33,7 +23,7 @@ class ApiKeys:
         Raises:
             ValueError: If the text is malformed; the message names the entry and never the secret.
         """
-        roles: dict[bytes, ApiRole] = {}
+        keys = cls()
         for number, entry in enumerate(text.split(","), 1):
             role, colon, secret = entry.strip().partition(":")
             if not colon or role not in get_args(ApiRole):
@@ -47,15 +37,15 @@ class ApiKeys:
             if not all("!" <= character <= "~" for character in secret):
                 raise ValueError(f"{which} holds a blank, or a character that is not ASCII.")
             digest = _digest(secret.encode())
-            if digest in roles:
+            if digest in keys:
                 raise ValueError(f"{which} stands there twice. Give each its own.")
-            roles[digest] = cast("ApiRole", role)
-        return cls(roles)
+            keys[digest] = cast("ApiRole", role)
+        return keys
 
     def role_of(self, secret: bytes) -> ApiRole | None:
         """Return the role of a secret, or None if nobody knows it; takes as long whichever key it is."""
         sent, found = _digest(secret), None
-        for digest, role in self._roles.items():  # all of them, also after the one that fits
+        for digest, role in self.items():  # all of them, also after the one that fits
             if hmac.compare_digest(digest, sent):
                 found = role
         return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from dataclasses import dataclass
 
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -14,17 +15,12 @@ from backend.serving.access import READING
 _READ_ON_S = 2.0
 
 
+@dataclass
 class Gate:
-    """Whether new work may begin, and how much is under way.
+    """Whether the service is about to end, and how many requests have begun and are not answered yet."""
 
-    Attributes:
-        stopping: Whether the service is about to end.
-        in_flight: Requests that have begun and are not answered yet.
-    """
-
-    def __init__(self) -> None:
-        self.stopping = False
-        self.in_flight = 0
+    stopping: bool = False
+    in_flight: int = 0
 
 
 class Draining:

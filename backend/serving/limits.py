@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from dataclasses import dataclass, field
 
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
@@ -17,60 +18,55 @@ SMALL_BYTES = 8_000_000
 """Bodies up to here are not counted: an inspection is never refused for somebody's uploads."""
 
 
+@dataclass
 class BodyBudget:
-    """How much the large uploads of one process may hold together; safe to use from several threads.
-
-    Args:
-        max_bytes: For calls under way, and for background jobs that wait with their uploads.
-        small_bytes: Uploads up to here are not counted.
+    """How much the large uploads of one process may hold together, also those of background jobs that wait.
 
     Attributes:
+        max_bytes: What they may hold.
+        small_bytes: Uploads up to here are not counted.
         held: Bytes that are held now.
     """
 
-    def __init__(self, max_bytes: int, *, small_bytes: int = SMALL_BYTES) -> None:
-        self.held = 0
-        self.max_bytes = max_bytes
-        self.small_bytes = small_bytes
-        self.lock = threading.Lock()
+    max_bytes: int
+    small_bytes: int = SMALL_BYTES
+    held: int = 0
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
 
+@dataclass
 class HeldBody:
     """What one request holds of the budget, until its call has ended: the request's, or that of the job it started.
 
     Attributes:
+        budget: For all of them.
+        taken: Bytes that are held.
         is_handed_over: True when a job holds it from now on, beyond the request's end.
     """
 
-    def __init__(self, budget: BodyBudget) -> None:
-        self.is_handed_over = False
-        self._budget = budget
-        self._taken = 0
+    budget: BodyBudget
+    taken: int = 0
+    is_handed_over: bool = False
 
     def grow_to(self, n_bytes: int) -> bool:
         """Hold so much in all; return False, and hold no more than before, if there is no room."""
-        budget = self._budget
-        with budget.lock:
-            more = max(0, (n_bytes if n_bytes > budget.small_bytes else 0) - self._taken)
-            if more and budget.held + more > budget.max_bytes:
+        with self.budget.lock:
+            more = max(0, n_bytes - self.taken) if n_bytes > self.budget.small_bytes else 0
+            if more and self.budget.held + more > self.budget.max_bytes:
                 return False
-            budget.held += more
-            self._taken += more
+            self.budget.held += more
+            self.taken += more
             return True
 
     def release(self) -> None:
         """Give everything back; a second time does nothing."""
-        with self._budget.lock:
-            self._budget.held -= self._taken
-            self._taken = 0
+        with self.budget.lock:
+            self.budget.held -= self.taken
+            self.taken = 0
 
 
 class RequestLimits:
-    """Sets a request's deadline, and refuses a body while it streams in: too large, no room for it, or stalled.
-
-    A server has no other way to be rid of clients that begin an upload and fall silent: each holds a connection and
-    what it has sent so far.
-    """
+    """Sets a request's deadline, and refuses a body while it streams in: too large, no room for it, or stalled."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -85,8 +81,7 @@ class RequestLimits:
         DEADLINE_S.set(deadline_s)  # for this task and the threads that work for it
         held = scope["state"]["held_body"] = HeldBody(scope["app"].state.body_budget)
         announced = Headers(scope=scope).get("content-length", "")
-        size, more_body = int(announced) if announced.isdecimal() else 0, True
-        received = 0
+        size, received, more_body = int(announced) if announced.isdecimal() else 0, 0, True
 
         # HTTPExceptions, because FastAPI turns any other error while it reads a body into a 400.
         def check_size() -> None:

@@ -27,7 +27,6 @@ REQUEST_ID: ContextVar[str | None] = ContextVar("REQUEST_ID", default=None)
 MAX_WAITING = 10_000
 """Lines that wait for a slow disk; further ones are dropped and counted."""
 
-_UVICORN = {"uvicorn": True, "uvicorn.access": False}  # whose lines are ours; the access log has more than uvicorn's
 _FILE_LOCK_S = 10.0
 
 
@@ -41,28 +40,30 @@ def json_lines(settings: Settings, stream: IO[str] | None = None, *, max_waiting
     Args:
         settings: What is logged, and where.
         stream: Standard error by default.
-        max_waiting: Lines that wait for a slow disk at most.
+        max_waiting: How many lines may wait for a slow disk.
 
     Raises:
         OSError: If the file cannot be opened.
     """
-    root, ours = logging.getLogger(), logging.getLogger("backend")
+    names = ("", "backend", "uvicorn", "uvicorn.access")
+    root, ours, uvicorn, access = loggers = [logging.getLogger(name) for name in names]
     if root.handlers:
         yield
         return
     outputs: list[logging.Handler] = [logging.StreamHandler(stream or sys.stderr)]
     if settings.log_file is not None:
         outputs.append(_SharedFile(settings.log_file, settings.log_max_mb, settings.log_files))
-    handler = _Handover(max_waiting)
-    listener = logging.handlers.QueueListener(handler.queue, *outputs)
-    loggers = [root, ours, *map(logging.getLogger, _UVICORN)]
+    waiting: queue.Queue[logging.LogRecord] = queue.Queue(max_waiting)
+    handler = _Handover(waiting)
+    handler.setFormatter(_JsonLines())
+    listener = logging.handlers.QueueListener(waiting, *outputs)
     before = [(logger, logger.level, logger.handlers, logger.propagate) for logger in loggers]
     # The libraries' own details would bury ours, and nobody here knows what they hold.
     root.setLevel("INFO" if settings.log_level == "DEBUG" else settings.log_level)
     ours.setLevel(settings.log_level)
     root.handlers = [handler]
-    for name, propagate in _UVICORN.items():
-        logging.getLogger(name).handlers, logging.getLogger(name).propagate = [], propagate
+    uvicorn.handlers, uvicorn.propagate = [], True
+    access.handlers, access.propagate = [], False  # our own access log has more
     listener.start()
     try:
         yield
@@ -75,46 +76,42 @@ def json_lines(settings: Settings, stream: IO[str] | None = None, *, max_waiting
             output.close()
 
 
-class _Handover(logging.handlers.QueueHandler):
-    """Hands lines to the thread that writes; where that cannot keep up, drops them and counts how many."""
-
-    queue: queue.Queue[logging.LogRecord]
-
-    def __init__(self, max_waiting: int) -> None:
-        super().__init__(queue.Queue(max_waiting))
-        self._dropped = 0
-        self.setFormatter(
-            _JsonLines(
-                ["timestamp", "levelname", "name", "message"],
-                rename_fields={"levelname": "level", "name": "logger", "exc_info": "traceback"},
-                reserved_attrs=[*RESERVED_ATTRS, "color_message"],
-                timestamp=True,
-                json_ensure_ascii=True,  # also against U+2028, which some viewers break lines at, and lone surrogates
-            )
-        )
-
-    def format(self, record: logging.LogRecord) -> str:
-        """Return the line; it is made here, before what was logged can change."""
-        if self._dropped:
-            record.dropped_before = self._dropped
-        return super().format(record)
-
-    def enqueue(self, record: logging.LogRecord) -> None:
-        """Hand one line over, without waiting: a slow disk must not hold up inspections, nor fill the memory."""
-        try:
-            self.queue.put_nowait(record)
-            self._dropped = 0
-        except queue.Full:
-            self._dropped += 1
-
-
 class _JsonLines(JsonFormatter):
     """JSON objects with the id of the request that is worked on, without the fields that have nothing to say."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            ["timestamp", "levelname", "name", "message"],
+            rename_fields={"levelname": "level", "name": "logger", "exc_info": "traceback"},
+            reserved_attrs=[*RESERVED_ATTRS, "color_message"],
+            timestamp=True,
+            json_ensure_ascii=True,  # also against U+2028, which some viewers break lines at, and lone surrogates
+        )
 
     def process_log_record(self, log_data: dict[str, object]) -> dict[str, object]:
         """Return what is written of a record."""
         log_data["request_id"] = log_data.get("request_id") or REQUEST_ID.get()
         return {name: value for name, value in log_data.items() if value is not None}
+
+
+class _Handover(logging.handlers.QueueHandler):
+    """Hands lines to the thread that writes; where that cannot keep up, drops them and counts how many."""
+
+    dropped = 0
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line; it is made here, before what was logged can change."""
+        if self.dropped:
+            record.dropped_before = self.dropped
+        return super().format(record)
+
+    def enqueue(self, record: logging.LogRecord) -> None:
+        """Hand one line over, without waiting: a slow disk must not hold up inspections, nor fill the memory."""
+        try:
+            super().enqueue(record)
+            self.dropped = 0
+        except queue.Full:
+            self.dropped += 1
 
 
 class _SharedFile(logging.handlers.RotatingFileHandler):

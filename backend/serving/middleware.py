@@ -30,21 +30,12 @@ _SAFETY = [
     (b"referrer-policy", b"no-referrer"),
     (b"x-frame-options", b"DENY"),
 ]
-_OF_ANSWERS = [
-    *_SAFETY,
-    (b"cache-control", b"no-store"),
-    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
-]
+_ANSWER_POLICY = b"default-src 'none'; frame-ancestors 'none'"
 # The pages of the documentation begin with a script of their own, and ReDoc runs a worker and draws its logo.
-_OF_PAGES = [
-    *_SAFETY,
-    (b"cache-control", b"no-store"),
-    (
-        b"content-security-policy",
-        b"default-src 'self'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; "
-        b"img-src 'self' data:; worker-src 'self' blob:; frame-ancestors 'none'",
-    ),
-]
+_PAGE_POLICY = (
+    b"default-src 'self'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; "
+    b"img-src 'self' data:; worker-src 'self' blob:; frame-ancestors 'none'"
+)
 
 
 class RequestFrame:
@@ -68,9 +59,8 @@ class RequestFrame:
         # What an error answers that comes before a route has looked at the recipe.
         recipe_id = _named_recipe(headers.get(RECIPE_ID_HEADER, ""))
         scope.setdefault("state", {}).update(request_id=request_id, recipe_id=recipe_id)
-        is_head = scope["method"] == "HEAD"
-        if is_head:
-            scope = {**scope, "method": "GET"}  # a copy: the server must still see that no body may follow
+        if scope["method"] == "HEAD":
+            scope = {**scope, "method": "GET"}  # a copy: the server still sees HEAD, and sends no body
         safety = _safety_headers(scope)  # now: a mounted application changes the path
         started_s, status = time.perf_counter(), 0
 
@@ -80,8 +70,6 @@ class RequestFrame:
                 status = message["status"]
                 message.setdefault("headers", []).extend(safety)
                 MutableHeaders(scope=message)[REQUEST_ID_HEADER] = request_id
-            elif is_head:
-                message = {**message, "body": b""}
             await send(message)
 
         try:
@@ -95,21 +83,20 @@ class Cors:
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
-        self._with_cors: CORSMiddleware | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
+        app = self._app
         # The settings are known from start-up on, middleware is put together before.
-        origins = scope["app"].state.settings.cors_origins if scope["type"] == "http" else ()
-        if origins and self._with_cors is None:
-            self._with_cors = CORSMiddleware(
-                self._app,
+        if scope["type"] == "http" and (origins := scope["app"].state.settings.cors_origins):
+            app = CORSMiddleware(
+                app,
                 allow_origins=origins,
                 allow_methods=["GET", "POST", "DELETE", "OPTIONS"],
                 allow_headers=["*"],
                 expose_headers=[REQUEST_ID_HEADER],
             )
-        await (self._with_cors or self._app)(scope, receive, send)
+        await app(scope, receive, send)
 
 
 def _log_request(scope: Scope, status: int, elapsed_s: float) -> None:
@@ -121,8 +108,6 @@ def _log_request(scope: Scope, status: int, elapsed_s: float) -> None:
         level = logging.WARNING
     else:
         level = logging.DEBUG if route in _POLLED else logging.INFO
-    if not _log.isEnabledFor(level):
-        return
     state = scope["state"]
     fields: dict[str, Any] = {
         "request_id": state["request_id"],
@@ -145,7 +130,8 @@ def _safety_headers(scope: Scope) -> list[tuple[bytes, bytes]]:
     path = scope["path"].removeprefix(scope.get("root_path", ""))
     if path.startswith(_STATIC):
         return _SAFETY  # the same for every installation; a browser may keep it
-    return _OF_PAGES if path.startswith(_PAGES) else _OF_ANSWERS
+    policy = _PAGE_POLICY if path.startswith(_PAGES) else _ANSWER_POLICY
+    return [*_SAFETY, (b"cache-control", b"no-store"), (b"content-security-policy", policy)]
 
 
 def _named_recipe(sent: str) -> str:

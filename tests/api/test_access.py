@@ -16,7 +16,7 @@ from starlette.routing import Route
 from backend.app import ROUTERS, create_app
 from backend.services import audit
 from backend.serving import access
-from backend.serving.access import DOCUMENTATION, AccessTable, access_of, is_loopback
+from backend.serving.access import DOCUMENTATION, access_needed, access_of, is_loopback
 from tests.testkit.app import REPOSITORY, Api, answer_of, error_of, running_app
 from tests.testkit.client import strict_json
 from tests.testkit.fakes import plates
@@ -77,9 +77,8 @@ def test_admin_is_needed_for_what_writes_and_for_nothing_else() -> None:
 
 def test_a_route_without_a_marker_needs_admin() -> None:
     route = Route("/new", lambda request: None, methods=["POST"])
-    table = AccessTable([route])
     scope = {"type": "http", "method": "POST", "path": "/new", "headers": []}
-    assert table.needed(scope) == "admin"
+    assert access_needed([route], scope) == "admin"
 
 
 @pytest.mark.parametrize(
@@ -95,9 +94,9 @@ def test_a_route_without_a_marker_needs_admin() -> None:
     ],
 )
 def test_the_table_sees_an_address_as_the_router_does(method: str, path: str, needed: str) -> None:
-    assert AccessTable(ROUTES).needed({"type": "http", "method": method, "path": path, "headers": []}) == needed
+    assert access_needed(ROUTES, {"type": "http", "method": method, "path": path, "headers": []}) == needed
     behind_proxy = {"type": "http", "method": method, "path": f"/roi{path}", "root_path": "/roi", "headers": []}
-    assert AccessTable(ROUTES).needed(behind_proxy) == needed
+    assert access_needed(ROUTES, behind_proxy) == needed
 
 
 # --- every operation, over HTTP ---------------------------------------------------------------------------------------

@@ -9,15 +9,13 @@ import pytest
 
 from backend.artifacts.files import (
     ABANDONED_S,
-    SETTLED_S,
     TEMP_PREFIX,
-    is_ownerless,
+    is_leftover,
     make_folder,
     names_in,
     read_file,
     remove,
     scratch_folder,
-    staged,
     stamp,
     write_atomic,
 )
@@ -203,41 +201,19 @@ def test_what_cannot_be_read_is_told_apart_from_what_is_not_there(tmp_path):
             ask()
 
 
-# -- whose a temporary file is ------------------------------------------------------------------------------------
+# -- what a crash has left ----------------------------------------------------------------------------------------
 
 
-def test_a_staged_file_is_gone_afterwards_unless_it_was_renamed(tmp_path):
-    with staged(tmp_path / "a", b"x") as temp:
-        assert temp.read_bytes() == b"x"
-    assert names(tmp_path) == []
-    with staged(tmp_path / "a", b"x") as temp:
-        temp.replace(tmp_path / "a")
-    assert names(tmp_path) == ["a"]
-    with pytest.raises(ZeroDivisionError), staged(tmp_path / "b", b"x"):
-        raise ZeroDivisionError
-    assert names(tmp_path) == ["a"]
+def test_a_temporary_folder_is_gone_afterwards(tmp_path):
+    with scratch_folder(tmp_path / "a") as scratch:
+        (scratch / "half").write_bytes(b"x")
+    assert names(tmp_path / "a") == []
 
 
-@pytest.mark.skipif(os.name == "nt", reason="tells by age alone there")
-def test_a_temporary_file_has_an_owner_while_it_is_written(tmp_path):
-    later = time.time() + SETTLED_S + 60
-    with staged(tmp_path / "a", b"x") as temp, scratch_folder(tmp_path) as scratch:
-        for now_s in (later, later + ABANDONED_S):
-            assert not is_ownerless(temp, now_s)
-            assert not is_ownerless(scratch, now_s)
-    temp.touch()
-    assert is_ownerless(temp, later)
-    assert not is_ownerless(temp, time.time()), "its writer may be about to lock it"
-    assert is_ownerless(temp, time.time() + ABANDONED_S + 60)
-    assert not is_ownerless(tmp_path / "gone", later)
-
-
-@pytest.mark.skipif(os.name == "nt", reason="has no such locks")
-def test_without_locks_age_alone_tells(tmp_path, monkeypatch):
-    def refuse(_descriptor, _operation):
-        raise OSError(errno.ENOLCK, "No locks available")
-
-    monkeypatch.setattr("fcntl.flock", refuse)
-    (tmp_path / "temp").touch()
-    assert not is_ownerless(tmp_path / "temp", time.time() + ABANDONED_S - 60)
-    assert is_ownerless(tmp_path / "temp", time.time() + ABANDONED_S + 60)
+def test_what_is_temporary_is_a_leftover_once_nobody_can_be_writing_it_any_more(tmp_path):
+    temp = tmp_path / "temp"
+    assert not is_leftover(temp)
+    for age_s, expected in ((0, False), (ABANDONED_S - 60, False), (ABANDONED_S + 60, True)):
+        temp.touch()
+        os.utime(temp, (time.time() - age_s,) * 2)
+        assert is_leftover(temp) is expected

@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 
 from backend.artifacts.image_store import ImageStore
+from backend.artifacts.model_key import ModelKey
+from backend.artifacts.store import ArtefactStore
 from backend.artifacts.stored_image import FILE_NAME_DIGITS, StoredImage, safe_stem
 from backend.errors import ArtefactCorrupt, NotFound
 from backend.imaging.image_codec import image_suffix, pixel_digest
@@ -13,7 +15,7 @@ from tests.testkit.fakes import encoded, good_image
 
 @pytest.fixture
 def images(tmp_path) -> ImageStore:
-    return ImageStore(tmp_path / "roi")
+    return ArtefactStore(tmp_path).images(ModelKey(role_id="roi", roi_id="roi"))
 
 
 def described(data: bytes, seed: int = 0, **changes) -> StoredImage:
@@ -84,7 +86,7 @@ def test_an_image_that_is_not_what_was_uploaded_is_never_handed_out_and_an_uploa
 def test_damaged_facts_do_not_hide_the_others_and_an_upload_mends_them(images, tmp_path, facts):
     image = images.put(described(png()), png())
     other = images.put(described(png(1), 1), png(1))
-    (tmp_path / "roi" / "images" / "ok" / f"{image.digest}.json").write_bytes(facts)
+    (tmp_path / "roi" / "roi" / "images" / "ok" / f"{image.digest}.json").write_bytes(facts)
     assert other in images.labelled("ok")
     assert images.get(image.digest, "ok").is_damaged
     with pytest.raises(ArtefactCorrupt):
@@ -96,7 +98,7 @@ def test_damaged_facts_do_not_hide_the_others_and_an_upload_mends_them(images, t
 
 def test_an_image_counts_only_when_its_facts_are_there(images, tmp_path):
     image = images.put(described(png()), png())
-    (tmp_path / "roi" / "images" / "ok" / f"{image.digest}.json").unlink()  # a crash between the two files
+    (tmp_path / "roi" / "roi" / "images" / "ok" / f"{image.digest}.json").unlink()  # a crash between the two files
     assert images.labelled("ok") == []
     assert images.get(image.digest, "ok") is None
     images.put(image, png())
@@ -108,8 +110,8 @@ def test_deleting_an_image_takes_its_bytes_facts_and_embeddings(images, tmp_path
     other = images.put(described(png(1), 1), png(1))
     for one in (image, other):
         images.put_embeddings(one.digest, "x", np.zeros((2, 3), np.float32))
-    assert images.delete(image.digest, "ok")
-    assert not images.delete(image.digest, "ok")
+    assert images.delete([image.digest], "ok")
+    assert not images.delete([image.digest], "ok")
     assert images.labelled("ok") == [other]
     left = [path.name for path in (tmp_path / "roi").rglob("*") if path.is_file()]
     assert sorted(left) == sorted([f"{other.digest}.png", f"{other.digest}.json", f"{other.digest}.npy"])
@@ -179,7 +181,7 @@ def test_a_file_name_names_one_image(images):
 
 def test_facts_without_a_digest_or_of_another_image_are_damaged(images, tmp_path):
     image = images.put(described(png()), png())
-    path = tmp_path / "roi" / "images" / "ok" / f"{image.digest}.json"
+    path = tmp_path / "roi" / "roi" / "images" / "ok" / f"{image.digest}.json"
     whole = path.read_bytes()
     fields = unsealed_json(whole)
     changes = ({"more": 1}, {"digest": "e" * 64}, {"label": "ng"})
@@ -214,6 +216,6 @@ def test_a_block_that_fails_takes_back_what_it_stored_and_nothing_else(images):
 def test_many_are_deleted_at_once_and_counted(images):
     stored = [images.put(described(png(seed), seed), png(seed)) for seed in range(4)]
     gone = [image.digest for image in stored[:3]]
-    assert images.delete_all([*gone, "f" * 64], "ok") == 3
-    assert images.delete_all(gone, "ok") == 0
+    assert images.delete([*gone, "f" * 64], "ok") == 3
+    assert images.delete(gone, "ok") == 0
     assert images.labelled("ok") == [stored[3]]

@@ -309,7 +309,12 @@ def test_a_lock_keeps_other_threads_out_until_it_is_released(store, key):
 
 
 def test_a_lock_that_is_held_too_long_is_an_answer_and_one_whose_work_fails_is_released(store, key):
-    with store.lock(key), pytest.raises(Unavailable, match="inspection-1"), store.lock(key, timeout_s=0.05):
+    other = ArtefactStore(store.models_dir)
+    with store.lock(key), pytest.raises(Unavailable, match="inspection-1"), other.lock(key, timeout_s=0.05):
+        pass
+    with store.lock(key), store.lock(key, timeout_s=0):  # its own thread may take it again
+        pass
+    with other.lock(key, timeout_s=0.05):
         pass
     with pytest.raises(KeyError), store.lock(key, timeout_s=0.05):
         raise KeyError("x")
@@ -321,7 +326,7 @@ def test_models_of_one_roi_share_a_lock_and_other_rois_do_not(store, key):
     other_model = dataclasses.replace(key, model_key="other")
     other_roi, other_recipe = ModelKey(role_id="Inspection", roi_id="b"), dataclasses.replace(key, recipe_id="line2")
     with store.lock(key):
-        with pytest.raises(Unavailable), store.lock(other_model, timeout_s=0.05):
+        with pytest.raises(Unavailable), ArtefactStore(store.models_dir).lock(other_model, timeout_s=0.05):
             pass
         with store.lock(other_roi, timeout_s=0.05), store.lock(other_recipe, timeout_s=0.05):
             pass

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -58,8 +57,6 @@ def models(tmp_path: Path) -> Iterator[Path]:
     engine.mkdir(parents=True)
     for name in ("model.xml", "model.bin"):
         (engine / name).write_bytes(name.encode())
-    sums = (f"{hashlib.sha256(name.encode()).hexdigest()}  {name}\n" for name in ("model.xml", "model.bin"))
-    (engine / "SHA256SUMS").write_text("".join(sums))
     yield folder
     service.close()
 
@@ -85,8 +82,6 @@ CHANGES = {
     f"{ROI}/keys/other/memory.npz": (("other/memory.npz", "damaged"), ("other/index.faiss", "mismatch")),
     "recipes/line2/*/*/memory.npz": (("inspection-1/memory.npz", "damaged"), ("index.faiss", "mismatch")),
     ".jobs/*.json": ((".json", "damaged"), None),
-    ".engines/*/model.bin": (("model.xml", "damaged"), ("model.xml", "damaged")),
-    ".engines/*/SHA256SUMS": (("model.xml", "damaged"), ("model.xml", "damaged")),
 }
 
 
@@ -187,7 +182,7 @@ def test_a_folder_that_a_service_writes_to_is_not_accused(models: Path) -> None:
             store = service.store
             with store.lock(KEY):
                 images = store.images(KEY)
-                images.delete(images.labelled("ok")[0].digest, "ok")
+                images.delete([images.labelled("ok")[0].digest], "ok")
 
     writer = threading.Thread(target=work)
     writer.start()
@@ -205,13 +200,6 @@ def test_damage_is_found_while_the_roi_is_locked_for_long(models: Path, monkeypa
     (models / ROI / "memory.npz").write_bytes(b"damaged")
     with ArtefactStore(models).lock(KEY):
         assert faults(models) == [(f"{ROI}/memory.npz", "damaged")]
-
-
-def test_progress_counts_every_file_once(models: Path) -> None:
-    calls: list[tuple[int, int]] = []
-    verify_folder(models, progress=lambda done, total: calls.append((done, total)))
-    n_files = sum(path.is_file() for path in models.rglob("*"))
-    assert calls == [(done, n_files) for done in range(1, n_files + 1)]
 
 
 # -- the command --------------------------------------------------------------------------------------------------
@@ -236,7 +224,7 @@ def test_the_command_exits_with_0_when_all_is_well_and_with_1_when_not(
     write_atomic(models / "notes.txt", b"x")
     status, said = say("--models", str(models))
     assert status == 1
-    first, second, summary = said.splitlines()
+    _, first, second, summary = said.splitlines()
     assert first.startswith(f"{ROI}/calib.json: damaged: ")
     assert "calibrate" in first
     assert second.startswith("notes.txt: unknown: ")

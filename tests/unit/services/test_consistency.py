@@ -3,7 +3,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from backend.artifacts.image_store import ImageStore
 from backend.artifacts.model_key import ModelKey
 from backend.demo.samples import render_good
 from backend.errors import ExtractorMismatch, Unavailable
@@ -56,9 +55,9 @@ def test_a_precision_that_moves_the_scores_by_more_than_one_percent_is_refused(s
 
 def test_a_precision_that_cannot_be_measured_is_refused(services, tmp_path):
     service = fitted(services, FakeExtractor())
-    images = ImageStore(service.store.roi_folder(KEY))
+    images = service.store.images(KEY)
     for image in images.labelled("ok"):
-        images.delete(image.digest, "ok")
+        images.delete([image.digest], "ok")
     with pytest.raises(ExtractorMismatch, match="cannot be measured"):
         services("agreement", Rounded(1e-5)).infer(KEY, picture(9), mm_per_px=0.2)
 

@@ -108,7 +108,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def quiet(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No log of what is meant to fail, and nothing that waits until it may be swept."""
-    monkeypatch.setattr(files, "SETTLED_S", 0.0)
+    monkeypatch.setattr(files, "ABANDONED_S", -1.0)
     logging.disable(logging.CRITICAL)
     yield
     logging.disable(logging.NOTSET)

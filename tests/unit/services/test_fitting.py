@@ -11,7 +11,7 @@ import pytest
 
 from backend.artifacts import formats
 from backend.artifacts import store as artifact_store
-from backend.artifacts.image_store import ImageStore
+from backend.artifacts.files import write_atomic
 from backend.artifacts.model_key import ModelKey
 from backend.artifacts.stored_image import StoredImage
 from backend.errors import (
@@ -126,7 +126,7 @@ def test_a_picture_that_was_stored_in_another_lossless_file_is_the_same_picture(
     assert (report.n_new, report.n_duplicates) == (0, 1)
     assert memory_bytes(tmp_path) == before
     assert len(extractor.calls) == 3
-    images = ImageStore(tmp_path / "models" / "Inspection" / "inspection-1")
+    images = service.store.images(key)
     assert all(images.read(image) for image in images.labelled("ok"))
 
 
@@ -160,24 +160,24 @@ def test_mode_replace_starts_again_and_forgets_the_rest(service, key, tmp_path, 
     report = fit(service, key, uploads(2, 3), mode="replace", mm_per_px=0.4)
     assert report.bank.image_digests == tuple(sorted(digest(seed) for seed in (2, 3)))
     assert (report.bank.shape, report.bank.mm_per_px) == (None, 0.4)
-    images = ImageStore(tmp_path / "models" / "Inspection" / "inspection-1")
+    images = service.store.images(key)
     assert {image.digest for image in images.labelled("ok")} == {digest(2), digest(3)}
     fit(services("fresh"), key, uploads(2, 3), mm_per_px=0.4)
     assert memory_bytes(tmp_path) == memory_bytes(tmp_path, "fresh")
 
 
-def test_mode_replace_leaves_what_another_model_of_the_roi_has_learned(service, key, tmp_path):
+def test_mode_replace_leaves_what_another_model_of_the_roi_has_learned(service, key):
     other = ModelKey(role_id=key.role_id, roi_id=key.roi_id, model_key="other")
     fit(service, other, uploads(0, 1))
     fit(service, key, uploads(1, 2))
     fit(service, key, uploads(3), mode="replace")
-    images = ImageStore(tmp_path / "models" / "Inspection" / "inspection-1")
+    images = service.store.images(key)
     assert {image.digest for image in images.labelled("ok")} == {digest(0), digest(1), digest(3)}
 
 
-def test_an_image_that_was_deleted_is_not_in_the_next_fit_and_the_report_says_so(service, key, tmp_path):
+def test_an_image_that_was_deleted_is_not_in_the_next_fit_and_the_report_says_so(service, key):
     fit(service, key, uploads(0, 1, 2))
-    ImageStore(tmp_path / "models" / "Inspection" / "inspection-1").delete(digest(1), "ok")
+    service.store.images(key).delete([digest(1)], "ok")
     report = fit(service, key, uploads(3))
     assert report.bank.image_digests == tuple(sorted(digest(seed) for seed in (0, 2, 3)))
     assert any("1 learned images were deleted" in warning for warning in report.warnings)
@@ -306,7 +306,7 @@ def test_without_an_extractor_nothing_is_fitted(tmp_path, key):
     assert not (tmp_path / "models").exists()
 
 
-def test_a_bad_image_is_not_learned_as_a_good_one(service, key, tmp_path):
+def test_a_bad_image_is_not_learned_as_a_good_one(service, key):
     image = defective_image(0)
     data = encoded(image)
     stored = StoredImage(
@@ -319,7 +319,7 @@ def test_a_bad_image_is_not_learned_as_a_good_one(service, key, tmp_path):
         bytes_sha256="0",
         suffix=".png",
     )
-    ImageStore(tmp_path / "models" / "Inspection" / "inspection-1").put(stored, data)
+    service.store.images(key).put(stored, data)
     with pytest.raises(Conflict):
         fit(service, key, [*uploads(0), Upload(name="scratch.png", data=data)])
 
@@ -329,8 +329,8 @@ def test_a_bad_image_is_not_learned_as_a_good_one(service, key, tmp_path):
 
 def test_use_dataset_learns_exactly_the_good_images_of_the_data_set(services, service, key, tmp_path):
     fit(service, key, uploads(0, 1, 2))
-    images = ImageStore(tmp_path / "models" / "Inspection" / "inspection-1")
-    images.delete(digest(0), "ok")
+    images = service.store.images(key)
+    images.delete([digest(0)], "ok")
     report = fit(service, key, [], use_dataset=True)
     assert report.bank.image_digests == tuple(sorted([digest(1), digest(2)]))
     report = fit(service, key, uploads(5), use_dataset=True)
@@ -393,10 +393,12 @@ def test_a_fit_whose_memory_cannot_be_written_leaves_the_old_model_in_force(serv
     before = service.calibrate(key)
     bank = service.describe(key).bank
 
-    def full_disk(*_args):
-        raise OSError(28, "No space left on device")
+    def full_disk(path, data):
+        if path.name == "memory.npz":
+            raise StorageFull("full")
+        write_atomic(path, data)
 
-    monkeypatch.setattr("backend.artifacts.store.replace", full_disk)
+    monkeypatch.setattr("backend.artifacts.store.write_atomic", full_disk)
     for seed in (3, 4, 5):
         with pytest.raises(StorageFull):
             fit(service, key, uploads(seed))

@@ -341,11 +341,6 @@ def test_a_damaged_job_file_is_no_job(make: Callable[..., Jobs], folder: Path, c
         make().get(job_id)
 
 
-def test_a_job_of_an_unknown_state_is_no_job(make: Callable[..., Jobs], folder: Path) -> None:
-    with pytest.raises(NotFound):
-        make().get(_leave_behind(folder, state="dreaming"))
-
-
 def test_only_the_newest_jobs_are_kept_and_never_a_running_one_is_dropped(
     make: Callable[..., Jobs], folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
