@@ -6,7 +6,6 @@ import io
 import sys
 from pathlib import Path
 
-from backend.artifacts.layout import walk
 from backend.errors import InspectionError
 from backend.maintenance.backup import ArchiveError, back_up
 from backend.maintenance.restoring import restore
@@ -17,10 +16,15 @@ def run_verify(models_dir: Path) -> int:
     """Print one line for each problem and a summary; return 0 when all is well, else 1."""
     if not models_dir.is_dir():
         return _refused(f"There is no folder {models_dir}.")
+    n_files = 0
+
+    def progress(done: int, total: int) -> None:
+        nonlocal n_files
+        n_files = total
+        _show(f"verifying: {done} of {total} files")
+
     try:
-        n_files = sum(1 for _ in walk(models_dir))
-        _say(f"Reading {n_files} files.")
-        problems = verify_folder(models_dir)
+        problems = verify_folder(models_dir, progress=progress)
     except OSError as error:
         return _refused(f"The folder cannot be read: {error}")
     for problem in problems:
@@ -34,7 +38,14 @@ def run_backup(
 ) -> int:
     """Back up ROIs and print which; return 0 when none had to be left out, else 1."""
     try:
-        found = back_up(models_dir, out, recipe_id=recipe_id, role_id=role_id, roi_id=roi_id)
+        found = back_up(
+            models_dir,
+            out,
+            recipe_id=recipe_id,
+            role_id=role_id,
+            roi_id=roi_id,
+            progress=lambda done, total: _show(f"backing up: {done} of {total} ROIs"),
+        )
     except (ArchiveError, InspectionError, OSError) as error:
         return _refused(str(error))
     for key, problems in found.items():
@@ -63,4 +74,11 @@ def _refused(why: str) -> int:
 def _say(line: str) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # A code page without a letter of a name must not end it.
+    _show("")
     print(line, flush=True)
+
+
+def _show(line: str) -> None:
+    """Show how far it is in the last line of a terminal; what is printed next takes its place."""
+    if sys.stderr.isatty():
+        print(f"\r{line:<60}\r", end="", file=sys.stderr, flush=True)

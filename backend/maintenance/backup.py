@@ -18,6 +18,7 @@ from backend.artifacts.files import replace, scratch_folder, sync_folder, sync_t
 from backend.artifacts.layout import ArtifactPath, Entry, Kind, orphans, walk
 from backend.artifacts.model_key import ModelKey, folder_name
 from backend.maintenance.verifying import Fault, Problem, verify_entries
+from backend.memory_bank.coreset import Progress
 from backend.services.recipes import Recipes
 from backend.storage import ArtefactStore
 
@@ -40,11 +41,14 @@ def back_up(
     recipe_id: str | None = None,
     role_id: str | None = None,
     roi_id: str | None = None,
+    progress: Progress | None = None,
 ) -> dict[ModelKey, list[Problem]]:
     """Write ROIs to an archive: those of a recipe, a role or an id where it is named, else all.
 
     Each is read under its lock, so that it is of one moment. One in which something is damaged is left out: an archive
     holds what can be restored. The archive ``out`` is there completely, or not at all.
+
+    ``progress`` is called with (ROIs done, ROIs in all).
 
     Returns:
         For each of the ROIs why it was left out; an empty list for those that are in the archive.
@@ -72,7 +76,9 @@ def back_up(
     with writing(), scratch_folder(folder) as scratch:
         made = scratch / out.name
         with zipfile.ZipFile(made, "w") as archive:
-            for key in wanted:
+            for n_done, key in enumerate(wanted):
+                if progress is not None:
+                    progress(n_done, len(wanted))
                 with store.lock(key):
                     entries = [*walk(models_dir, store.roi_folder(key))]
                     problems[key] = [each for each in verify_entries(entries) if each.fault not in _HARMLESS]

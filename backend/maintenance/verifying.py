@@ -24,6 +24,7 @@ from backend.artifacts.model_key import ModelKey
 from backend.artifacts.stored_image import StoredImage, facts_from_bytes
 from backend.errors import InspectionError
 from backend.imaging.image_codec import decode_image, pixel_digest
+from backend.memory_bank.coreset import Progress
 from backend.memory_bank.index import faiss_bytes
 from backend.storage import ArtefactStore
 
@@ -64,8 +65,12 @@ class Problem:
         return f"{self.path}: {self.fault}: {self.message}"
 
 
-def verify_folder(models_dir: Path) -> list[Problem]:
+def verify_folder(models_dir: Path, *, progress: Progress | None = None) -> list[Problem]:
     """Return what is wrong below a models folder, by path: nothing when all is well, or there is no such folder.
+
+    Args:
+        models_dir: The models folder.
+        progress: Called with (files done, files in all), ROI by ROI.
 
     Raises:
         OSError: If a folder cannot be listed.
@@ -75,9 +80,13 @@ def verify_folder(models_dir: Path) -> list[Problem]:
     for entry in walk(models_dir):
         by_roi[None if entry.artifact.key is None else entry.artifact.key.roi].append(entry)
     problems: list[Problem] = []
+    n_done, n_files = 0, sum(map(len, by_roi.values()))
     for key, entries in by_roi.items():
         found = verify_entries(entries)
         problems += _look_again(store, key, found) if found and key is not None else found
+        n_done += len(entries)
+        if progress is not None:
+            progress(n_done, n_files)
     return sorted(problems)
 
 

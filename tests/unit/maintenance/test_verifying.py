@@ -224,7 +224,7 @@ def test_the_command_exits_with_0_when_all_is_well_and_with_1_when_not(
     write_atomic(models / "notes.txt", b"x")
     status, said = say("--models", str(models))
     assert status == 1
-    _, first, second, summary = said.splitlines()
+    first, second, summary = said.splitlines()
     assert first.startswith(f"{ROI}/calib.json: damaged: ")
     assert "calibrate" in first
     assert second.startswith("notes.txt: unknown: ")
