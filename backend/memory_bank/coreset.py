@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from backend.memory_bank.distances import half_squared_norms, pair_distances, rounding_bound
 from backend.memory_bank.nearest import NearestNeighbours
-from backend.memory_bank.threads import one_blas_thread, parallel_map
+from backend.memory_bank.threads import parallel_map
 from backend.utils import generator
 
 _CANDIDATES_MIN, _CANDIDATES_MAX = 256, 4096
@@ -76,24 +76,23 @@ def kcenter_greedy(
     upper = np.full(n, np.inf, dtype=np.float32)  # ½ squared distance to the nearest centre, within the bound
     picks = new = np.array([int(generator(seed).integers(n))], dtype=np.int64)
     size = _CANDIDATES_MIN
-    with one_blas_thread():
-        while True:
-            if len(new):
-                _cover(vectors, norms, upper, new)
-                # Covering costs N · new and a round about size²; at the root of N · new they are of one order.
-                size = min(max(math.isqrt(n * len(new)), _CANDIDATES_MIN), _CANDIDATES_MAX)
-                if progress is not None:
-                    progress(len(picks), m)
-            else:
-                size *= 4
-            if len(picks) == m:
-                return picks
-            candidates, outside = _farthest(upper, size)
-            rows = vectors if len(candidates) == n else vectors[candidates]
-            distances = NearestNeighbours(vectors[picks]).search(rows)[0][:, 0]
-            distances[np.isneginf(upper[candidates])] = -np.inf
-            new = candidates[_greedy_among(rows, norms[candidates], distances, m - len(picks), outside + bound, bound)]
-            picks = np.concatenate([picks, new])
+    while True:
+        if len(new):
+            _cover(vectors, norms, upper, new)
+            # Covering costs N · new and a round about size²; at the root of N · new they are of one order.
+            size = min(max(math.isqrt(n * len(new)), _CANDIDATES_MIN), _CANDIDATES_MAX)
+            if progress is not None:
+                progress(len(picks), m)
+        else:
+            size *= 4
+        if len(picks) == m:
+            return picks
+        candidates, outside = _farthest(upper, size)
+        rows = vectors if len(candidates) == n else vectors[candidates]
+        distances = NearestNeighbours(vectors[picks]).search(rows)[0][:, 0]
+        distances[np.isneginf(upper[candidates])] = -np.inf
+        new = candidates[_greedy_among(rows, norms[candidates], distances, m - len(picks), outside + bound, bound)]
+        picks = np.concatenate([picks, new])
 
 
 def _cover(

@@ -123,7 +123,9 @@ class NearestNeighbours:
             reach = np.partition(distances.reshape(likely.shape), k - 1)[:, k - 1] * (1 + 1e-5) + moved
             least = (norms if space is self._whole else quick_norms(projection)) - 0.5 * reach**2 - bound
             products[rows, columns] = -np.inf
-            more_rows, more_columns = np.divmod(np.flatnonzero(products >= least[:, None]), len(self))
+            left = np.flatnonzero(products.max(axis=1) >= least)  # queries for which a product does not rule out all
+            more_rows, more_columns = np.nonzero(products[left] >= least[left, None])
+            more_rows = left[more_rows]
             if space is self._whole or len(more_rows) <= _FEW * k * len(query):
                 break
         more_distances = pair_distances(query, more_rows, self._vectors, more_columns)

@@ -8,7 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backend.memory_bank.distances import half_squared_norms
-from backend.memory_bank.threads import one_blas_thread
 from backend.utils import generator
 
 _SAMPLE = 1024
@@ -43,7 +42,6 @@ def projected(vectors: NDArray[np.float32]) -> Space:
     """
     sample = vectors[:: -(-len(vectors) // _SAMPLE)].astype(np.float64)
     random = generator(0).standard_normal((vectors.shape[1], vectors.shape[1] // 4))
-    with one_blas_thread():
-        basis = np.linalg.qr(sample.T @ (sample @ random))[0].astype(np.float32)
-        rows = vectors @ basis
+    basis = np.linalg.qr(sample.T @ (sample @ random))[0].astype(np.float32)
+    rows = vectors @ basis
     return Space(rows, half_squared_norms(rows), basis)

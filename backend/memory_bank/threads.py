@@ -1,18 +1,17 @@
 """How many threads compute. Several libraries bring pools of their own, and each takes the whole machine by default.
 
-BLAS computes in the thread that calls it, and ``parallel_map`` is how arithmetic here uses more than one: the threads
-of a BLAS of its own keep spinning for a while after a product, on the cores that the network wants next (measured: an
-extraction right after one small product took 190 ms in place of 140).
+By itself BLAS computes on all cores. In the service its threads would keep spinning for a while after a product, on the
+cores that the network wants next (measured: an extraction right after one small product took 190 ms in place of 140).
+So ``limit_threads`` holds BLAS to the thread that calls it and hands the cores to ``parallel_map``.
 """
 
 from __future__ import annotations
 
 import os
 import sys
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,10 +21,7 @@ import threadpoolctl  # type: ignore[import-untyped]
 S = TypeVar("S")
 T = TypeVar("T")
 
-_blas_lock = threading.Lock()
-_blas_users = 0
-_blas_limit: Any = None
-_width: int | None = None
+_width = 1
 
 
 def usable_cpus(quota_file: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
@@ -61,8 +57,8 @@ def limit_threads(threads: int) -> None:
 def parallel_map(call: Callable[[S], T], parts: Sequence[S]) -> list[T]:
     """Return what ``call`` returns for each part, in order; threads take the parts one after the other.
 
-    For calls that leave Python's lock alone most of the time: products, and numpy on large arrays. BLAS is held to one
-    thread meanwhile. Raises what a part raised; parts that had not begun by then may be left out.
+    For calls that leave Python's lock alone most of the time: products, and numpy on large arrays. Raises what a part
+    raised; parts that had not begun by then may be left out.
     """
     results: list[Any] = [None] * len(parts)
     numbers = iter(range(len(parts)))  # shared: Python's lock hands each number to one thread
@@ -71,49 +67,22 @@ def parallel_map(call: Callable[[S], T], parts: Sequence[S]) -> list[T]:
         for number in numbers:
             results[number] = call(parts[number])
 
-    with one_blas_thread():
-        helpers = [_workers().submit(work) for _ in range(min(parallel_width(), len(parts)) - 1)]
-        try:
-            work()  # the caller works as well: waking a thread takes longer than some parts do
-        finally:
-            begun = [helper for helper in helpers if not helper.cancel()]  # the others have nothing left to do
-            wait(begun)  # they use what the caller gave
-        for helper in begun:
-            helper.result()
+    helpers = [_workers().submit(work) for _ in range(min(_width, len(parts)) - 1)]
+    try:
+        work()  # the caller works as well: waking a thread takes longer than some parts do
+    finally:
+        begun = [helper for helper in helpers if not helper.cancel()]  # the others have nothing left to do
+        wait(begun)  # they use what the caller gave
+    for helper in begun:
+        helper.result()
     return results
 
 
 def parallel_width() -> int:
-    """Return over how many threads ``parallel_map`` computes; so many parts of equal work are enough."""
-    return _width or usable_cpus()
-
-
-@contextmanager
-def one_blas_thread() -> Iterator[None]:
-    """Let BLAS compute in the thread that calls it, until the last of those that asked for it has left.
-
-    Where something else wants the cores too, a product on several BLAS threads takes several times as long as on one.
-    The number belongs to the process, not to a thread, so concurrent users must not each restore what they found.
-    """
-    global _blas_users, _blas_limit
-    with _blas_lock:
-        if _blas_users == 0:
-            _blas_limit = _loaded_libraries().limit(limits=1, user_api="blas")
-        _blas_users += 1
-    try:
-        yield
-    finally:
-        with _blas_lock:
-            _blas_users -= 1
-            if _blas_users == 0:
-                _blas_limit.restore_original_limits()
-
-
-@cache
-def _loaded_libraries() -> Any:
-    return threadpoolctl.ThreadpoolController()  # takes a millisecond; numpy's BLAS, which counts here, is loaded
+    """Return over how many threads ``parallel_map`` computes, 1 until ``limit_threads``; so many equal parts do."""
+    return _width
 
 
 @cache
 def _workers() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(parallel_width(), thread_name_prefix="arithmetic")
+    return ThreadPoolExecutor(_width, thread_name_prefix="arithmetic")

@@ -1,4 +1,4 @@
-"""Work on several threads, with BLAS held to the one that calls it."""
+"""Work on several threads, in place of those of BLAS."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -8,13 +8,7 @@ import pytest
 import threadpoolctl
 
 from backend.memory_bank import threads
-from backend.memory_bank.threads import limit_threads, one_blas_thread, parallel_map, parallel_width, usable_cpus
-
-
-def blas_threads() -> set[int]:
-    """Those of numpy's BLAS; another one, loaded by another test meanwhile, is nobody's concern here."""
-    pools = [pool for pool in threadpoolctl.threadpool_info() if pool["user_api"] == "blas"]
-    return {pool["num_threads"] for pool in pools if "numpy" in pool["filepath"]}
+from backend.memory_bank.threads import limit_threads, parallel_map, parallel_width, usable_cpus
 
 
 @pytest.fixture
@@ -38,12 +32,6 @@ def test_two_parts_run_at_the_same_time_and_one_of_them_in_the_caller(two_thread
     names = parallel_map(lambda _: meeting.wait() >= 0 and threading.current_thread(), range(2))
     assert len(set(names)) == 2
     assert threading.current_thread() in names
-
-
-def test_blas_computes_in_the_calling_thread_meanwhile():
-    before = blas_threads()
-    assert parallel_map(lambda _: blas_threads(), range(3)) == [{1}] * 3
-    assert blas_threads() == before
 
 
 @pytest.mark.parametrize("broken", [0, 1, 2])
@@ -76,22 +64,9 @@ def test_parts_may_be_computed_in_parallel_themselves(two_threads):
 # --- how many threads
 
 
-def test_blas_gets_its_threads_back_when_the_last_user_leaves():
-    before = blas_threads()
-    first, second = one_blas_thread(), one_blas_thread()
-    first.__enter__()
-    second.__enter__()
-    first.__exit__(None, None, None)
-    assert blas_threads() == {1}
-    second.__exit__(None, None, None)
-    assert blas_threads() == before
-
-
-def test_blas_gets_its_threads_back_after_an_error():
-    before = blas_threads()
-    with pytest.raises(KeyError), one_blas_thread():
-        raise KeyError
-    assert blas_threads() == before
+def test_until_the_threads_are_limited_blas_has_the_cores_and_parts_run_in_the_caller():
+    assert parallel_width() == 1
+    assert parallel_map(lambda _: threading.current_thread(), range(3)) == [threading.current_thread()] * 3
 
 
 def test_limiting_threads_reaches_the_libraries_that_are_loaded(two_threads):
