@@ -97,6 +97,8 @@ class _Arena:
     def _work_and_kill(self, number: int) -> None:
         clients = [partial(self._work, world, random.Random(self._rng.random())) for world in self._worlds]
         with at_work(clients, self._tally.findings) as stop:
+            if number == 0:  # on a busy machine nothing might be acknowledged before the last kill
+                self._pulse.answered(3)
             wait_for(MOMENTS[number % len(MOMENTS)], self._rng, self._pulse, self._server.models_dir)
             stop.set()
             self._server.kill()

@@ -49,7 +49,13 @@ class Pulse:
         """Note that it was answered."""
         with self._condition:
             self.ended += 1
+            self._condition.notify_all()
             self._durations_s[kind].append(elapsed_s)
+
+    def answered(self, calls: int) -> None:
+        """Wait until so many calls were answered."""
+        with self._condition:
+            self._condition.wait_for(lambda: self.ended >= calls, timeout=6 * _PATIENCE_S)
 
     def next_call(self) -> float:
         """Wait for the next call to begin; return how long calls of its kind take, s."""

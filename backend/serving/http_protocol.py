@@ -33,6 +33,13 @@ class H11WithHeadTimeout(H11Protocol):
         super().connection_made(transport)
         self._expect_head()
 
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what is no HTTP, and let nothing follow of the request that it broke off."""
+        super().send_400_response(msg)
+        if self.cycle is not None:  # else its answer would be an error in the log, for the connection has ended
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+
     def on_response_complete(self) -> None:
         """Begin to wait for the next request."""
         super().on_response_complete()
