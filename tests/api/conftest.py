@@ -38,6 +38,17 @@ def fitted(client: Client) -> Client:
     return client
 
 
+@pytest.fixture(scope="module")
+def ready(server: Client) -> Client:
+    """A client of a fitted and calibrated ROI with images of both classes; tests leave it as it is."""
+    ready = server.at("ready")
+    ready.upload("ok", [png(seed) for seed in range(4)], [{"mm_per_px": 0.2}] * 4).ok()
+    ready.upload("ng", [encoded(defective_image(9))], [{"mm_per_px": 0.2}]).ok()
+    ready.fit(use_dataset=True).ok()
+    ready.calibrate(area_mm2_thr=0.1).ok()
+    return ready
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Name the operation in the id of each test that Schemathesis makes: tests of one id are run once by xdist."""
     for item in items:

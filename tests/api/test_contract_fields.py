@@ -24,17 +24,6 @@ _DOCUMENT: dict[str, Any] = create_app().openapi()
 _OPERATIONS = [(method, path) for path, methods in _DOCUMENT["paths"].items() for method in methods]
 
 
-@pytest.fixture(scope="module")
-def ready(server: Client) -> Client:
-    """A client of a fitted and calibrated ROI with images of both classes; tests leave it as it is."""
-    ready = server.at("ready")
-    ready.upload("ok", [png(seed) for seed in range(4)], [{"mm_per_px": 0.2}] * 4).ok()
-    ready.upload("ng", [encoded(defective_image(9))], [{"mm_per_px": 0.2}]).ok()
-    ready.fit(use_dataset=True).ok()
-    ready.calibrate(area_mm2_thr=0.1).ok()
-    return ready
-
-
 # --- the bytes that .NET sends ----------------------------------------------------------------------------------------
 
 

@@ -20,17 +20,6 @@ _GUID = "8f0c6d0e-6d2e-4f0a-9a53-0d5f5c3f6b11"
 _DOCUMENT: dict[str, Any] = create_app().openapi()
 
 
-@pytest.fixture(scope="module")
-def ready(server: Client) -> Client:
-    """A client of a fitted and calibrated ROI with images of both classes; tests leave it as it is."""
-    ready = server.at("ready")
-    ready.upload("ok", [png(seed) for seed in range(4)], [{"mm_per_px": 0.2}] * 4).ok()
-    ready.upload("ng", [encoded(defective_image(9))], [{"mm_per_px": 0.2}]).ok()
-    ready.fit(use_dataset=True).ok()
-    ready.calibrate(area_mm2_thr=0.1).ok()
-    return ready
-
-
 _EVERY_CALL: dict[str, Callable[[Client], Reply]] = {
     "GET /health": lambda c: c.get("/health"),
     "POST /fit_ok": lambda c: c.fit([png(0)]),
