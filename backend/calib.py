@@ -19,7 +19,7 @@ from scipy.special import betaincinv
 
 from backend.errors import InvalidInput, InvalidScores
 
-ScoreMode = Literal["percentile", "top_mean", "max"]
+ScoreMode = Literal["percentile", "top_mean", "max", "area"]
 SCORE_MODES: tuple[str, ...] = get_args(ScoreMode)
 Method = Literal["ok_percentile", "between_ok_and_ng", "fewest_errors"]
 
@@ -36,11 +36,13 @@ class ScoreRule:
         mode: The statistic of the map.
         percentile: Of the map, for ``percentile`` and ``top_mean``; in (0, 100].
         blur_sigma: Standard deviation of the map's Gaussian blur, px of the image; 0 for none.
+        area_mm2_thr: Area that counts, mm²: smaller regions are dropped, and for ``area`` it makes the score.
     """
 
     mode: ScoreMode
     percentile: float
     blur_sigma: float
+    area_mm2_thr: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +97,7 @@ class Calibration(Threshold):
         score_mode: The statistic of the map that is the image score.
         score_percentile: Percentile of the map, for ``percentile`` and ``top_mean``.
         blur_sigma: Blur of the map, px of the image.
-        area_mm2_thr: Regions below it are dropped, mm².
+        area_mm2_thr: Regions below it are dropped, mm²; for ``area`` it makes the score.
         ok_scores_from: ``stored`` leave-one-image-out scores, those of the ``request``, or of the ``dataset``.
         memory_checksum: The memory whose scores these are.
     """
@@ -112,7 +114,12 @@ class Calibration(Threshold):
     @property
     def rule(self) -> ScoreRule:
         """How maps become the scores that the threshold is compared with."""
-        return ScoreRule(mode=self.score_mode, percentile=self.score_percentile, blur_sigma=self.blur_sigma)
+        return ScoreRule(
+            mode=self.score_mode,
+            percentile=self.score_percentile,
+            blur_sigma=self.blur_sigma,
+            area_mm2_thr=self.area_mm2_thr,
+        )
 
     def to_fields(self) -> dict[str, Any]:
         """Return the calibration as a flat JSON object; ``from_fields`` reads it back."""

@@ -40,9 +40,13 @@ class Settings(BaseSettings):
     seed: int = Field(0, ge=0, le=2**31 - 1, description="Draws the coreset's first centre.")
     k: int = Field(1, ge=1, le=64, description="Neighbours that a distance is the mean of.")
     blur_sigma: float = Field(1.0, ge=0, le=50, description="Blur of the anomaly map, px of the image.")
-    score_mode: ScoreMode = Field("percentile", description="Statistic of the map that is the score.")
+    score_mode: ScoreMode | Literal["auto"] = Field(
+        "auto",
+        description="Statistic of the map that is the score. `auto`: `percentile` until a ROI is calibrated, `area` "
+        "from then on, unless the first calibration says otherwise or brings scores.",
+    )
     score_percentile: float = Field(99.0, gt=0, le=100, description="Percentile of the map that is the score.")
-    area_mm2_thr: float = Field(1.0, ge=0, le=1e6, description="Smaller regions are dropped, mm².")
+    area_mm2_thr: float = Field(1.0, ge=0, le=1e6, description="Area that counts, mm²: smaller regions are dropped.")
 
     min_ok_samples: int = Field(
         2, ge=0, le=100_000, description="Good parts that a threshold from the service's own scores needs; at least 2."

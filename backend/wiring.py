@@ -26,14 +26,19 @@ from backend.storage import ArtefactStore
 
 def build_service(settings: Settings, *, extractor: ExtractorLoader | None = None) -> InspectionService:
     """Return the service that the settings describe, with another extractor if one is given; it is not loaded yet."""
-    rule = ScoreRule(mode=settings.score_mode, percentile=settings.score_percentile, blur_sigma=settings.blur_sigma)
+    rule = ScoreRule(
+        mode="percentile" if settings.score_mode == "auto" else settings.score_mode,
+        percentile=settings.score_percentile,
+        blur_sigma=settings.blur_sigma,
+        area_mm2_thr=settings.area_mm2_thr,
+    )
     defaults = Defaults(
         options=FitOptions(
             coreset_rate=settings.coreset_rate,
             seed=settings.seed,
             k=settings.k,
             rule=rule,
-            area_mm2_thr=settings.area_mm2_thr,
+            first_mode="area" if settings.score_mode == "auto" else settings.score_mode,
         ),
         max_pixels=settings.max_pixels,
         min_ok_samples=max(settings.min_ok_samples, 2),  # one part says nothing of how parts differ

@@ -135,7 +135,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--pooled", action="store_true", help="draw from train/good and test/good together, test on what is left")
     add("--input-size", type=int, nargs="+", default=[384], help="network input, px; several are compared (384)")
     add("--resize", choices=("aspect", "square"), default="aspect", help="(%(default)s)")
-    add("--score-mode", choices=SCORE_MODES, help="statistic of the map that is the score; all three by default")
+    add("--score-mode", choices=SCORE_MODES, help="statistic of the map that is the score; all by default")
     add("--score-percentile", type=float, default=99.0, help="(%(default)g)")
     add("--markdown", action="store_true", help="print the table as Markdown, too")
     add("--json", type=Path, metavar="OUT", help="write every score to this file")

@@ -33,6 +33,7 @@ _MODE_STYLES: dict[ScoreMode, tuple[str, str]] = {
     "percentile": ("#000000", "-"),
     "top_mean": ("#009E73", "--"),
     "max": ("#CC79A7", "-."),
+    "area": ("#56B4E9", ":"),
 }
 _MARKER: dict[str, Any] = {"markersize": 9, "markeredgecolor": "white", "linestyle": "none", "zorder": 3}
 _STYLE: dict[Any, Any] = {
@@ -138,8 +139,14 @@ def markdown_table(measurements: Sequence[Measurement]) -> str:
 
 def mode_name(mode: ScoreMode, measurement: Measurement) -> str:
     """Return what people call a score mode."""
-    percentile = measurement.settings["score_percentile"]
-    return {"percentile": f"p{percentile:g}", "top_mean": f"mean of top {100 - percentile:g} %", "max": "max"}[mode]
+    percentile, area_mm2 = measurement.settings["score_percentile"], measurement.settings["area_mm2_thr"]
+    names: dict[ScoreMode, str] = {
+        "percentile": f"p{percentile:g}",
+        "top_mean": f"mean of top {100 - percentile:g} %",
+        "max": "max",
+        "area": f"level of {area_mm2:g} mm²",
+    }
+    return names[mode]
 
 
 def write_page(measurements: Sequence[Measurement], cases: Sequence[Case], path: Path) -> None:

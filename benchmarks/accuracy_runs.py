@@ -228,7 +228,7 @@ def _scores_with_own_vectors(
         distances, placement = bank.distances(extractor.extract(image)[0]), extractor.placement(image.shape[:2])
         whole = np.ones(image.shape[:2], dtype=np.bool_)
         image_map = anomaly_map(distances, placement, whole, blur_sigma=plan.settings.blur_sigma)
-        by_mode = image_scores(image_map, whole, percentile=plan.settings.score_percentile)
+        by_mode = image_scores(image_map, whole, bank.options.rule, mm_per_px=bank.mm_per_px)
         for mode in plan.modes:
             scores[mode].append(by_mode[mode])
     return scores

@@ -25,12 +25,13 @@ from fastapi import FastAPI, File, Form, Request, UploadFile
 from numpy.typing import NDArray
 from PIL import Image
 
+from backend.calib import ScoreRule
 from backend.extractors.weights import WeightsFile, load_backbone
 from backend.imaging.image_codec import encode_png
 from backend.imaging.placement import Placement, place
 from backend.memory_bank.coreset import coreset_size, kcenter_greedy_reference
 from backend.scoring.anomaly_map import anomaly_map, heatmap
-from backend.scoring.image_score import image_scores
+from backend.scoring.image_score import image_score
 from backend.scoring.regions import find_regions
 from backend.settings import Settings
 from benchmarks.seeded_weights import MODEL_NAME, PATCH_PX
@@ -142,14 +143,18 @@ class Score:
     """From distances to a map and an image score, as the settings say."""
 
     def __init__(self, settings: Settings) -> None:
-        self._blur_sigma = settings.blur_sigma
-        self._percentile = settings.score_percentile
+        self._rule = ScoreRule(
+            mode="percentile",
+            percentile=settings.score_percentile,
+            blur_sigma=settings.blur_sigma,
+            area_mm2_thr=settings.area_mm2_thr,
+        )
 
     def __call__(self, distances: NDArray[np.float32], placement: Placement) -> tuple[NDArray[np.float32], float]:
         """Return the anomaly map [H, W] float32 and its percentile for the distances [Ht*Wt] of an image."""
         whole = np.ones(placement.image_hw, dtype=np.bool_)
-        image_map = anomaly_map(distances, placement, whole, blur_sigma=self._blur_sigma)
-        return image_map, image_scores(image_map, whole, percentile=self._percentile)["percentile"]
+        image_map = anomaly_map(distances, placement, whole, blur_sigma=self._rule.blur_sigma)
+        return image_map, image_score(image_map, whole, self._rule, mm_per_px=1.0)
 
 
 def reference_app() -> FastAPI:

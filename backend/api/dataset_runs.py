@@ -47,6 +47,7 @@ def calibrate_dataset(
             datasets,
             key,
             default_mm_per_px=body.default_mm_per_px,
+            score_mode=body.score_mode,
             score_percentile=body.score_percentile,
             area_mm2_thr=body.area_mm2_thr,
             require_ng=body.require_ng,
@@ -121,6 +122,7 @@ def _item(item: DatasetItem, include_heatmap: bool) -> DatasetItemAnswer:
             "scoring": found.params["scoring"],
             "regions": [RegionAnswer.of(region) for region in found.regions],
             "n_regions": len(found.regions),
+            "warnings": list(found.warnings),
             "heatmap_png_base64": base64.b64encode(encode_png(found.heatmap)).decode() if include_heatmap else None,
         }
     )

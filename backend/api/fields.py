@@ -8,6 +8,7 @@ from fastapi import UploadFile
 from pydantic import BaseModel, Field, PlainSerializer, WithJsonSchema
 
 from backend.artifacts.model_key import MAX_ID_CHARS
+from backend.calib import ScoreMode
 from backend.memory_bank.bank import MemoryBank
 from backend.utils import MAX_MM_PER_PX, MIN_MM_PER_PX
 
@@ -141,14 +142,23 @@ class ScoringBody(ModelBody):
         ge=0,
         le=1e6,
         allow_inf_nan=False,
-        description="Smaller regions are dropped, mm²; left out: as before.",
+        description="Area that counts, mm²: smaller regions are dropped, and with `area` it makes the score; left out: "
+        "as before.",
         examples=[1.0],
+    )
+    score_mode: ScoreMode | None = Field(
+        None,
+        description="Statistic of the map that is the score. Left out: as before; a ROI's first calibration without "
+        "scores and without `score_percentile` takes `area`, unless a setting says otherwise. Scores that are sent "
+        "were measured in the mode in force, and keep it.",
+        examples=["area"],
     )
     score_percentile: float | None = Field(
         None,
         gt=0,
         le=100,
         allow_inf_nan=False,
-        description="Percentile of the map that is the score; left out: as before.",
+        description="Percentile of the map that is the score, in the modes `percentile` and `top_mean`; left out: as "
+        "before.",
         examples=[99],
     )

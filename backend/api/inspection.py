@@ -168,6 +168,7 @@ def infer(
         heatmap_png_base64=text,
         heatmap_path=path,
         regions=[RegionAnswer.of(region) for region in inspection.regions],
+        warnings=list(inspection.warnings),
         token_shape=inspection.grid_hw,
         params=InferParams.model_validate(dict(inspection.params)),
         timings_ms=timings_ms,

@@ -91,9 +91,6 @@ class CalibrateBody(ScoringBody):
         None, description="Scores of good images; left out: the stored leave-one-image-out scores.", examples=[None]
     )
     ng_scores: Scores | None = Field(None, description="Scores of bad images, if any.", examples=[[0.92]])
-    score_mode: ScoreMode | None = Field(
-        None, description="Statistic of the map that is the score; left out: as before.", examples=["percentile"]
-    )
     ok_percentile: float = Field(
         99,
         gt=0,
@@ -121,7 +118,10 @@ class CalibrationFacts(BaseModel):
     ok_mean: Score = Field(description="Mean of the OK scores.", examples=[0.41])
     ng_mean: Score = Field(description="Mean of the NG scores; 0 without any.", examples=[0.0])
     mm_per_px: Size = Field(description="The ROI's scale.", examples=[0.2])
-    area_mm2_thr: Amount = Field(description="Smaller regions are dropped, mm².", examples=[1.0])
+    area_mm2_thr: Amount = Field(
+        description="Area that counts, mm²: smaller regions are dropped, and with `area` it makes the score.",
+        examples=[1.0],
+    )
     score_percentile: Percent = Field(description="Percentile of the map that is the score.", examples=[99.0])
     score_mode: ScoreMode = Field(description="Statistic of the map that is the score.", examples=["percentile"])
     blur_sigma: Amount = Field(description="Blur of the map, px; that of the fit.", examples=[1.0])
@@ -203,7 +203,8 @@ class InferParams(BaseModel):
     score_percentile: Percent = Field(description="The same as p_score.", examples=[99.0])
     score_mode: ScoreMode = Field(description="Which of `scores` is the score.", examples=["percentile"])
     scores: dict[ScoreMode, Score] = Field(
-        description="All statistics of the map.", examples=[{"percentile": 0.47, "top_mean": 0.52, "max": 0.61}]
+        description="All statistics of the map.",
+        examples=[{"percentile": 0.47, "top_mean": 0.52, "max": 0.61, "area": 0.58}],
     )
     scoring: Literal["new", "leave_one_out", "own_image_only"] = Field(
         description="`leave_one_out`: the image is in the memory and was scored without its own part. "
@@ -236,7 +237,13 @@ class InferAnswer(ModelReply):
     heatmap_path: str | None = Field(
         None, description="For heatmap=path: the file, below the models folder.", examples=[None]
     )
-    regions: list[RegionAnswer] = Field(description="Largest first; empty when not calibrated.")
+    regions: list[RegionAnswer] = Field(
+        description="Largest first; empty when not calibrated. In the modes `area` and `max` `ok` has none, `ng` at "
+        "least one."
+    )
+    warnings: list[str] = Field(
+        description="Where regions and decision contradict each other, and what would resolve it.", examples=[[]]
+    )
     token_shape: Pair = Field(description="Rows and columns of the patch grid.", examples=[[27, 27]])
     params: InferParams = Field(description="How the score came about.")
     timings_ms: dict[str, Amount] = Field(

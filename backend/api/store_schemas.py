@@ -209,6 +209,7 @@ class DatasetItemAnswer(BaseModel):
     )
     regions: list[RegionAnswer] = Field([], description="As in /infer.")
     n_regions: Count = Field(0, description="Number of regions.", examples=[0])
+    warnings: list[str] = Field([], description="As in /infer.", examples=[[]])
     heatmap_png_base64: str | None = Field(
         None, description="As in /infer, where asked for.", examples=["iVBORw0KGgo…"]
     )

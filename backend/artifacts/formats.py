@@ -17,8 +17,12 @@ from backend.memory_bank.bank import FitOptions, MemoryBank
 from backend.memory_bank.whitening import Whitening
 from backend.utils import canonical_json, sealed_json, sha256_hex, unsealed_json
 
-FORMAT_VERSION: Final = 2
-"""2: the memory holds its ``FitOptions`` and the calibration its blur."""
+FORMAT_VERSION: Final = 3
+"""What each version brought.
+
+2: the memory holds its ``FitOptions`` and the calibration its blur.
+3: the area that counts is part of the ``ScoreRule``, and the options name the first calibration's score mode.
+"""
 
 _WHITENING: Final = "whitening_"
 _DIGEST_CHARS: Final = 64

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from backend.calib import ScoreRule
+from backend.calib import ScoreMode, ScoreRule
 from backend.imaging.placement import Placement
 from backend.memory_bank.index import build_index
 from backend.memory_bank.nearest import NearestNeighbours, RowsOnDevice
@@ -55,14 +55,14 @@ class FitOptions:
         seed: Draws the coreset's first centre.
         k: Neighbours that a distance is the mean of, ≥ 1.
         rule: How maps become scores until the ROI is calibrated; its blur holds for calibrations as well.
-        area_mm2_thr: Regions below it are dropped until the ROI is calibrated, mm².
+        first_mode: The score mode of the first calibration, where that one does not say.
     """
 
     coreset_rate: float
     seed: int
     k: int
     rule: ScoreRule
-    area_mm2_thr: float
+    first_mode: ScoreMode
 
     def to_fields(self) -> dict[str, Any]:
         """Return the options as a JSON object; ``from_fields`` reads it back."""

@@ -5,26 +5,45 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from backend.calib import ScoreMode
+from backend.calib import ScoreMode, ScoreRule
+from backend.scoring.area_score import area_score
+from backend.utils import mm2_to_px
 
 _SAMPLE = 4096
 """Pixels that say about where the largest values of a map begin."""
 
 
 def image_scores(
-    image_map: NDArray[np.float32], mask: NDArray[np.bool_], *, percentile: float = 99.0
+    image_map: NDArray[np.float32], mask: NDArray[np.bool_], rule: ScoreRule, *, mm_per_px: float
 ) -> dict[ScoreMode, float]:
-    """Return the three statistics of a map over a mask; each may be the image score.
+    """Return the statistics of a map over a mask; each may be the image score.
 
     Args:
         image_map: [H, W] float32.
         mask: [H, W] bool with at least one True.
-        percentile: In (0, 100].
+        rule: Says the percentile and the area; the map is blurred already.
+        mm_per_px: Millimetres per pixel of the map.
 
     Returns:
-        ``percentile``: that percentile (linear between pixels); ``top_mean``: the mean of the (100 - percentile) %
-        highest pixels, at least one; ``max``: the largest.
+        ``percentile``: the rule's percentile (linear between pixels); ``top_mean``: the mean of the (100 - percentile)
+        % highest pixels, at least one; ``max``: the largest; ``area``: see ``area_score``.
     """
+    return {
+        **_order_statistics(image_map, mask, rule.percentile),
+        "area": area_score(image_map, mask, mm2_to_px(rule.area_mm2_thr, mm_per_px)),
+    }
+
+
+def image_score(image_map: NDArray[np.float32], mask: NDArray[np.bool_], rule: ScoreRule, *, mm_per_px: float) -> float:
+    """Return the one of ``image_scores`` that the rule names; the others are not computed where that saves time."""
+    if rule.mode == "area":
+        return area_score(image_map, mask, mm2_to_px(rule.area_mm2_thr, mm_per_px))
+    return _order_statistics(image_map, mask, rule.percentile)[rule.mode]
+
+
+def _order_statistics(
+    image_map: NDArray[np.float32], mask: NDArray[np.bool_], percentile: float
+) -> dict[ScoreMode, float]:
     values = image_map.ravel() if mask.all() else image_map[mask]
     n = len(values)
     position = percentile / 100 * (n - 1)

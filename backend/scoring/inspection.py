@@ -9,15 +9,16 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from backend.calib import Calibration, ScoreMode, ScoreRule
+from backend.calib import Calibration, ScoreRule
 from backend.errors import ShapeOutsideImage
 from backend.imaging.placement import Placement
 from backend.memory_bank.bank import MemoryBank
 from backend.roi_mask import Shape, shape_mask
+from backend.scoring.agreement import contradictions, regions_of
 from backend.scoring.anomaly_map import anomaly_map, heatmap
-from backend.scoring.image_score import image_scores
+from backend.scoring.image_score import image_score, image_scores
 from backend.scoring.leave_one_out import learned_mask
-from backend.scoring.regions import Region, find_regions
+from backend.scoring.regions import Region
 
 Decision = Literal["ok", "ng"]
 
@@ -31,7 +32,8 @@ class Inspection:
         calibration: What the score was judged by; None when the ROI is not calibrated.
         map: [H, W] float32 anomaly map in pixels of the uploaded image; 0 outside the mask.
         mask: [H, W] bool, the pixels that count.
-        regions: Areas at or above the threshold, largest first; empty when not calibrated.
+        regions: See ``regions_of``; empty when not calibrated.
+        warnings: Where the regions and the decision say different things, and what would resolve it.
         heatmap_full_scale: The map value that the heat map shows as 255.
         params: Facts about how this came about, JSON types.
     """
@@ -41,6 +43,7 @@ class Inspection:
     map: NDArray[np.float32] = field(compare=False)
     mask: NDArray[np.bool_] = field(compare=False)
     regions: tuple[Region, ...]
+    warnings: tuple[str, ...] = ()
     grid_hw: tuple[int, int]
     heatmap_full_scale: float
     params: Mapping[str, Any]
@@ -63,9 +66,9 @@ class Inspection:
         """[H, W] uint8: 0 = distance 0 or outside the mask, 128 = the threshold, 255 = twice the threshold or more."""
         return heatmap(self.map, self.heatmap_full_scale)
 
-    def scores_under(self, percentile: float) -> dict[ScoreMode, float]:
-        """Return the statistics of the map at another percentile; see ``image_scores``."""
-        return image_scores(self.map, self.mask, percentile=percentile)
+    def score_under(self, rule: ScoreRule) -> float:
+        """Return the score that the map has under a rule; its blur is that of the memory."""
+        return image_score(self.map, self.mask, rule, mm_per_px=self.params["mm_per_px"])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,15 +78,14 @@ class ScoringTerms:
     Attributes:
         calibration: Judges the score; None gives a score without a decision.
         is_stale: There is a calibration, but only of another memory.
+        rule: How the map becomes a score.
         k: Neighbours that a distance is the mean of.
-        area_mm2_thr: Smaller regions are dropped, mm².
     """
 
     calibration: Calibration | None
     is_stale: bool
     rule: ScoreRule
     k: int
-    area_mm2_thr: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +97,7 @@ class Overrides:
             the threshold, and so gives no decision.
         blur_sigma: Blur of the map, px; another one than the ROI's gives no decision either.
         score_percentile: Percentile of the map that is the score, where no calibration judges it.
-        area_mm2_thr: Smaller regions are dropped, mm², where no calibration judges the score.
+        area_mm2_thr: Area that counts, mm², where no calibration judges the score.
     """
 
     k: int | None = None
@@ -124,7 +126,8 @@ def scoring_terms(
     Args:
         bank: The memory.
         calibration: The one that belongs to the memory.
-        last: The newest one, of whatever memory: set aside, it still says what its successor's scores are to be.
+        last: That one, or else the newest of another memory: set aside, it still says what its successor's scores are
+            to be.
         overrides: What a caller asks for.
     """
     is_stale = calibration is None and last is not None
@@ -133,18 +136,14 @@ def scoring_terms(
     blur_sigma = own.blur_sigma if overrides.blur_sigma is None else overrides.blur_sigma
     if k != own_k or blur_sigma != own.blur_sigma:
         calibration = None
-    if calibration is not None:
-        percentile, area_mm2_thr = own.percentile, calibration.area_mm2_thr
-    else:
-        percentile = overrides.score_percentile or own.percentile
-        area_mm2_thr = bank.options.area_mm2_thr if overrides.area_mm2_thr is None else overrides.area_mm2_thr
-    return ScoringTerms(
-        calibration=calibration,
-        is_stale=is_stale,
-        rule=replace(own, percentile=percentile, blur_sigma=blur_sigma),
-        k=k,
-        area_mm2_thr=area_mm2_thr,
-    )
+    rule = replace(own, blur_sigma=blur_sigma)
+    if calibration is None:
+        rule = replace(
+            rule,
+            percentile=overrides.score_percentile or own.percentile,
+            area_mm2_thr=own.area_mm2_thr if overrides.area_mm2_thr is None else overrides.area_mm2_thr,
+        )
+    return ScoringTerms(calibration=calibration, is_stale=is_stale, rule=rule, k=k)
 
 
 def inspected_mask(shape: Shape | None, bank: MemoryBank, image_hw: tuple[int, int]) -> NDArray[np.bool_]:
@@ -189,22 +188,21 @@ def judge(
     calibration, rule = terms.calibration, terms.rule
     learned = np.where(bank.mask_cells, distances, np.nan).astype(np.float32)
     image_map = anomaly_map(learned, placement, mask, blur_sigma=rule.blur_sigma)
-    scores = image_scores(image_map, mask, percentile=rule.percentile)
+    scores = image_scores(image_map, mask, rule, mm_per_px=bank.mm_per_px)
+    score = scores[rule.mode]
     regions: tuple[Region, ...] = ()
+    warnings: tuple[str, ...] = ()
     if calibration is not None:
-        regions = find_regions(
-            image_map,
-            mask,
-            threshold=calibration.threshold,
-            area_mm2_thr=terms.area_mm2_thr,
-            mm_per_px=bank.mm_per_px,
-        )
+        judged = {"score": score, "threshold": calibration.threshold, "mm_per_px": bank.mm_per_px}
+        regions = regions_of(image_map, mask, rule, **judged)
+        warnings = tuple(contradictions(mask, rule, regions, **judged))
     return Inspection(
-        score=scores[rule.mode],
+        score=score,
         calibration=calibration,
         map=image_map,
         mask=mask,
         regions=regions,
+        warnings=warnings,
         grid_hw=placement.grid_hw,
         heatmap_full_scale=heatmap_full_scale,
         params={
@@ -215,7 +213,7 @@ def judge(
             "score_percentile": rule.percentile,
             "score_mode": rule.mode,
             "scores": scores,
-            "area_mm2_thr": terms.area_mm2_thr,
+            "area_mm2_thr": rule.area_mm2_thr,
             "heatmap_scale": heatmap_full_scale,
             "calibration_stale": terms.is_stale,
         },

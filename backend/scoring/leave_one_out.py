@@ -11,7 +11,7 @@ from backend.calib import ScoreRule, set_threshold
 from backend.memory_bank.bank import MemoryBank
 from backend.roi_mask import scale_shape, shape_from_fields, shape_mask
 from backend.scoring.anomaly_map import anomaly_map
-from backend.scoring.image_score import image_scores
+from backend.scoring.image_score import image_score
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,4 +72,4 @@ def learned_image_score(
         rule: How the map becomes a score.
     """
     image_map = anomaly_map(distances, bank.placement, mask, blur_sigma=rule.blur_sigma)
-    return image_scores(image_map, mask, percentile=rule.percentile)[rule.mode]
+    return image_score(image_map, mask, rule, mm_per_px=bank.mm_per_px)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import cv2
@@ -36,6 +37,7 @@ def find_regions(
     threshold: float,
     area_mm2_thr: float,
     mm_per_px: float,
+    peak_kept: float = math.inf,
 ) -> tuple[Region, ...]:
     """Return the connected areas (8 neighbours) where map ≥ threshold, largest first.
 
@@ -47,6 +49,7 @@ def find_regions(
         threshold: On the map's scale.
         area_mm2_thr: Smaller areas are dropped, mm².
         mm_per_px: Millimetres per pixel.
+        peak_kept: An area in which the map reaches this is kept however small it is.
     """
     hot = (image_map >= threshold) & mask
     rows, columns = np.flatnonzero(hot.any(axis=1)), np.flatnonzero(hot.any(axis=0))
@@ -70,7 +73,8 @@ def find_regions(
     for outline, (_, _, _, parent) in zip(contours, levels[0], strict=True):
         label = int(labels[outline[0, 0, 1], outline[0, 0, 0]])
         area_px = areas_px[label]
-        if parent >= 0 or area_px < min_area_px:  # the edge of a hole belongs to what surrounds it
+        is_small = area_px < min_area_px and float(peaks[label]) < peak_kept
+        if parent >= 0 or is_small:  # the edge of a hole belongs to what surrounds it
             continue
         x, y, w, h = cv2.boundingRect(outline)
         regions.append(

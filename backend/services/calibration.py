@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Literal
 
 import numpy as np
 
-from backend.calib import OK_PERCENTILE, Calibration, ScoreMode, ScoreRule, set_threshold
+from backend.calib import OK_PERCENTILE, Calibration, ScoreRule, set_threshold
 from backend.errors import InvalidInput
 from backend.memory_bank.bank import MemoryBank
 from backend.scoring.inspection import rule_in_force
@@ -22,29 +21,27 @@ def calibrated(
     scores: LeaveOneOutScores,
     *,
     rule: ScoreRule,
-    area_mm2_thr: float,
     ok_scores: Sequence[float] | None = None,
     ng_scores: Sequence[float] | None = None,
     scores_from: Literal["request", "dataset"] = "request",
-    measured_with: ScoreRule | None = None,
     ok_percentile: float = OK_PERCENTILE,
     margin: float = 1.0,
     min_parts: int = 2,
+    warnings: Sequence[str] = (),
 ) -> Calibration:
     """Return the calibration of a memory.
 
     Args:
         bank: The memory.
         scores: The memory's own, under ``rule``.
-        rule: How maps become scores from now on.
-        area_mm2_thr: Regions below it are dropped, mm².
+        rule: How maps become scores from now on, and how those given were measured.
         ok_scores: Scores of good images; None takes the memory's own.
         ng_scores: Scores of bad images.
         scores_from: Where the scores given came from.
-        measured_with: How they were measured; None for by ``rule``.
         ok_percentile: Percentile of the OK scores that the threshold is.
         margin: Factor on it.
         min_parts: Parts that the memory's own scores must come from.
+        warnings: What is known of the call already.
 
     Raises:
         InvalidInput: If no scores are given and the memory has none of its own (fewer than two parts).
@@ -60,17 +57,12 @@ def calibrated(
     source: Literal["stored", "request", "dataset"] = "stored" if ok_scores is None else scores_from
     used = stored if ok_scores is None else ok_scores
     found = set_threshold(used, ng_scores, percentile=ok_percentile, margin=margin)
-    warnings = list(found.warnings)
+    warnings = [*warnings, *found.warnings]
     if source == "request" and len(stored) >= 2 and _look_like_fit_scores(used, stored):
         warnings.append(
             "The OK scores sent are far below the stored leave-one-image-out scores: they look like scores of images "
             "that the memory was fitted on, and a threshold from them rejects good parts. Leave ok_scores out to use "
             "the stored ones."
-        )
-    if measured_with is not None and measured_with != rule and (source != "stored" or ng_scores):
-        warnings.append(
-            f"The scores sent were measured as {_description(measured_with)}, but from now on the score is "
-            f"{_description(rule)}. Inspect those images again and calibrate with the new scores."
         )
     return Calibration(
         **{**vars(found), "warnings": tuple(warnings)},
@@ -78,19 +70,11 @@ def calibrated(
         score_mode=rule.mode,
         score_percentile=rule.percentile,
         blur_sigma=rule.blur_sigma,
-        area_mm2_thr=area_mm2_thr,
+        area_mm2_thr=rule.area_mm2_thr,
         mm_per_px=bank.mm_per_px,
         ok_scores_from=source,
         memory_checksum=bank.checksum,
     )
-
-
-def rule_after(
-    bank: MemoryBank, last: Calibration | None, score_mode: ScoreMode | None, score_percentile: float | None
-) -> ScoreRule:
-    """Return how a ROI's maps become scores after a calibration that asks for these; None keeps what ``last`` says."""
-    rule = rule_in_force(bank, last)
-    return replace(rule, mode=score_mode or rule.mode, percentile=score_percentile or rule.percentile)
 
 
 def renewed(previous: Calibration, bank: MemoryBank, scores: LeaveOneOutScores) -> Calibration | None:
@@ -109,7 +93,6 @@ def renewed(previous: Calibration, bank: MemoryBank, scores: LeaveOneOutScores) 
         bank,
         scores,
         rule=rule_in_force(bank, previous),
-        area_mm2_thr=previous.area_mm2_thr,
         ok_percentile=previous.ok_percentile,
         margin=previous.margin,
     )
@@ -119,12 +102,3 @@ def _look_like_fit_scores(sent: Sequence[float], stored: Sequence[float]) -> boo
     # Half of n honest scores lie below all of the stored ones with a chance that vanishes with n; scores of fit images
     # lie there as a rule.
     return bool(np.median(sent) < max(min(stored), _FIT_SCORE_RATIO * float(np.median(stored))))
-
-
-def _description(rule: ScoreRule) -> str:
-    names: dict[ScoreMode, str] = {
-        "percentile": f"the {rule.percentile:g}th percentile of the map",
-        "top_mean": f"the mean of the top {100 - rule.percentile:g} % of the map",
-        "max": "the maximum of the map",
-    }
-    return names[rule.mode]

@@ -9,14 +9,14 @@ from functools import partial
 
 from backend.artifacts.model_key import ModelKey
 from backend.artifacts.stored_image import Label, StoredImage
-from backend.calib import Calibration
+from backend.calib import Calibration, ScoreMode
 from backend.errors import InspectionError, InvalidInput, QueueFull, StorageFailed, Unavailable
 from backend.memory_bank.coreset import Progress
 from backend.roi_mask import Shape, parse_shape, shape_from_fields
 from backend.scoring.inspection import Inspection
-from backend.services.calibration import rule_after
 from backend.services.datasets import Datasets
 from backend.services.inspection import InspectionService
+from backend.services.rule_choice import choose_rule
 
 _QUEUE_PATIENCE_S = 60.0
 _QUEUE_POLL_S = 0.05
@@ -91,6 +91,7 @@ def calibrate_from_dataset(
     key: ModelKey,
     *,
     default_mm_per_px: float | None = None,
+    score_mode: ScoreMode | None = None,
     score_percentile: float | None = None,
     area_mm2_thr: float | None = None,
     require_ng: bool = False,
@@ -109,7 +110,14 @@ def calibrate_from_dataset(
     if require_ng and not stored["ng"]:
         raise InvalidInput("The data set has no ng images. Upload one, or send require_ng=false.")
     model = service.describe(key)
-    rule = rule_after(model.fitted_bank(key), model.last_calibration, None, score_percentile)
+    choice = choose_rule(
+        model.fitted_bank(key),
+        model.last_calibration,
+        brings_scores=False,  # they are measured below, by the rule that is chosen here
+        score_mode=score_mode,
+        score_percentile=score_percentile,
+        area_mm2_thr=area_mm2_thr,
+    )
     items = inspect_dataset(
         service,
         datasets,
@@ -126,7 +134,7 @@ def calibrate_from_dataset(
             failed.append(item)
         if item.inspection is not None and item.inspection.params["scoring"] != "own_image_only":
             part = (item.image.label, item.image.part_id)
-            worst[part] = max(worst.get(part, 0.0), item.inspection.scores_under(rule.percentile)[rule.mode])
+            worst[part] = max(worst.get(part, 0.0), item.inspection.score_under(choice.rule))
     ok_scores = [score for (label, _), score in worst.items() if label == "ok"]
     ng_scores = [score for (label, _), score in worst.items() if label == "ng"]
     if len(ok_scores) < service.defaults.min_ok_samples:
@@ -136,15 +144,7 @@ def calibrate_from_dataset(
             f"{service.defaults.min_ok_samples} are needed. Upload more ok images and fit them.{because}",
             details={"ok_parts": len(ok_scores), "needed": service.defaults.min_ok_samples},
         )
-    calibration = service.calibrate(
-        key,
-        ok_scores=ok_scores,
-        ng_scores=ng_scores or None,
-        score_percentile=score_percentile,
-        area_mm2_thr=area_mm2_thr,
-        scores_from="dataset",
-        scores_measured_with=rule,
-    )
+    calibration = service.calibrate(key, ok_scores=ok_scores, ng_scores=ng_scores or None, measured_by=choice)
     return calibration, failed
 
 

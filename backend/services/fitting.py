@@ -168,12 +168,12 @@ class Fitter:
         previous = next(iter(before.calibrations), None)
         own = next((each for each in before.calibrations if each.memory_checksum == bank.checksum), None)
         with watch.lap("scores"):
-            scores = leave_one_out_scores(bank, rule_in_force(bank, previous))
+            rule = rule_in_force(bank, previous)
+            scores = leave_one_out_scores(bank, rule)
         new = None if previous is None or previous is own else renewed(previous, bank, scores)
         with watch.lap("write"):
             self.store.save_bank(key, bank, new, stored=before.calibrations)
         in_force = new or own
-        area_mm2_thr = bank.options.area_mm2_thr if previous is None else previous.area_mm2_thr
         return FitReport(
             bank=bank,
             n_new=len(set(bank.image_digests) - before.known_digests),
@@ -182,7 +182,7 @@ class Fitter:
             calibration="none" if previous is None else "renewed" if new else "kept" if own else "stale",
             threshold=None if in_force is None else in_force.threshold,
             warnings=(
-                *fit_warnings(bank, scores, area_mm2_thr),
+                *fit_warnings(bank, scores, rule.area_mm2_thr),
                 *_warnings_about(before, bank, is_stale=previous is not None and in_force is None),
             ),
             timings_ms=watch.timings_ms(),

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from backend.artifacts.model_key import ModelKey
-from backend.calib import OK_PERCENTILE, Calibration, ScoreMode, ScoreRule
+from backend.calib import OK_PERCENTILE, Calibration, ScoreMode
 from backend.extractors.base import FeatureExtractor
 from backend.extractors.device_queue import DeviceQueue
 from backend.extractors.extraction import Extraction, Rows
@@ -26,15 +26,15 @@ from backend.scoring.inspection import (
     Overrides,
     inspected_mask,
     judge,
-    rule_in_force,
     scoring_terms,
 )
 from backend.scoring.leave_one_out import leave_one_out_scores
-from backend.services.calibration import calibrated, rule_after
+from backend.services.calibration import calibrated
 from backend.services.consistency import PrecisionCheck, check_aspect_ratio, check_extractor, check_mm_per_px
 from backend.services.fit_request import FitReport, FitRequest, Mode, Upload
 from backend.services.fitting import Fitter
 from backend.services.model_cache import LoadedModel, ModelCache
+from backend.services.rule_choice import RuleChoice, choose_rule
 from backend.storage import ArtefactStore
 from backend.utils import Stopwatch
 
@@ -133,12 +133,12 @@ class InspectionService:
         area_mm2_thr: float | None = None,
         ok_percentile: float = OK_PERCENTILE,
         margin: float = 1.0,
-        scores_from: Literal["request", "dataset"] = "request",
-        scores_measured_with: ScoreRule | None = None,
+        measured_by: RuleChoice | None = None,
     ) -> Calibration:
-        """Set and store a ROI's threshold. A setting left out keeps the value of the ROI's last calibration.
+        """Set and store a ROI's threshold. A setting left out keeps what is in force; see ``choose_rule``.
 
-        ``scores_measured_with`` says how the scores in the call were measured, when not as the ROI was scored so far.
+        ``measured_by`` says how scores were measured that this service has taken of the data set; None: the scores in
+        the call come from the caller, and were measured as the ROI is scored.
 
         Raises:
             MemoryNotFound: If the ROI was never fitted.
@@ -151,20 +151,25 @@ class InspectionService:
             bank, last = model.fitted_bank(key), model.last_calibration
             if mm_per_px is not None:
                 check_mm_per_px(bank, mm_per_px)
-            kept_area = bank.options.area_mm2_thr if last is None else last.area_mm2_thr
-            rule = rule_after(bank, last, score_mode, score_percentile)
+            choice = measured_by or choose_rule(
+                bank,
+                last,
+                brings_scores=ok_scores is not None or bool(ng_scores),
+                score_mode=score_mode,
+                score_percentile=score_percentile,
+                area_mm2_thr=area_mm2_thr,
+            )
             calibration = calibrated(
                 bank,
-                leave_one_out_scores(bank, rule),
-                rule=rule,
-                area_mm2_thr=kept_area if area_mm2_thr is None else area_mm2_thr,
+                leave_one_out_scores(bank, choice.rule),
+                rule=choice.rule,
                 ok_scores=ok_scores,
                 ng_scores=ng_scores,
-                scores_from=scores_from,
-                measured_with=scores_measured_with or rule_in_force(bank, last),
+                scores_from="request" if measured_by is None else "dataset",
                 ok_percentile=ok_percentile,
                 margin=margin,
                 min_parts=self.defaults.min_ok_samples,
+                warnings=choice.warnings,
             )
             if model.calibration_fault is not None:
                 calibration = replace(calibration, warnings=(*calibration.warnings, _CALIBRATION_LOST))

@@ -21,8 +21,10 @@ class LoadedModel(StoredModel):
 
     @property
     def last_calibration(self) -> Calibration | None:
-        """The newest calibration, of whatever memory; None where there is none, or where it is damaged."""
-        return next(iter(self.calibrations), None)
+        """The calibration of this memory, else the newest; None where there is none, or where it is damaged."""
+        checksum = None if self.bank is None else self.bank.checksum
+        own = (each for each in self.calibrations if each.memory_checksum == checksum)
+        return next(own, next(iter(self.calibrations), None))
 
     @cached_property
     def heatmap_full_scale(self) -> float:

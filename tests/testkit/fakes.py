@@ -122,8 +122,8 @@ def grid_placement(rows: int, columns: int, *, cell_px: int = 1) -> Placement:
 
 def fit_options(**changed: Any) -> FitOptions:
     """Return options that leave small examples as they are: every vector kept, no blur, the map's 99th percentile."""
-    rule = ScoreRule(mode="percentile", percentile=99.0, blur_sigma=0.0)
-    values: dict[str, Any] = {"coreset_rate": 1.0, "seed": 0, "k": 1, "rule": rule, "area_mm2_thr": 1.0, **changed}
+    rule = ScoreRule(mode="percentile", percentile=99.0, blur_sigma=0.0, area_mm2_thr=1.0)
+    values: dict[str, Any] = {"coreset_rate": 1.0, "seed": 0, "k": 1, "rule": rule, "first_mode": "area", **changed}
     return FitOptions(**values)
 
 
