@@ -84,9 +84,9 @@ def contradictions(
         )
     if score > threshold and not regions:
         yield (
-            f"The part is ng, but no connected area of {rule.area_mm2_thr:g} mm² reaches the threshold, so no region is "
-            f"drawn. To decide by what is drawn, calibrate with score_mode=area; to see what the score ({rule.mode}) "
-            "saw, with a smaller area_mm2_thr."
+            f"The part is ng, but no connected area of {rule.area_mm2_thr:g} mm² reaches the threshold, so there is no "
+            "region. To decide by what is drawn, calibrate with score_mode=area; to see what the score "
+            f"({rule.mode}) saw, with a smaller area_mm2_thr."
         )
     if score <= threshold and regions:
         n, largest = len(regions), regions[0].area_mm2

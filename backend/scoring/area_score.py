@@ -122,4 +122,4 @@ def _cut_out(field: NDArray[np.float32], pixels: NDArray[np.intp]) -> NDArray[np
 
 
 def _next_above(level: np.float32) -> np.float32:
-    return np.nextafter(level, np.float32(np.inf))
+    return np.float32(np.nextafter(level, np.float32(np.inf)))

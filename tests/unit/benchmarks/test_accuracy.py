@@ -1,13 +1,13 @@
 import io
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from rich.console import Console
 
-from backend.calib import ScoreRule
 from backend.demo.samples import render_good
 from backend.scoring.leave_one_out import leave_one_out_scores
 from backend.settings import Settings
@@ -48,7 +48,7 @@ def _arguments(folder: Path, *more: str) -> list[str]:
 
 def test_every_draw_and_every_mode_is_measured(measured, data):
     measurement, cases = measured
-    assert measurement.modes == ("percentile", "top_mean", "max")
+    assert measurement.modes == ("percentile", "top_mean", "max", "area")
     assert [run.seed for run in measurement.runs] == [0, 1]
     for run in measurement.runs:
         assert (len(run.fit), len(run.good), len(run.defective), run.n_seen) == (5, 4, 4, 0)
@@ -75,7 +75,7 @@ def test_the_threshold_is_the_default_rule_on_the_service_s_own_leave_one_out_sc
         run = accuracy_runs._run(service, extractor, data, plan, 0, lambda *_: None)
         bank = service.describe(accuracy_runs._key(0)).bank
     for mode, scores in run.by_mode.items():
-        honest = leave_one_out_scores(bank, ScoreRule(mode=mode, percentile=99, blur_sigma=settings.blur_sigma))
+        honest = leave_one_out_scores(bank, replace(bank.options.rule, mode=mode))
         assert scores.threshold == pytest.approx(max(honest.by_part))
 
 

@@ -35,7 +35,7 @@ def grids(n_images: int, *, d: int = 8, hw=(4, 5), seed: int = 0, extractor_id: 
     }
 
 
-OPTIONS = {"coreset_rate", "seed", "k", "rule", "area_mm2_thr"}
+OPTIONS = {"coreset_rate", "seed", "k", "rule", "first_mode"}
 
 
 def learned(images: dict[str, PatchGrid], **changes) -> MemoryBank:
@@ -209,8 +209,9 @@ CHANGED_OPTIONS = (
     {"k": 2},
     {"seed": 1},
     {"coreset_rate": 0.999},
-    {"area_mm2_thr": 2.0},
-    {"rule": ScoreRule(mode="percentile", percentile=99.0, blur_sigma=1.0)},
+    {"first_mode": "max"},
+    {"rule": ScoreRule(mode="percentile", percentile=99.0, blur_sigma=0.0, area_mm2_thr=2.0)},
+    {"rule": ScoreRule(mode="percentile", percentile=99.0, blur_sigma=1.0, area_mm2_thr=1.0)},
 )
 
 

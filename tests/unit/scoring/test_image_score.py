@@ -5,7 +5,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backend.scoring.image_score import image_scores
+from backend.calib import SCORE_MODES, ScoreRule
+from backend.scoring.area_score import area_score
+from backend.scoring.image_score import image_score
+from backend.scoring.image_score import image_scores as scores_by_rule
+
+
+def rule(mode="percentile", percentile=99.0, area_mm2_thr=1.0) -> ScoreRule:
+    return ScoreRule(mode=mode, percentile=percentile, blur_sigma=0.0, area_mm2_thr=area_mm2_thr)
+
+
+def image_scores(image_map, mask, *, percentile):
+    """All but the area score, which has tests of its own."""
+    scores = scores_by_rule(image_map, mask, rule(percentile=percentile), mm_per_px=1.0)
+    scores.pop("area")
+    return scores
 
 
 @given(st.integers(1, 400), st.floats(0.01, 100), st.integers(0, 2**32 - 1), st.booleans())
@@ -45,3 +59,22 @@ def test_the_statistics_by_hand(percentile, expected):
 def test_what_lies_outside_the_mask_does_not_score():
     image_map = np.array([[1, 0, 9], [2, 0, 9]], np.float32)
     assert image_scores(image_map, np.array([[1, 1, 0], [1, 1, 0]], bool), percentile=100)["max"] == 2
+
+
+@pytest.mark.parametrize(("mm_per_px", "area_px"), [(1.0, 5), (0.5, 20), (0.2, 125), (3.0, 1)])
+def test_the_area_is_counted_in_pixels_of_the_map(mm_per_px, area_px):
+    image_map = np.random.default_rng(2).random((30, 40), dtype=np.float32)
+    mask = np.ones((30, 40), bool)
+    scores = scores_by_rule(image_map, mask, rule(area_mm2_thr=5.0), mm_per_px=mm_per_px)
+    assert scores["area"] == area_score(image_map, mask, area_px)
+
+
+@pytest.mark.parametrize("mode", SCORE_MODES)
+def test_the_score_of_a_mode_is_that_one_of_all(mode):
+    image_map = np.random.default_rng(3).random((30, 40), dtype=np.float32)
+    mask = np.random.default_rng(4).random((30, 40)) < 0.7
+    asked = rule(mode, percentile=97.0, area_mm2_thr=3.0)
+    assert (
+        image_score(image_map, mask, asked, mm_per_px=0.5)
+        == scores_by_rule(image_map, mask, asked, mm_per_px=0.5)[mode]
+    )

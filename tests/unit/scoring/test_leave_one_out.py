@@ -10,8 +10,9 @@ from tests.testkit.fakes import bank_on_a_line, grid_placement
 THREE = {"a": (0.0, 1.0), "b": (0.5, 3.0), "c": (10.0, 1.25)}
 
 
-def rule(mode="max", percentile=99.0, blur_sigma=0.0) -> ScoreRule:
-    return ScoreRule(mode=mode, percentile=percentile, blur_sigma=blur_sigma)
+def rule(mode="max", percentile=99.0, blur_sigma=0.0, area_mm2_thr=0.04) -> ScoreRule:
+    """A pixel of these banks has 0.04 mm²."""
+    return ScoreRule(mode=mode, percentile=percentile, blur_sigma=blur_sigma, area_mm2_thr=area_mm2_thr)
 
 
 @pytest.mark.parametrize(
@@ -23,6 +24,8 @@ def rule(mode="max", percentile=99.0, blur_sigma=0.0) -> ScoreRule:
         (rule("percentile", 99), (0.4975, 1.7375, 6.9325)),  # 0.99 of the way from the smaller to the larger
         (rule("top_mean", 50), (0.5, 1.75, 7.0)),
         (rule("top_mean", 1), (0.375, 1.125, 3.625)),
+        (rule("area"), (0.5, 1.75, 7.0)),
+        (rule("area", area_mm2_thr=0.08), (0.25, 0.5, 0.25)),  # both pixels: the smaller
     ],
 )
 def test_the_scores_of_the_learned_images_by_hand(score_rule, scores):

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from backend.calib import ScoreRule, set_threshold
@@ -11,8 +13,7 @@ from backend.services.calibration import calibrated as calibrated_with
 from backend.services.calibration import renewed as renewed_with
 from tests.testkit.fakes import bank_on_a_line
 
-MAX = ScoreRule(mode="max", percentile=99.0, blur_sigma=0.0)
-P99 = ScoreRule(mode="percentile", percentile=99.0, blur_sigma=0.0)
+MAX = ScoreRule(mode="max", percentile=99.0, blur_sigma=0.0, area_mm2_thr=1.0)
 
 # Leave-one-image-out scores by maximum: a 0.5, b 1.75, c 7 (see test_patchcore).
 BANK = bank_on_a_line({"a": (0.0, 1.0), "b": (0.5, 3.0), "c": (10.0, 1.25)})
@@ -24,7 +25,7 @@ def bank_with_scores_near_one(n: int) -> MemoryBank:
 
 
 def calibrated(bank, **changes):
-    asked = {"rule": MAX, "measured_with": MAX, "area_mm2_thr": 1.0, **changes}
+    asked = {"rule": MAX, **changes}
     return calibrated_with(bank, leave_one_out_scores(bank, asked["rule"]), **asked)
 
 
@@ -49,7 +50,7 @@ def test_parts_and_not_images_are_counted():
 
 
 def test_scores_in_the_request_go_before_the_memorys_own():
-    calibration = calibrated(BANK, ok_scores=[3.0, 2.0, 4.0], ng_scores=[8.0], area_mm2_thr=2.5)
+    calibration = calibrated(BANK, ok_scores=[3.0, 2.0, 4.0], ng_scores=[8.0], rule=replace(MAX, area_mm2_thr=2.5))
     assert (calibration.threshold, calibration.method) == (5.0, "between_ok_and_ng")
     assert (calibration.ok_scores_from, calibration.n_ok, calibration.n_ng) == ("request", 3, 1)
     assert calibration.area_mm2_thr == 2.5
@@ -110,26 +111,19 @@ def test_a_memory_without_scores_of_its_own_has_nothing_to_compare_with():
     assert not has(calibrated(bank_with_scores_near_one(1), ok_scores=[0.0]), "look like")
 
 
-@pytest.mark.parametrize(
-    ("changes", "warned"),
-    [
-        ({"ok_scores": [3.0], "measured_with": P99}, True),
-        ({"ng_scores": [8.0], "measured_with": P99}, True),
-        ({"ok_scores": [3.0]}, False),
-        ({"measured_with": P99}, False),  # the stored ones are measured anew
-    ],
-)
-def test_scores_that_were_measured_by_another_rule_are_remarked_on(changes, warned):
-    assert has(calibrated(BANK, **changes), "were measured as the 99th percentile of the map") == warned
+def test_what_is_known_of_the_call_already_stands_before_what_the_scores_tell():
+    calibration = calibrated(BANK, ok_scores=[3.0], ng_scores=[2.0], warnings=("The call was odd.",))
+    assert calibration.warnings[0] == "The call was odd."
+    assert has(calibration, "does not tell these defects")
 
 
 def test_the_stored_scores_are_measured_by_the_rule_asked_for():
-    half = ScoreRule(mode="percentile", percentile=50.0, blur_sigma=0.0)
+    half = ScoreRule(mode="percentile", percentile=50.0, blur_sigma=0.0, area_mm2_thr=1.0)
     assert calibrated(BANK, rule=half).threshold == pytest.approx(3.625)
 
 
 def test_a_renewed_calibration_has_the_new_memorys_scores_and_the_old_settings():
-    previous = calibrated(BANK, ok_percentile=50, margin=1.5, area_mm2_thr=3.0)
+    previous = calibrated(BANK, ok_percentile=50, margin=1.5, rule=replace(MAX, area_mm2_thr=3.0))
     bank = bank_on_a_line({"a": (0.0, 1.0), "b": (0.5, 3.0), "c": (10.0, 1.25), "d": (9.0, 9.0)})
     new = renewed(previous, bank)
     # d is 1 from 10; c is 1 from 9 and 0.25 from 1; so a 0.5, b 1.75, c 1, d 1: the upper median is 1.
@@ -153,10 +147,10 @@ def test_a_calibration_that_rests_on_sent_scores_is_renewed_from_the_stored_ones
 
 
 def test_the_rule_in_force_is_the_last_calibrations_blurred_as_the_memory_says():
-    soft = ScoreRule(mode="max", percentile=99.0, blur_sigma=2.0)
+    soft = ScoreRule(mode="max", percentile=99.0, blur_sigma=2.0, area_mm2_thr=1.0)
     bank = bank_on_a_line({"a": (0.0, 1.0), "b": (0.5, 3.0)}, rule=soft)
     assert rule_in_force(bank, None) == soft
-    rule = ScoreRule(mode="top_mean", percentile=98.0, blur_sigma=0.0)
-    last = calibrated(BANK, rule=rule, measured_with=rule)
+    rule = ScoreRule(mode="top_mean", percentile=98.0, blur_sigma=0.0, area_mm2_thr=1.0)
+    last = calibrated(BANK, rule=rule)
     assert last.rule == rule
-    assert rule_in_force(bank, last) == ScoreRule(mode="top_mean", percentile=98.0, blur_sigma=2.0)
+    assert rule_in_force(bank, last) == ScoreRule(mode="top_mean", percentile=98.0, blur_sigma=2.0, area_mm2_thr=1.0)

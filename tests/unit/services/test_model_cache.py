@@ -12,7 +12,7 @@ from backend.services.model_cache import ModelCache
 from backend.storage import ArtefactStore
 from tests.testkit.fakes import bank_on_a_line
 
-MAX = ScoreRule(mode="max", percentile=99.0, blur_sigma=0.0)
+MAX = ScoreRule(mode="max", percentile=99.0, blur_sigma=0.0, area_mm2_thr=1.0)
 
 
 def bank(seed: int = 0) -> MemoryBank:
@@ -20,7 +20,7 @@ def bank(seed: int = 0) -> MemoryBank:
 
 
 def calibration_of(bank: MemoryBank, **scores) -> Calibration:
-    return calibrated(bank, leave_one_out_scores(bank, MAX), rule=MAX, area_mm2_thr=1.0, **scores)
+    return calibrated(bank, leave_one_out_scores(bank, MAX), rule=MAX, **scores)
 
 
 def keys(n: int) -> list[ModelKey]:
