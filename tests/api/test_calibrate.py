@@ -78,7 +78,7 @@ def test_a_calibration_answers_every_field_with_its_type_and_value(calibrated: d
 
 def test_without_scores_the_stored_leave_one_out_scores_set_the_threshold(api: Api) -> None:
     scores = [answer_of(api.infer(image))["score"] for image in plates(range(N_OK))]
-    answer = answer_of(api.calibrate())
+    answer = answer_of(api.calibrate(score_mode="percentile"))
     assert (answer["ok_scores_from"], answer["n_ok"], answer["method"]) == ("stored", N_OK, "ok_percentile")
     assert answer["threshold"] == answer["p99_ok"] == pytest.approx(max(scores), rel=1e-4)
     assert answer["ok_mean"] == pytest.approx(np.mean(scores), rel=1e-4)
@@ -136,7 +136,7 @@ def test_an_inspection_decides_with_the_calibrated_settings(api: Api) -> None:
 
 def test_the_score_is_the_statistic_that_was_calibrated(api: Api) -> None:
     images = plates(range(N_OK))
-    for mode in ("percentile", "top_mean", "max"):
+    for mode in ("percentile", "top_mean", "max", "area"):
         calibrated = answer_of(api.calibrate(score_mode=mode))
         answers = [answer_of(api.infer(image, heatmap="none")) for image in images]
         assert all(answer["score"] == answer["params"]["scores"][mode] for answer in answers)
@@ -190,7 +190,8 @@ def test_a_calibration_without_ng_is_renewed_by_the_next_fit(api: Api) -> None:
 
 @pytest.mark.parametrize("mode", ["percentile", "max"])
 def test_a_calibration_with_ng_is_set_aside_by_the_next_fit(api: Api, mode: str) -> None:
-    first = answer_of(api.calibrate(ng_scores=[0.9], score_mode=mode))
+    answer_of(api.calibrate(score_mode=mode))
+    first = answer_of(api.calibrate(ng_scores=[0.9]))
     assert answer_of(api.infer(plates([40])[0]))["decision"] == "ok"
     fitted = answer_of(api.fit(plates([30])))
     assert (fitted["calibration"], fitted["threshold"]) == ("stale", None)
@@ -206,7 +207,8 @@ def test_a_calibration_with_ng_is_set_aside_by_the_next_fit(api: Api, mode: str)
 
 def test_scores_collected_while_a_calibration_is_set_aside_are_of_the_statistic_that_it_keeps(api: Api) -> None:
     """Else the next calibration, which keeps that statistic, takes them for what they are not, without a word."""
-    answer_of(api.calibrate(ng_scores=[1.2], score_mode="max"))
+    answer_of(api.calibrate(score_mode="max"))
+    answer_of(api.calibrate(ng_scores=[1.2]))
     answer_of(api.fit(plates([30])))
     collected = [answer_of(api.infer(image))["score"] for image in plates(range(50, 56))]
     again = answer_of(api.calibrate(ok_scores=collected, ng_scores=[1.2]))

@@ -110,6 +110,7 @@ _CALIBRATION = {
     "ng_mean": "double",
     "mm_per_px": "double",
     "area_mm2_thr": "double",
+    "score_mode": "string",
     "score_percentile": "int",  # a double in one of the client's classes and an int in another: 99 suits both
 }
 _IDENTITY = dict.fromkeys(("request_id", "recipe_id", "role_id", "roi_id", "model_key"), "string")
@@ -146,6 +147,7 @@ _ANSWERS: dict[str, tuple[Callable[[Client], Reply], dict[str, str]]] = {
             "threshold": "double?",
             "heatmap_png_base64": "string",
             "regions": "object[]",
+            "warnings": "string[]",
             "token_shape": "int[]",
             "params": "object",
             "decision": "string?",

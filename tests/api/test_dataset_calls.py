@@ -120,16 +120,46 @@ def test_an_image_of_another_aspect_ratio_is_an_error_of_its_own(fitted: Client)
 
 
 def test_calibrating_from_a_data_set_sets_the_threshold_that_its_scores_call_for(fitted: Client) -> None:
+    answer = fitted.dataset("/calibrate_dataset").ok()
     items = fitted.dataset("/infer_dataset").ok()["items"]
     scores = {label: [item["score"] for item in items if item["label"] == label] for label in ("ok", "ng")}
-    answer = fitted.dataset("/calibrate_dataset").ok()
     by_hand = fitted.calibrate(ok_scores=scores["ok"], ng_scores=scores["ng"]).ok()
     assert answer["status"] == "ok"
     assert (answer["n_ok"], answer["n_ng"]) == (5, 1)
-    for field in ("threshold", "p99_ok", "p5_ng", "ok_mean", "ng_mean", "score_percentile", "area_mm2_thr"):
+    for field in (
+        "threshold",
+        "p99_ok",
+        "p5_ng",
+        "ok_mean",
+        "ng_mean",
+        "score_percentile",
+        "area_mm2_thr",
+        "score_mode",
+    ):
         assert answer[field] == pytest.approx(by_hand[field]), field
     assert answer["ok_scores_from"] == "dataset"
     assert answer["failed"] == []
+
+
+@pytest.mark.parametrize(
+    ("fields", "mode"),
+    [({}, "area"), ({"score_percentile": 97}, "percentile"), ({"score_mode": "top_mean"}, "top_mean")],
+)
+def test_the_first_calibration_of_a_data_set_takes_the_area_unless_it_names_another_score(
+    fitted: Client, fields: dict[str, Any], mode: str
+) -> None:
+    answer = fitted.dataset("/calibrate_dataset", **fields).ok()
+    assert (answer["score_mode"], fitted.about("/manifest").ok()["calib"]["score_mode"]) == (mode, mode)
+    ok = [item for item in fitted.dataset("/infer_dataset").ok()["items"] if item["label"] == "ok"]
+    assert max(item["score"] for item in ok) == pytest.approx(answer["p99_ok"])
+
+
+def test_an_item_whose_regions_contradict_its_decision_says_so(fitted: Client) -> None:
+    fitted.dataset("/calibrate_dataset", score_mode="percentile", area_mm2_thr=1e5).ok()
+    items = fitted.dataset("/infer_dataset").ok()["items"]
+    assert any(item["decision"] == "ng" for item in items)
+    for item in items:
+        assert bool(item["warnings"]) == (item["decision"] == "ng")
 
 
 def test_the_calibration_is_in_force_at_once(fitted: Client) -> None:

@@ -53,6 +53,7 @@ def test_an_inspection_answers_every_field_with_its_type(found: dict[str, Any]) 
         "recipe_id": "default",
         "request_id": "infer-1",
         "decision": "ng",
+        "warnings": [],
         "heatmap_path": None,
         "token_shape": [7, 9],
     }
@@ -83,7 +84,7 @@ def test_the_parameters_say_how_the_score_came_about(found: dict[str, Any]) -> N
     params = found["params"]
     assert {name: params[name] for name in expected} == expected
     assert "input=112" in params["extractor_id"]
-    assert params["scores"].keys() == {"percentile", "top_mean", "max"}
+    assert params["scores"].keys() == {"percentile", "top_mean", "max", "area"}
     assert params["scores"]["max"] == found["score"]
     assert params["heatmap_scale"] == pytest.approx(2 * found["threshold"])
     assert len(params["memory_checksum"]) == len(params["image_digest"]) == 64
@@ -177,14 +178,31 @@ def test_regions_are_described_in_one_geometry(found: dict[str, Any]) -> None:
     assert max(region["peak"] for region in found["regions"]) == pytest.approx(found["params"]["scores"]["max"])
 
 
-def test_regions_below_the_smallest_area_are_dropped(api: Api, defective: bytes, found: dict[str, Any]) -> None:
-    largest = found["regions"][0]["area_mm2"]
+def test_regions_below_the_smallest_area_are_dropped_and_an_ng_without_a_region_says_so(
+    api: Api, defective: bytes
+) -> None:
     answer_of(api.fit(plates(range(N_OK), HW), roi_id="large-only"))
+
+    def found_with(thr: float) -> dict[str, Any]:
+        answer_of(api.calibrate(roi_id="large-only", area_mm2_thr=thr, score_mode="percentile"))
+        return answer_of(api.infer(defective, roi_id="large-only"))
+
+    largest = found_with(0)["regions"][0]["area_mm2"]
     for thr, expected in ((largest, 1), (largest + MM_PER_PX**2, 0)):
-        answer_of(api.calibrate(roi_id="large-only", area_mm2_thr=thr, score_mode="max"))
-        answer = answer_of(api.infer(defective, roi_id="large-only"))
+        answer = found_with(thr)
         assert len(answer["regions"]) == expected
         assert answer["decision"] == "ng"
+        assert len(answer["warnings"]) == 1 - expected
+        assert all("score_mode=area" in sentence for sentence in answer["warnings"])
+
+
+def test_in_max_the_region_of_the_maximum_is_drawn_however_small(
+    api: Api, defective: bytes, found: dict[str, Any]
+) -> None:
+    answer_of(api.fit(plates(range(N_OK), HW), roi_id="peak"))
+    answer_of(api.calibrate(roi_id="peak", area_mm2_thr=1e5, score_mode="max"))
+    (region,) = answer_of(api.infer(defective, roi_id="peak"))["regions"]
+    assert region["peak"] == pytest.approx(found["score"])
 
 
 def test_the_heat_map_has_the_size_of_the_uploaded_image(api: Api) -> None:

@@ -54,7 +54,7 @@ def fitted(api: Api, good_images: list[bytes]) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def calibrated(api: Api, fitted: dict[str, Any]) -> dict[str, Any]:
-    return answer_of(api.calibrate())
+    return answer_of(api.calibrate(score_mode="percentile"))
 
 
 @pytest.fixture(scope="module")

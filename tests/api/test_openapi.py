@@ -184,7 +184,7 @@ def test_the_forms_are_the_contracts(path: str, required: set[str], optional: se
         (("/calibrate_ng", "score_percentile"), {"exclusiveMinimum": 0, "maximum": 100}),
         (("/calibrate_ng", "ok_percentile"), {"exclusiveMinimum": 0, "maximum": 100}),
         (("/calibrate_ng", "margin"), {"minimum": 0.5, "maximum": 3}),
-        (("/calibrate_ng", "score_mode"), {"enum": ["percentile", "top_mean", "max"]}),
+        (("/calibrate_ng", "score_mode"), {"enum": ["percentile", "top_mean", "max", "area"]}),
         (("/calibrate_ng", "role_id"), {"minLength": 1, "maxLength": 64}),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",

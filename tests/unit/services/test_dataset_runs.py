@@ -152,11 +152,11 @@ def test_a_bug_in_the_service_is_not_taken_for_a_bad_image(
 def test_a_calibration_uses_the_scores_that_inspections_give(
     filled: InspectionService, datasets: Datasets, key: ModelKey
 ) -> None:
+    calibration, _ = calibrate_from_dataset(filled, datasets, key)
     scores: dict[str, list[float]] = {"ok": [], "ng": []}
     for item in inspect_dataset(filled, datasets, key, labels=_BOTH):
         assert item.inspection is not None
         scores[item.image.label].append(item.inspection.score)
-    calibration, _ = calibrate_from_dataset(filled, datasets, key)
     assert calibration.threshold == pytest.approx(set_threshold(scores["ok"], scores["ng"]).threshold)
     assert (calibration.n_ok, calibration.n_ng) == (5, 1)
     assert calibration.ok_scores_from == "dataset"
@@ -183,11 +183,11 @@ def test_the_worst_image_of_a_part_is_the_part_s_score(
             key, "ok", [DatasetUpload(name=f"{name}.png", data=encoded(good_image(seed)), meta={"part_id": part})]
         )
     service.fit_ok(key, [], mm_per_px=0.2, use_dataset=True)
+    found, _ = calibrate_from_dataset(service, datasets, key)
     score = {}
     for item in inspect_dataset(service, datasets, key, labels=["ok"]):
         assert item.inspection is not None
         score[item.image.name] = item.inspection.score
-    found, _ = calibrate_from_dataset(service, datasets, key)
     expected = [max(score["a1"], score["a2"]), score["b1"], score["c1"]]
     assert found.n_ok == 3
     assert found.ok_mean == pytest.approx(sum(expected) / 3)
