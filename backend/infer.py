@@ -44,7 +44,7 @@ def infer_one(
             the ROI's own gives a score without a decision: its threshold is on another scale.
         p_score: Percentile of the map that is the score (ordered: 99), for a ROI without a calibration.
         blur_sigma: Standard deviation of the map's blur, px (ordered: 1.0).
-        area_mm2_thr: Smaller regions are dropped, mm² (ordered: 1.0), for a ROI without a calibration.
+        area_mm2_thr: Area that counts, mm² (ordered: 1.0), for a ROI without a calibration.
         service: Where the artefacts are; by default a service of the environment's settings.
 
     Raises:

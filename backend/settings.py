@@ -40,7 +40,7 @@ class Settings(BaseSettings):
     seed: int = Field(0, ge=0, le=2**31 - 1, description="Draws the coreset's first centre.")
     k: int = Field(1, ge=1, le=64, description="Neighbours that a distance is the mean of.")
     blur_sigma: float = Field(1.0, ge=0, le=50, description="Blur of the anomaly map, px of the image.")
-    score_mode: ScoreMode | Literal["auto"] = Field(
+    score_mode: Literal["auto", ScoreMode] = Field(
         "auto",
         description="Statistic of the map that is the score. `auto`: `percentile` until a ROI is calibrated, `area` "
         "from then on, unless the first calibration says otherwise or brings scores.",
