@@ -60,20 +60,25 @@ def _raised(field: NDArray[np.float32], min_area_px: int, level: np.float32) -> 
     searched by itself, and what it reaches is the level that the next one has to pass.
     """
     field = _box_of(field, field > level)
-    for pixels in _large_areas(field, _next_above(level), min_area_px):
-        values = np.sort(field.ravel()[pixels])
-        # A level leaves the values from it on, and too few of them where it lies among the highest.
-        values = values[: len(values) - min_area_px + 1]
-        part = _cut_out(field, pixels)
-        if values[-1] <= level or _labelled(part, _next_above(level), min_area_px) is None:
+    areas = _large_areas(field, _next_above(level), min_area_px)
+    # A level leaves the values from it on, so an area reaches no higher than its value of that rank. The most promising
+    # one first: it may leave nothing for the others to raise.
+    values_of = [np.sort(field.ravel()[pixels])[: len(pixels) - min_area_px + 1] for pixels in areas]
+    for number in sorted(range(len(areas)), key=lambda number: values_of[number][-1], reverse=True):
+        values = values_of[number]
+        if values[-1] <= level:
+            break
+        part = _cut_out(field, areas[number])
+        if _labelled(part, _next_above(level), min_area_px) is None:
             continue
         reached, missed = int(np.searchsorted(values, level, side="right")), len(values)
+        middle = missed - 1  # a single hill reaches its bound
         while missed - reached > 1:
-            middle = (reached + missed) // 2
             if _labelled(part, values[middle], min_area_px) is None:
                 missed = middle
             else:
                 reached = middle
+            middle = (reached + missed) // 2
         level = values[reached]
     return level
 
