@@ -44,7 +44,7 @@ class ErrorBody(BaseModel):
 
 
 class ScoreSummary(BaseModel):
-    """Leave-one-image-out scores of all learned images."""
+    """Leave-one-image-out scores of all learned images, in the score mode in force."""
 
     n: Count = Field(description="Images that were scored.", examples=[30])
     p50: Score = Field(description="Median.", examples=[0.41])
@@ -65,7 +65,8 @@ class FitAnswer(MemoryFacts, Answer):
     extractor: str = Field(description="Name of the extractor.", examples=["dinov2-vit-s/14"])
     ok_scores: ScoreSummary | None = Field(description="null for fewer than two parts.")
     suggested_threshold: Score | None = Field(
-        description="What these scores alone call for; null for fewer than two parts.", examples=[0.56]
+        description="What `ok_scores` alone call for, in their score mode; null for fewer than two parts.",
+        examples=[0.56],
     )
     calibration: Literal["none", "kept", "renewed", "stale"] = Field(
         description="What became of the ROI's calibration: there was `none`; `kept`: the memory is the same; `renewed` "
