@@ -1,9 +1,9 @@
 """PatchCore's nouns: the patch grid of one image, and the memory bank of a ROI.
 
 Roth et al. 2022, "Towards Total Recall in Industrial Anomaly Detection", arXiv:2106.08265. We deviate in three places:
-the coreset is the exact greedy, not one on a random projection; the image score is a percentile of the map or
-another plain statistic (not the re-weighted maximum), and every memory vector remembers the image that it came from, so that an image
-the memory was built from can be scored without its own vectors.
+the coreset is the exact greedy, not one on a random projection; the image score is a percentile of the map or another
+plain statistic (not the re-weighted maximum), and every memory vector remembers the image that it came from, so that an
+image the memory was built from can be scored without its own vectors.
 """
 
 from __future__ import annotations

@@ -13,8 +13,10 @@ import pytest
 from pydantic import ValidationError
 
 from backend.app import create_app
+from backend.calib import SCORE_MODES
 from backend.demo.service_process import ServiceProcess, environment_with
 from backend.settings import Settings
+from backend.wiring import build_service
 from tests.testkit.client import png
 from tests.testkit.fakes import FakeExtractor
 from tests.testkit.server import running
@@ -56,6 +58,17 @@ def test_the_environment_names_of_existing_installations_are_read(
     assert getattr(Settings(), field) == value
 
 
+@pytest.mark.parametrize("mode", SCORE_MODES)
+def test_a_score_mode_that_is_set_holds_before_and_after_the_first_calibration(mode: str, tmp_path: Path) -> None:
+    options = build_service(Settings(score_mode=mode, models_dir=tmp_path)).defaults.options
+    assert (options.rule.mode, options.first_mode) == (mode, mode)
+
+
+def test_without_a_score_mode_the_ordered_percentile_comes_before_and_the_area_after(tmp_path: Path) -> None:
+    options = build_service(Settings(models_dir=tmp_path)).defaults.options
+    assert (options.rule.mode, options.rule.percentile, options.first_mode) == ("percentile", 99.0, "area")
+
+
 @pytest.mark.parametrize("name", ["bdi_coreset_rate", "Bdi_Coreset_Rate"])
 def test_the_case_of_a_name_does_not_matter(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setenv(name, "0.5")
@@ -67,6 +80,7 @@ def test_the_defaults_are_those_of_the_order() -> None:
     assert settings.coreset_rate == 0.02
     assert settings.score_percentile == 99.0
     assert settings.area_mm2_thr == 1.0
+    assert settings.score_mode == "auto"
     assert settings.blur_sigma == 1.0
     assert (settings.k, settings.seed) == (1, 0)
     assert (settings.backend_host, settings.backend_port) == ("127.0.0.1", 8000)
