@@ -30,10 +30,20 @@ def _parser() -> argparse.ArgumentParser:
     demo = commands.add_parser("demo", help="start a server, show it at work, and write a page about it")
     demo.add_argument("--data", type=Path, help="real images: train/good, test/good, test/<defect>")
     demo.add_argument("--out", type=Path, default=Path("demo_output"), help="where the page goes (%(default)s)")
+    demo.add_argument("--seed", type=int, help="render other parts, with other defects; default 0")
     demo.add_argument("--n-good", type=int, default=30, help="good images to render (%(default)s)")
     demo.add_argument("--mm-per-px", type=float, default=0.2, help="scale of the images (%(default)s)")
     demo.add_argument("--keep-models", action="store_true", help="keep the fitted artefacts in the output folder")
     demo.set_defaults(run=_demo)
+
+    samples = commands.add_parser("samples", help="write rendered parts as a data set for benchmarks.accuracy")
+    samples.add_argument("--out", type=Path, required=True, help="folder for the data set; must be new or empty")
+    samples.add_argument("--sizes", choices=("usual", "small"), default="usual", help="of the defects (%(default)s)")
+    samples.add_argument("--good", type=int, default=100, help="good parts in train and in test, each (%(default)s)")
+    samples.add_argument("--per-kind", type=int, default=20, help="defective parts of each kind (%(default)s)")
+    samples.add_argument("--seed", type=int, default=0, help="another seed gives other parts (%(default)s)")
+    samples.add_argument("--mm-per-px", type=float, default=0.2, help="scale of the images (%(default)s)")
+    samples.set_defaults(run=_samples)
 
     verify = commands.add_parser("verify", help="check every file of a models folder; exit status 1 if one is wrong")
     verify.set_defaults(run=_verify)
@@ -75,10 +85,24 @@ def _demo(arguments: argparse.Namespace) -> int:
     return run_demo(
         data=arguments.data,
         out=arguments.out,
+        seed=arguments.seed,
         n_good=arguments.n_good,
         mm_per_px=arguments.mm_per_px,
         keep_models=arguments.keep_models,
     )
+
+
+def _samples(arguments: argparse.Namespace) -> int:
+    from backend.demo.sample_set import SampleSet, run_samples
+
+    wanted = SampleSet(
+        sizes=arguments.sizes,
+        n_good=arguments.good,
+        per_kind=arguments.per_kind,
+        seed=arguments.seed,
+        mm_per_px=arguments.mm_per_px,
+    )
+    return run_samples(wanted, arguments.out)
 
 
 def _verify(arguments: argparse.Namespace) -> int:

@@ -46,18 +46,35 @@ def machined_ring(size_px: int = SIZE_PX) -> Annulus:
     return Annulus(cx=centre, cy=centre, r=(EDGE + MARGIN) * half, r_inner=(FACE_INNER - MARGIN) * half)
 
 
+def drawable_mm(size_px: int, mm_per_px: float) -> tuple[float, float]:
+    """Return the smallest and the largest size of a defect, mm: two pixels, and the width of the face."""
+    return 2 * mm_per_px, (EDGE - FACE_INNER) * size_px / 2 * mm_per_px
+
+
 def render_good(seed: int, *, size_px: int = SIZE_PX, mm_per_px: float = 0.2) -> Sample:
     """Return a good part on a square image of edge ``size_px``."""
     part = MachinedPart(seed, size_px, mm_per_px)
     return Sample(image_bgr=part.expose(part.shade()), defect_mask=np.zeros((size_px, size_px), np.bool_))
 
 
-def render_defective(seed: int, kind: DefectKind, *, size_px: int = SIZE_PX, mm_per_px: float = 0.2) -> Sample:
+def render_defective(
+    seed: int, kind: DefectKind, *, size_px: int = SIZE_PX, mm_per_px: float = 0.2, scale: float = 1.0
+) -> Sample:
     """Return the part of ``render_good(seed)`` with one defect of a size that is usual for its kind.
 
+    Args:
+        seed: Draws the part, the place of the defect and its size.
+        kind: What is wrong with the part.
+        size_px: Edge of the square image.
+        mm_per_px: What a pixel is on the part.
+        scale: Factor on the usual size; a scratch gets shorter with it, not narrower.
+
     Raises:
-        ValueError: If the size is less than two pixels or does not fit onto the face, at this ``mm_per_px``.
+        ValueError: If the size is less than two pixels or does not fit onto the face, at this ``mm_per_px``; or if a
+            missing hole is to have another size than the hole.
     """
+    if kind == "missing_hole" and scale != 1.0:
+        raise ValueError("a missing hole has the size of the hole: its scale is 1")
     part = MachinedPart(seed, size_px, mm_per_px)
     rng = np.random.default_rng([seed, 2 + DEFECT_KINDS.index(kind)])
     if kind == "missing_hole":
@@ -66,8 +83,8 @@ def render_defective(seed: int, kind: DefectKind, *, size_px: int = SIZE_PX, mm_
         size_mm = 2 * HOLE * part.half * mm_per_px
     else:
         draw, smallest_mm, largest_mm = DRAWN_DEFECTS[kind]
-        size_mm = float(rng.uniform(smallest_mm, largest_mm))
-        low, high = 2 * mm_per_px, (EDGE - FACE_INNER) * part.half * mm_per_px
+        size_mm = scale * float(rng.uniform(smallest_mm, largest_mm))
+        low, high = drawable_mm(size_px, mm_per_px)
         if not low <= size_mm <= high:
             raise ValueError(
                 f"a {kind} of {size_mm:.1f} mm cannot be drawn at {mm_per_px:g} mm per pixel: "

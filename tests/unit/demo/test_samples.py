@@ -64,6 +64,20 @@ def test_a_blob_has_the_area_of_a_disc_of_its_size(kind):
     assert _area_mm2(sample) == pytest.approx(math.pi / 4 * sample.defect_size_mm**2, rel=0.03)
 
 
+@pytest.mark.parametrize("kind", ["scratch", "pit", "dent", "rust", "chipped_edge"])
+def test_a_scale_multiplies_the_size_and_leaves_the_part_as_it_is(kind):
+    usual, small = render_defective(4, kind), render_defective(4, kind, scale=0.5)
+    assert small.defect_size_mm == usual.defect_size_mm / 2
+    assert small.defect_mask.sum() < 0.7 * usual.defect_mask.sum()
+    beyond = ~_grown(usual.defect_mask | small.defect_mask, 5)
+    assert (usual.image_bgr[beyond] == small.image_bgr[beyond]).all()
+
+
+def test_a_missing_hole_of_another_size_is_refused():
+    with pytest.raises(ValueError, match="a missing hole has the size of the hole"):
+        render_defective(4, "missing_hole", scale=0.5)
+
+
 def test_a_missing_hole_has_the_area_of_a_bolt_hole():
     sample = render_defective(4, "missing_hole")
     # Radius 0.075 of half of 384 px: 14.4 px of 0.2 mm, so 5.76 mm across and 26.06 mm².
