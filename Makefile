@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DATA ?=
+SEED ?=
 OUT ?= demo_output
 MINUTES ?= 30
 KILLS ?= 200
@@ -25,7 +26,7 @@ $(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.txt
 	@touch $@
 
 demo: $(VENV)/.installed
-	$(BIN)/roi-inspector demo --out "$(OUT)" $(if $(DATA),--data "$(DATA)")
+	$(BIN)/roi-inspector demo --out "$(OUT)" $(if $(DATA),--data "$(DATA)") $(if $(SEED),--seed $(SEED))
 
 serve: $(VENV)/.installed
 	$(BIN)/roi-inspector serve

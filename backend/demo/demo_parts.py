@@ -16,6 +16,8 @@ from backend.imaging.image_codec import SUFFIX_BY_FORMAT, decode_image
 from backend.roi_mask import Annulus, shape_mask
 
 _DEFECTS: Sequence[DefectKind] = "pit", "scratch", "dent", "missing_hole", "chipped_edge", "rust", "pit", "scratch"
+_FIRST_DEFECT = 1000
+_SEEDS_A_SET = 10_000  # No two sets have a part in common.
 _MAX_FIT, _MAX_TEST = 50, 24
 _MAX_PIXELS = 40_000_000
 _SUFFIXES = frozenset(SUFFIX_BY_FORMAT.values()) | {".jpeg", ".tiff"}
@@ -59,24 +61,32 @@ class PartSet:
     remark: str = ""
 
 
-def rendered_parts(n_good: int, mm_per_px: float) -> PartSet:
+def rendered_parts(n_good: int, mm_per_px: float, *, seed: int = 0) -> PartSet:
     """Return rendered parts: ``n_good`` good ones, three quarters of them to learn from, and eight defective ones.
 
+    Args:
+        n_good: 8 … 1000.
+        mm_per_px: What a pixel is on the part.
+        seed: Another seed gives other parts, and the same kinds of defects at other places.
+
     Raises:
-        ValueError: If ``n_good`` is smaller than 8, or a defect cannot be drawn at this scale.
+        ValueError: If ``n_good`` or the seed is out of range, or a defect cannot be drawn at this scale.
     """
-    if n_good < 8:
-        raise ValueError(f"--n-good is {n_good}; at least 8 good parts are needed, 30 are better.")
+    if not 8 <= n_good <= _FIRST_DEFECT:
+        raise ValueError(f"--n-good is {n_good}; at least 8 good parts are needed, 30 are better, 1000 are the most.")
+    if seed < 0:
+        raise ValueError(f"--seed is {seed}; it must not be negative.")
+    first = seed * _SEEDS_A_SET
     n_fit = round(0.75 * n_good)
     ring = machined_ring()
     inside = shape_mask(ring, (SIZE_PX, SIZE_PX))
     good, defective = [], []
-    for seed in range(n_good):
-        sample = render_good(seed, mm_per_px=mm_per_px)
-        name = f"good part {seed + 1}"
+    for number in range(n_good):
+        sample = render_good(first + number, mm_per_px=mm_per_px)
+        name = f"good part {number + 1}"
         good.append(Part(name=name, image_bgr=sample.image_bgr, is_defective=False, inspected_mask=inside))
-    for seed, kind in enumerate(_DEFECTS, start=1000):
-        sample = render_defective(seed, kind, mm_per_px=mm_per_px)
+    for part_seed, kind in enumerate(_DEFECTS, start=first + _FIRST_DEFECT):
+        sample = render_defective(part_seed, kind, mm_per_px=mm_per_px)
         defective.append(
             Part(
                 name=f"{kind.replace('_', ' ')}, {sample.defect_size_mm:.1f} mm",

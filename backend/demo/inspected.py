@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any, Literal
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -68,6 +69,16 @@ class Inspected:
         """True when the decision agrees with the truth."""
         return self.outcome in ("passed", "found")
 
+    @property
+    def region_on_defect(self) -> bool | None:
+        """True when a region shares a pixel with the defect; None where the place of the defect is not known."""
+        if self.part.defect_mask is None:
+            return None
+        filled = np.zeros(self.part.defect_mask.shape, np.uint8)
+        for region in self.regions:  # one by one: filled together, one inside another would count as a hole
+            cv2.fillPoly(filled, [np.asarray(region["contour"], np.int32).reshape(-1, 1, 2)], 1)
+        return bool((self.part.defect_mask & (filled > 0)).any())
+
     def judged_by(self, threshold: float) -> Inspected:
         """Return the same with the decision that another threshold would have given."""
         return replace(self, threshold=threshold, decision="ng" if self.score > threshold else "ok")
@@ -75,12 +86,17 @@ class Inspected:
 
 @dataclass(frozen=True, kw_only=True)
 class Tally:
-    """How many decisions were right; images with a note stand apart (``n_aside``), so that none goes unmentioned."""
+    """How many decisions were right; images with a note stand apart (``n_aside``), so that none goes unmentioned.
+
+    Of the ``n_found`` defects the place is known of ``n_place_known``; a region lies on ``n_on_defect`` of these.
+    """
 
     n_good: int
     n_passed: int
     n_defective: int
     n_found: int
+    n_place_known: int
+    n_on_defect: int
     n_aside: int
     n_aside_right: int
     median_ms: float
@@ -89,12 +105,15 @@ class Tally:
 def tally(items: Sequence[Inspected]) -> Tally:
     """Return how many of one or more images were judged right, and how long the service took for one (median)."""
     outcomes = Counter(item.outcome for item in items if not item.note)
+    on_defect = [item.region_on_defect for item in items if not item.note and item.outcome == "found"]
     aside = [item.is_right for item in items if item.note]
     return Tally(
         n_good=outcomes["passed"] + outcomes["false alarm"],
         n_passed=outcomes["passed"],
         n_defective=outcomes["found"] + outcomes["missed"],
         n_found=outcomes["found"],
+        n_place_known=len(on_defect) - on_defect.count(None),
+        n_on_defect=on_defect.count(True),
         n_aside=len(aside),
         n_aside_right=sum(aside),
         median_ms=median(item.elapsed_ms for item in items),

@@ -11,13 +11,14 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from backend.demo.client import CallFailed, Client, form
@@ -29,13 +30,31 @@ from backend.errors import InspectionError
 from backend.imaging.image_codec import encode_png
 from backend.roi_mask import shape_fields
 
-_ROI = {"role_id": "Demo", "roi_id": "part-1"}
+_ROLE_ID, _ROI_ID = "Demo", "part-1"
 _N_NG_FOR_CALIBRATION = 2
-_SCORE_MODE = "top_mean"  # p99 cannot see a defect that covers less than 1 % of the ROI
 _CALL_S = 900.0
 
 
-def run_demo(*, data: Path | None, out: Path, n_good: int, mm_per_px: float, keep_models: bool) -> int:
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Findings:
+    """What the service answered to the calls of the tour.
+
+    Attributes:
+        parts: What it was shown.
+        fit: The answer of ``POST /fit_ok``.
+        calibrations: The answers of ``POST /calibrate_ng``, without NG and with; the last one is in force.
+        items: The parts that were inspected, with the answers.
+    """
+
+    parts: PartSet
+    fit: Mapping[str, Any]
+    calibrations: Sequence[Mapping[str, Any]]
+    items: Sequence[Inspected]
+
+
+def run_demo(
+    *, data: Path | None, out: Path, n_good: int, mm_per_px: float, keep_models: bool, seed: int | None = None
+) -> int:
     """Run the demo with the options of the command line; return the exit code: 0, or 1 when something failed."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # A code page without × must not end the demo.
@@ -43,6 +62,8 @@ def run_demo(*, data: Path | None, out: Path, n_good: int, mm_per_px: float, kee
     page, log = out / "index.html", out / "server.log"
     extractor = os.environ.get("BDI_EXTRACTOR", "auto")
     try:
+        if data is not None and seed is not None:
+            raise ValueError("--seed chooses rendered parts; it has no effect beside --data.")
         out.mkdir(parents=True, exist_ok=True)
         log.unlink(missing_ok=True)
         with tempfile.TemporaryDirectory(prefix="roi-inspector-", ignore_cleanup_errors=True) as passing:
@@ -52,12 +73,17 @@ def run_demo(*, data: Path | None, out: Path, n_good: int, mm_per_px: float, kee
                 with _progress(console) as progress:
                     progress.add_task("preparing images, starting the server", total=None)
                     server.launch()
-                    parts = rendered_parts(n_good, mm_per_px) if data is None else folder_parts(data, mm_per_px)
+                    if data is None:
+                        parts = rendered_parts(n_good, mm_per_px, seed=seed or 0)
+                    else:
+                        parts = folder_parts(data, mm_per_px)
                     health = server.wait_until_ready()
                 _say(console, extractor_line(health, extractor))
-                with server.client(timeout_s=_CALL_S) as client:
-                    report = _tour(Api(client, parts), health, console)
-        page.write_text(render_report(report), encoding="utf-8", newline="\n")
+                if parts.remark:
+                    _say(console, parts.remark)
+                with server.client(timeout_s=_CALL_S) as client, _progress(console) as progress:
+                    findings = take_tour(Api(client, parts), _tick(progress))
+        page.write_text(render_report(_report(findings, health)), encoding="utf-8", newline="\n")
     except KeyboardInterrupt:
         _say(console, "Interrupted. The server was stopped.")
         return 1
@@ -65,7 +91,9 @@ def run_demo(*, data: Path | None, out: Path, n_good: int, mm_per_px: float, kee
         _say(console, f"The demo failed: {error}", style="bold red")
         _say(console, f"The server's log: {log}")
         return 1
-    _say(console, summary_line(report.items), style="bold")
+    console.print(result_table(findings.items))
+    _say(console, settings_line(findings))
+    _say(console, summary_line(findings.items), style="bold")
     _say(console, f"Page: {page.resolve()}")
     return 0
 
@@ -81,7 +109,12 @@ def summary_line(items: Sequence[Inspected]) -> str:
     counts = tally(items)
     line = (
         f"{counts.n_passed} of {counts.n_good} unseen good parts passed, "
-        f"{counts.n_found} of {counts.n_defective} unseen defects were found."
+        f"{counts.n_found} of {counts.n_defective} unseen defects were found"
+    )
+    line += (
+        f", {counts.n_on_defect} of {counts.n_place_known} with a region on the defect."
+        if counts.n_place_known
+        else "."
     )
     if counts.n_aside:
         line += (
@@ -90,9 +123,36 @@ def summary_line(items: Sequence[Inspected]) -> str:
     return line
 
 
+def settings_line(findings: Findings) -> str:
+    """Return which score mode the service chose by itself, and whether it takes the ROI for aligned."""
+    return f"Score of an image: {score_text(findings.calibrations[-1])}. ROI aligned: {aligned_text(findings.fit)}."
+
+
+def score_text(calibration: Mapping[str, Any]) -> str:
+    """Return what the score of an image is, from the answer of a calibration: its name in the API, and in words."""
+    percentile, area_mm2 = calibration["score_percentile"], calibration["area_mm2_thr"]
+    words = {
+        "percentile": f"the map's {percentile:g}th percentile",
+        "top_mean": f"mean of the hottest {100 - percentile:g} % of its pixels",
+        "max": "the map's largest value",
+        "area": f"the highest level that a connected area of {area_mm2:g} mm² reaches",
+    }
+    mode = calibration["score_mode"]
+    return f"{mode}, {words[mode]}"
+
+
+def aligned_text(fit: Mapping[str, Any]) -> str:
+    """Return whether the parts lie alike in the ROI, from the answer of a fit, with the figure that it rests on."""
+    if fit.get("aligned") is None:
+        return "not told"
+    figure = "" if fit.get("alignment") is None else f" ({fit['alignment']:.2f})"
+    return ("yes" if fit["aligned"] else "no") + figure
+
+
 def result_table(items: Sequence[Inspected]) -> Table:
     """Return the table that is printed: one row per image."""
-    table = Table("image", "score", "threshold", "decision", "regions, mm²", "ms", header_style="bold")
+    table = Table("image", "score", "threshold", "decision", "regions, mm²", "on defect", "ms", header_style="bold")
+    places = {True: "yes", False: "no", None: "-"}
     for column in table.columns:
         column.no_wrap, column.justify = True, "right"
     table.columns[0].justify = "left"
@@ -105,18 +165,22 @@ def result_table(items: Sequence[Inspected]) -> Table:
             f"{item.threshold:.3f}",
             f"[{style}]{item.decision.upper()} ({item.outcome})[/]",
             ", ".join(f"{area:.1f}" for area in areas[:2]) + (f" +{len(areas) - 2}" if len(areas) > 2 else "") or "-",
+            places[item.region_on_defect],
             f"{item.elapsed_ms:.0f}",
         )
     return table
 
 
 class Api:
-    """The three calls of the tour, as any client would make them; each raises as ``Client.ask`` and ``Answer.ok``."""
+    """The three calls of the tour, as any client would make them; each raises as ``Client.ask`` and ``Answer.ok``.
 
-    def __init__(self, client: Client, parts: PartSet) -> None:
+    None of them names a setting, so what is seen is what the service does by default.
+    """
+
+    def __init__(self, client: Client, parts: PartSet, *, roi_id: str = _ROI_ID) -> None:
         self.parts = parts
         self._client = client
-        self._roi: dict[str, object] = {**_ROI, "mm_per_px": parts.mm_per_px}
+        self._roi: dict[str, object] = {"role_id": _ROLE_ID, "roi_id": roi_id, "mm_per_px": parts.mm_per_px}
         self._shape = None if parts.ring is None else json.dumps(shape_fields(parts.ring))
 
     def fit(self) -> dict[str, Any]:
@@ -125,7 +189,7 @@ class Api:
 
     def calibrate(self, ng_scores: Sequence[float]) -> dict[str, Any]:
         """Set the threshold, from the service's own leave-one-image-out scores of the good parts."""
-        body = {**self._roi, "ng_scores": list(ng_scores) or None, "score_mode": _SCORE_MODE}
+        body = {**self._roi, "ng_scores": list(ng_scores) or None}
         return dict(self._client.post("/calibrate_ng", body).ok())
 
     def infer(self, part: Part) -> dict[str, Any]:
@@ -138,27 +202,45 @@ class Api:
         return dict(self._client.send(request).ok())
 
 
-def _tour(api: Api, health: Mapping[str, Any], console: Console) -> Report:
-    """Fit, calibrate without and with NG, inspect everything; the page says the rest."""
+def take_tour(api: Api, tick: Callable[[str, int, int], None] = lambda *_: None) -> Findings:
+    """Fit, calibrate without and with NG, inspect everything; prints nothing.
+
+    Args:
+        api: The calls, and the parts. Its ROI has no calibration yet, or one that the tour made.
+        tick: Called with what is done, how many images it was done to, and how many there are.
+
+    Raises:
+        CallCutOff, CallFailed: If a call was not answered as it should be.
+    """
     parts = api.parts
-    if parts.remark:
-        _say(console, parts.remark)
     step = max(1, len(parts.defective) // _N_NG_FOR_CALIBRATION)
     for_calibration = parts.defective[::step][:_N_NG_FOR_CALIBRATION]
-    with _progress(console) as progress:
-        learning = progress.add_task(f"learning {len(parts.fit)} good images", total=None)
-        fit = api.fit()
-        progress.update(learning, total=len(parts.fit), completed=len(parts.fit))
-        inspecting = progress.add_task("inspecting", total=len(parts.good) + len(parts.defective))
-        calibrations = [api.calibrate([])]
-        calibrations.append(api.calibrate([api.infer(part)["score"] for part in for_calibration]))
-        items = []
-        for part in (*parts.good, *parts.defective):
-            note = "Its score helped to set the threshold, so it is not counted." if part in for_calibration else ""
-            items.append(Inspected.from_answer(api.infer(part), part, note))
-            progress.advance(inspecting)
-    console.print(result_table(items))
-    return _report(parts, health, fit, calibrations, items)
+    learning, inspecting = f"learning {len(parts.fit)} good images", "inspecting"
+    tick(learning, 0, len(parts.fit))
+    fit = api.fit()
+    tick(learning, len(parts.fit), len(parts.fit))
+    # In this order: NG scores that a call sends count as measured in the mode in force, which the first call chooses.
+    calibrations = [api.calibrate([])]
+    calibrations.append(api.calibrate([api.infer(part)["score"] for part in for_calibration]))
+    items: list[Inspected] = []
+    shown = [*parts.good, *parts.defective]
+    for part in shown:
+        note = "Its score helped to set the threshold, so it is not counted." if part in for_calibration else ""
+        items.append(Inspected.from_answer(api.infer(part), part, note))
+        tick(inspecting, len(items), len(shown))
+    return Findings(parts=parts, fit=fit, calibrations=calibrations, items=items)
+
+
+def _tick(progress: Progress) -> Callable[[str, int, int], None]:
+    """Return what shows each kind of work in a line of its own; how far a fit is shows only when it is done."""
+    tasks: dict[str, TaskID] = {}
+
+    def tick(what: str, done: int, total: int) -> None:
+        if what not in tasks:
+            tasks[what] = progress.add_task(what, total=None)
+        progress.update(tasks[what], completed=done, total=total if done else None)
+
+    return tick
 
 
 def _progress(console: Console) -> Progress:
@@ -170,25 +252,22 @@ def _say(console: Console, text: str, style: str | None = None) -> None:
     console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
 
-def _report(
-    parts: PartSet,
-    health: Mapping[str, Any],
-    fit: Mapping[str, Any],
-    calibrations: Sequence[Mapping[str, Any]],
-    items: Sequence[Inspected],
-) -> Report:
-    in_force = calibrations[-1]
+def _report(findings: Findings, health: Mapping[str, Any]) -> Report:
+    parts, fit, items = findings.parts, findings.fit, findings.items
+    in_force = findings.calibrations[-1]
     n_ng = in_force["n_ng"]
     labels = ("from good parts alone", f"with {n_ng} NG")
     thresholds = [
-        (label, float(calibration["threshold"])) for label, calibration in zip(labels, calibrations, strict=True)
+        (label, float(calibration["threshold"]))
+        for label, calibration in zip(labels, findings.calibrations, strict=True)
     ]
     facts = [
         ("Extractor", f"{health['model']} on {health['device']}"),
         ("Learned from", f"{fit['n_ok_total']} good images"),
         ("Memory", f"{fit['coreset_size']} of {fit['n_embeddings']} patches"),
         ("Patch grid", "{} × {}".format(*fit["token_shape"])),
-        ("Score of an image", "mean of the hottest 1 % of its pixels"),
+        ("ROI aligned", aligned_text(fit)),
+        ("Score of an image", score_text(in_force)),
         ("Scale", f"{parts.mm_per_px:g} mm per pixel"),
     ]
     for label, threshold in thresholds:
@@ -202,7 +281,7 @@ def _report(
         f"{len(parts.fit)} other good ones. The scores of {n_ng} of the defective ones helped to set the threshold.",
         caution=health["reason"] or "",
         facts=facts,
-        notes=list(dict.fromkeys(note for answer in (fit, *calibrations) for note in answer["warnings"])),
+        notes=list(dict.fromkeys(note for answer in (fit, *findings.calibrations) for note in answer["warnings"])),
         thresholds=thresholds,
         items=items,
     )

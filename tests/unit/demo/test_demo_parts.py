@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from backend.demo.demo_parts import evenly, folder_parts, rendered_parts
+from backend.demo.samples import render_defective, render_good
 
 
 @pytest.mark.parametrize(
@@ -24,9 +25,28 @@ def test_three_quarters_of_the_rendered_good_parts_are_learned_and_the_others_he
     assert all(part.defect_mask.any() and part.is_defective for part in parts.defective)
 
 
-def test_too_few_good_parts_are_refused():
+@pytest.mark.parametrize("n_good", [7, 1001])
+def test_too_few_and_too_many_good_parts_are_refused(n_good):
     with pytest.raises(ValueError, match="at least 8 good parts are needed"):
-        rendered_parts(7, 0.2)
+        rendered_parts(n_good, 0.2)
+
+
+def test_another_seed_gives_other_parts_with_the_same_kinds_of_defects():
+    usual, other = rendered_parts(8, 0.2), rendered_parts(8, 0.2, seed=1)
+    seen = {part.image_bgr.tobytes() for part in (*usual.fit, *usual.good, *usual.defective)}
+    assert seen.isdisjoint(part.image_bgr.tobytes() for part in (*other.fit, *other.good, *other.defective))
+    assert [part.name.split(",")[0] for part in usual.defective] == [
+        part.name.split(",")[0] for part in other.defective
+    ]
+    # Seed 0 shows the parts that were always shown.
+    assert (usual.fit[0].image_bgr == render_good(0).image_bgr).all()
+    assert (usual.defective[0].image_bgr == render_defective(1000, "pit").image_bgr).all()
+    assert (other.defective[0].image_bgr == render_defective(11_000, "pit").image_bgr).all()
+
+
+def test_a_negative_seed_is_refused():
+    with pytest.raises(ValueError, match="--seed is -1"):
+        rendered_parts(8, 0.2, seed=-1)
 
 
 def _write(path, size=(24, 16), value=90):

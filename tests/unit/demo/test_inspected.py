@@ -46,6 +46,25 @@ def test_an_answer_becomes_an_inspected_image():
     assert (item.heatmap == heatmap).all()
 
 
+@pytest.mark.parametrize(
+    ("contours", "is_on"),
+    [
+        ([], False),
+        ([[[10, 4], [14, 4], [14, 8]]], False),
+        ([[[9, 7]]], True),
+        ([[[2, 2], [20, 2], [20, 15], [2, 15]]], True),  # around the defect: the area counts, not the outline
+        ([[[2, 2], [20, 2], [20, 15], [2, 15]], [[4, 4], [16, 4], [16, 13], [4, 13]]], True),  # one inside another
+        ([[[25, 18]], [[7, 7], [9, 9]]], True),
+    ],
+)
+def test_a_region_lies_on_the_defect_when_they_share_a_pixel(contours, is_on):
+    defect = np.zeros((20, 30), np.bool_)
+    defect[7:10, 8:10] = True
+    regions = [{"contour": contour, "area_mm2": 1.0} for contour in contours]
+    assert inspected(is_defective=True, defect_mask=defect, regions=regions).region_on_defect is is_on
+    assert inspected(is_defective=True, regions=regions).region_on_defect is None
+
+
 def test_the_tally_sets_images_with_a_note_apart():
     items = [
         inspected(elapsed_ms=10.0),
@@ -57,3 +76,18 @@ def test_the_tally_sets_images_with_a_note_apart():
     assert (counts.n_passed, counts.n_good, counts.n_found, counts.n_defective) == (1, 2, 1, 1)
     assert (counts.n_aside, counts.n_aside_right) == (1, 0)
     assert counts.median_ms == 25.0
+
+
+def test_the_tally_counts_regions_on_the_defects_that_are_found_and_whose_place_is_known():
+    defect = np.eye(20, 30, dtype=np.bool_)
+    on_it, beside_it = ({"contour": [[3, 3]], "area_mm2": 1.0},), ({"contour": [[25, 3]], "area_mm2": 1.0},)
+    found = {"is_defective": True, "decision": "ng"}
+    items = [
+        inspected(**found, defect_mask=defect, regions=on_it),
+        inspected(**found, defect_mask=defect, regions=beside_it),
+        inspected(**found, regions=on_it),
+        inspected(**found, defect_mask=defect, regions=on_it, note="set the threshold"),
+        inspected(is_defective=True, defect_mask=defect, regions=on_it),
+    ]
+    counts = tally(items)
+    assert (counts.n_found, counts.n_place_known, counts.n_on_defect) == (3, 2, 1)

@@ -61,7 +61,9 @@ def test_the_page_fetches_nothing_and_runs_no_script():
 def test_the_page_says_each_decision_as_a_word_with_its_score_threshold_and_areas():
     page = render_report(_report())
     text = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", page.split("<main>")[1]))
-    assert re.search(r"bad one NG 0\.800 above the threshold 0\.500 10 ms 2 regions: 7\.5 mm², 3\.2 mm²", text)
+    assert re.search(
+        r"bad one NG 0\.800 above the threshold 0\.500 10 ms 2 regions: 7\.5 mm², 3\.2 mm², on the defect", text
+    )
     assert re.search(r"good one OK 0\.400 within the threshold 0\.500 10 ms no region", text)
 
 

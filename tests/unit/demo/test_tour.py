@@ -17,7 +17,7 @@ from backend.cli import main
 from backend.demo import tour
 from backend.demo.client import Answer
 from backend.demo.demo_parts import rendered_parts
-from backend.demo.tour import Api, extractor_line, result_table, run_demo, summary_line
+from backend.demo.tour import Api, aligned_text, extractor_line, result_table, run_demo, score_text, summary_line
 from tests.testkit.fakes import inspected
 
 
@@ -49,6 +49,11 @@ def test_the_first_line_says_which_extractor_runs_and_why(health, chosen, line):
     assert extractor_line(health, chosen) == line
 
 
+_CORNER = np.zeros((20, 30), np.bool_)
+_CORNER[:4, :4] = True
+_IN_THE_CORNER = ({"contour": [[2, 2], [6, 2], [6, 6]], "area_mm2": 1.0},)
+
+
 def _ng(**changes):
     return inspected(**{"name": "part [1]", "is_defective": True, "score": 0.75, "decision": "ng", **changes})
 
@@ -56,10 +61,10 @@ def _ng(**changes):
 def test_the_table_shows_score_threshold_decision_areas_and_time():
     regions = [{"contour": [[1, 1]], "area_mm2": area} for area in (1.0, 3.0, 2.0)]
     console = Console(file=io.StringIO(), width=100)
-    console.print(result_table([_ng(regions=regions, elapsed_ms=41.4), _ng(decision="ok")]))
+    console.print(result_table([_ng(regions=regions, elapsed_ms=41.4), _ng(decision="ok", defect_mask=_CORNER)]))
     rows = [re.split(r"\s*│\s*", line.strip("│ \n")) for line in console.file.getvalue().splitlines() if "│" in line]
-    assert rows[0] == ["part [1]", "0.750", "0.500", "NG (found)", "3.0, 2.0 +1", "41"]
-    assert rows[1] == ["part [1]", "0.750", "0.500", "OK (missed)", "-", "10"]
+    assert rows[0] == ["part [1]", "0.750", "0.500", "NG (found)", "3.0, 2.0 +1", "-", "41"]
+    assert rows[1] == ["part [1]", "0.750", "0.500", "OK (missed)", "-", "no", "10"]
 
 
 def test_the_summary_sets_parts_apart_that_helped_to_set_the_threshold():
@@ -74,6 +79,43 @@ def test_the_summary_sets_parts_apart_that_helped_to_set_the_threshold():
         "Not counted: 1 that helped to set the threshold, 1 of them found."
     )
     assert summary_line(items[:1]) == "0 of 0 unseen good parts passed, 1 of 1 unseen defects were found."
+
+
+def test_the_summary_counts_found_defects_of_a_known_place_that_a_region_lies_on():
+    items = [
+        _ng(),
+        _ng(defect_mask=_CORNER),
+        _ng(defect_mask=_CORNER, regions=_IN_THE_CORNER),
+        _ng(defect_mask=_CORNER, regions=_IN_THE_CORNER, decision="ok"),
+    ]
+    assert summary_line(items) == (
+        "0 of 0 unseen good parts passed, 3 of 4 unseen defects were found, 1 of 2 with a region on the defect."
+    )
+
+
+@pytest.mark.parametrize(
+    ("mode", "text"),
+    [
+        ("percentile", "percentile, the map's 99.5th percentile"),
+        ("top_mean", "top_mean, mean of the hottest 0.5 % of its pixels"),
+        ("max", "max, the map's largest value"),
+        ("area", "area, the highest level that a connected area of 2 mm² reaches"),
+    ],
+)
+def test_the_score_is_named_as_in_the_api_and_in_words(mode, text):
+    assert score_text({"score_mode": mode, "score_percentile": 99.5, "area_mm2_thr": 2.0}) == text
+
+
+@pytest.mark.parametrize(
+    ("fit", "text"),
+    [
+        ({"aligned": True, "alignment": 0.957}, "yes (0.96)"),
+        ({"aligned": False, "alignment": 0.03}, "no (0.03)"),
+        ({}, "not told"),
+    ],
+)
+def test_whether_the_roi_is_aligned_is_said_with_its_figure(fit, text):
+    assert aligned_text(fit) == text
 
 
 class Recorder:
@@ -104,11 +146,11 @@ def test_the_fit_sends_every_good_part_the_scale_and_the_ring():
 
 
 @pytest.mark.parametrize(("ng_scores", "sent"), [([], None), ([0.8, 0.9], [0.8, 0.9])])
-def test_the_calibration_leaves_the_good_scores_to_the_service(ng_scores, sent):
+def test_the_calibration_leaves_good_scores_and_settings_to_the_service(ng_scores, sent):
     client = Recorder()
     Api(client, eight_parts()).calibrate(ng_scores)
     roi = {"role_id": "Demo", "roi_id": "part-1", "mm_per_px": 0.2}
-    assert client.bodies == [("/calibrate_ng", {**roi, "ng_scores": sent, "score_mode": "top_mean"})]
+    assert client.bodies == [("/calibrate_ng", {**roi, "ng_scores": sent})]
 
 
 def test_the_demo_names_the_package_that_it_lacks_and_how_to_install_it(monkeypatch, capsys):
@@ -158,8 +200,14 @@ def test_a_missing_folder_is_named_and_the_demo_fails(tmp_path, run, ends_at_onc
     assert "There are no images in" in text
 
 
+def test_a_seed_beside_a_folder_is_refused(tmp_path, run):
+    status, text = run(data=tmp_path, out=tmp_path / "out", seed=1)
+    assert status == 1
+    assert "--seed chooses rendered parts; it has no effect beside --data." in text
+
+
 def test_an_interrupted_demo_says_so_and_fails(tmp_path, monkeypatch, run, ends_at_once):
-    def interrupt(*_):
+    def interrupt(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(tour, "rendered_parts", interrupt)
@@ -182,8 +230,11 @@ def test_the_demo_finds_defects_with_the_real_server_and_leaves_a_page(tmp_path)
     lines = done.stdout.splitlines()
     assert lines[0] == "Extractor: filter-bank on cpu (chosen by BDI_EXTRACTOR=filter-bank)"
     assert re.fullmatch(
-        r"\d of 2 unseen good parts passed, \d of 6 unseen defects were found\. Not counted: 2 .*", lines[-2]
+        r"\d of 2 unseen good parts passed, \d of 6 unseen defects were found"
+        r"(, \d of \d with a region on the defect)?\. Not counted: 2 .*",
+        lines[-2],
     )
+    assert re.fullmatch(r"Score of an image: .+\. ROI aligned: .+\.", lines[-3])
     assert lines[-1] == f"Page: {(out / 'index.html').resolve()}"
     page = (out / "index.html").read_text(encoding="utf-8")
     assert page.count("<article") == 10
