@@ -1,4 +1,4 @@
-"""What was measured, as a table for the terminal, a table for a document, and a page with plots and the worst cases."""
+"""What was measured, as a page with tables, plots and the worst cases."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
-from rich.table import Table
 
 from backend.calib import ScoreMode
 from backend.demo.report import paint_heatmap
 from backend.scoring.inspection import Inspection
+from benchmarks.accuracy_tables import aligned_text, caption, figure_text, kind_rows, mode_name, row_name, rows
 from benchmarks.datasets import LabelledImage
-from benchmarks.metrics import AUPRO_LIMIT, Measurement, Spread, best_of, roc_points
+from benchmarks.metrics import Measurement, best_of, roc_points
 
 # Okabe and Ito 2008: told apart by every kind of colour vision.
 _OK_COLOUR, _NG_COLOUR = "#0072B2", "#D55E00"
@@ -43,20 +43,6 @@ _STYLE: dict[Any, Any] = {
     "hatch.linewidth": 0.6,
 }
 _PICTURE_EDGE_PX = 640
-_COLUMNS: tuple[tuple[str, str, bool], ...] = (
-    ("auroc", "image AUROC", False),
-    ("f1_max", "F1-max", False),
-    ("false_alarms", "false alarms", True),
-    ("recall", "recall", True),
-    ("fit_image_false_alarms", "false alarms †", True),
-    ("fit_image_recall", "recall †", True),
-    ("pixel_auroc", "pixel AUROC", False),
-    ("aupro", f"AUPRO@{100 * AUPRO_LIMIT:.0f} %", False),
-)
-_DAGGER = (
-    "†: had the threshold been set from the scores of the learned images as they come out of the memory that was built "
-    "from them, leaving nothing out."
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,74 +67,6 @@ class Case:
         return (self.inspection.decision == "ng") != self.image.is_defective
 
 
-def caption(measurement: Measurement, *, n_sizes: int = 1) -> str:
-    """Return one sentence for each thing that a reader of the figures must know; ``n_sizes`` stand in the table."""
-    run, n_runs = measurement.runs[0], len(measurement.runs)
-    bounds = run.bounds
-    drawn = "train/good and test/good together" if measurement.pooled else "train/good"
-    sentences = [
-        f"{measurement.dataset}: {len(run.fit)} good images drawn from {drawn}, {len(run.good)} unseen good and "
-        f"{len(run.defective)} defective ones inspected, "
-        + (f"mean ± standard deviation over {n_runs} draws." if n_runs > 1 else "one draw."),
-        f"Images of {measurement.image_hw[1]}×{measurement.image_hw[0]} px; extractor {measurement.extractor_id}"
-        + (", and the same with the other inputs." if n_sizes > 1 else "."),
-        f"The service promises for its threshold {100 * bounds.expected_false_alarm_rate:.1f} % false alarms on "
-        f"average, and with 95 % confidence no more than {100 * bounds.false_alarm_rate_upper_95:.1f} %.",
-        _DAGGER,
-    ]
-    if measurement.n_resized:
-        sentences.insert(2, f"{measurement.n_resized} images were of another size and were brought to this one.")
-    n_seen = max(run.n_seen for run in measurement.runs)
-    if n_seen:
-        sentences.insert(1, f"Up to {n_seen} test images were pixel for pixel among the learned ones and left out.")
-    return " ".join(sentences)
-
-
-def rows(measurements: Sequence[Measurement]) -> tuple[list[str], list[list[str]]]:
-    """Return the headings and the cells of the table, one row per input size and score mode."""
-    known = {name for measurement in measurements for name in measurement.spreads(measurement.modes[0])}
-    columns = [column for column in _COLUMNS if column[0] in known]
-    cells = []
-    for measurement in measurements:
-        for mode in measurement.modes:
-            spreads = measurement.spreads(mode)
-            values = [_cell(spreads[name], is_rate) if name in spreads else "" for name, _, is_rate in columns]
-            cells.append([f"{measurement.settings['input_size']}", mode_name(mode, measurement), *values])
-    return ["input", "score", *(heading for _, heading, _ in columns)], cells
-
-
-def rich_table(measurement: Measurement) -> Table:
-    """Return the figures of one input size for the terminal, a column per score mode: it fits into 80 characters."""
-    headings, cells = rows([measurement])
-    title = f"{measurement.dataset}, input {measurement.settings['input_size']} px"
-    table = Table("", *(row[1] for row in cells), title=title, caption=caption(measurement), caption_justify="left")
-    for column in table.columns[1:]:
-        column.justify, column.no_wrap = "right", True
-    for index, heading in enumerate(headings[2:], start=2):
-        table.add_row(heading, *(row[index] for row in cells))
-    return table
-
-
-def markdown_table(measurements: Sequence[Measurement]) -> str:
-    """Return the same table for a document, its caption below it."""
-    headings, cells = rows(measurements)
-    rules = ["---:", "---", *("---:" for _ in headings[2:])]
-    lines = ["| " + " | ".join(row) + " |" for row in (headings, rules, *cells)]
-    return "\n".join([*lines, "", caption(measurements[0], n_sizes=len(measurements))])
-
-
-def mode_name(mode: ScoreMode, measurement: Measurement) -> str:
-    """Return what people call a score mode."""
-    percentile, area_mm2 = measurement.settings["score_percentile"], measurement.settings["area_mm2_thr"]
-    names: dict[ScoreMode, str] = {
-        "percentile": f"p{percentile:g}",
-        "top_mean": f"mean of top {100 - percentile:g} %",
-        "max": "max",
-        "area": f"level of {area_mm2:g} mm²",
-    }
-    return names[mode]
-
-
 def write_page(measurements: Sequence[Measurement], cases: Sequence[Case], path: Path) -> None:
     """Write the page to a file, making its folder if need be: one HTML file, no script, nothing fetched."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -161,7 +79,7 @@ def render_page(measurements: Sequence[Measurement], cases: Sequence[Case]) -> s
     templates = ChoiceLoader([FileSystemLoader(Path(__file__).parent / "templates"), PackageLoader("backend.demo")])
     environment = Environment(loader=templates, autoescape=True, undefined=StrictUndefined)
     headings, cells = rows(measurements)
-    winner = [f"{best.settings['input_size']}", mode_name(best.best_mode, best)]
+    winner = row_name(best, best.best_mode)
     groups = (
         ("Good parts that score highest", [_card(case) for case in cases if not case.image.is_defective]),
         ("Defective parts that score lowest", [_card(case) for case in cases if case.image.is_defective]),
@@ -169,10 +87,12 @@ def render_page(measurements: Sequence[Measurement], cases: Sequence[Case]) -> s
     return environment.get_template("accuracy.html").render(
         best=best,
         mode=mode_name(best.best_mode, best),
+        aligned=aligned_text(best),
         figures=best.spreads(best.best_mode),
-        caption=caption(best, n_sizes=len(measurements)),
+        caption=caption(best, n_sizes=len({measurement.extractor_id for measurement in measurements})),
         headings=headings,
-        rows=[(row, row[:2] == winner) for row in cells],
+        rows=[(row, row[: len(winner)] == winner) for row in cells],
+        kinds=kind_rows(measurements) if len(best.n_by_kind) > 1 else None,
         roc=_svg(roc_figure(best)),
         histograms=_svg(histogram_figure(best)),
         groups=[(heading, cards) for heading, cards in groups if cards],
@@ -189,7 +109,7 @@ def roc_figure(measurement: Measurement) -> Figure:
             curve = roc_points(run.by_mode[mode].good, run.by_mode[mode].defective)
             axes.plot(*curve, color=colour, linestyle=line, linewidth=1.1, alpha=0.5)
         spreads = measurement.spreads(mode)
-        label = f"{mode_name(mode, measurement)}, AUROC {_cell(spreads['auroc'], False)}"
+        label = f"{mode_name(mode, measurement)}, AUROC {figure_text(spreads['auroc'], False)}"
         axes.plot([], [], color=colour, linestyle=line, label=label)
         axes.plot(spreads["false_alarms"].mean, spreads["recall"].mean, "o", color=colour, **_MARKER)
         axes.plot(
@@ -255,14 +175,6 @@ def _svg(figure: Figure) -> Markup:
         figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
     svg = text.getvalue()
     return Markup(svg[svg.index("<svg") :])
-
-
-def _cell(spread: Spread, is_rate: bool) -> str:
-    scale, digits = (100, 1) if is_rate else (1, 3)
-    text = f"{scale * spread.mean:.{digits}f}"
-    if spread.deviation is not None:
-        text += f" ± {scale * spread.deviation:.{digits}f}"
-    return f"{text} %" if is_rate else text
 
 
 def _card(case: Case) -> dict[str, Any]:

@@ -6,23 +6,23 @@ wrapped, to remember its answer to an image: it does not depend on the shots.
 
 from __future__ import annotations
 
+import hashlib
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
-from numpy.typing import NDArray
 
 from backend.artifacts.model_key import ModelKey
 from backend.calib import Calibration, ScoreMode, set_threshold
-from backend.extractors.base import FeatureExtractor
+from backend.extractors.base import FeatureExtractor, embeddings_key
 from backend.extractors.loader import ExtractorLoader
-from backend.imaging.image_codec import decode_image, pixel_digest
-from backend.imaging.placement import Placement
+from backend.imaging.image_codec import decode_image
+from backend.memory_bank.threads import limit_threads, usable_cpus
 from backend.scoring.anomaly_map import anomaly_map
 from backend.scoring.image_score import image_scores
 from backend.services.fit_request import Upload
@@ -31,12 +31,14 @@ from backend.settings import Settings
 from backend.wiring import build_service, make_extractor
 from benchmarks.accuracy_page import Case
 from benchmarks.datasets import Dataset, DatasetError
+from benchmarks.extractor_choice import load_extractor
 from benchmarks.metrics import Measurement, ModeScores, PixelScores, Run
+from benchmarks.remembering_extractor import RememberingExtractor
 
 MODES: tuple[ScoreMode, ...] = get_args(ScoreMode)
-_MM_PER_PX = 0.2  # Enters areas only, and no figure here is an area.
 _CASES_A_GROUP = 6
 
+Aligned = Literal["auto", "yes", "no"]
 Tick = Callable[[str, int], None]
 
 
@@ -46,6 +48,9 @@ class Plan:
 
     Attributes:
         settings: The service's; ``models_dir`` and ``seed`` are replaced.
+        extractor: ``package.module:Class`` in place of the settings' extractor; None for theirs.
+        aligned: What the fit is asked; None leaves it to the service.
+        mm_per_px: What a pixel is on the parts; enters the area score.
         shots: Good images to learn from.
         seeds: Number of draws.
         modes: Score modes to report; each gets a threshold of its own by the same rule.
@@ -57,46 +62,18 @@ class Plan:
     seeds: int
     modes: tuple[ScoreMode, ...] = MODES
     pooled: bool = False
-
-
-class RememberingExtractor:
-    """An extractor that keeps its answers in a folder, by the digest of the pixels.
-
-    An image's embeddings depend on nothing but the image, so five draws of the shots need them once.
-    """
-
-    def __init__(self, wrapped: FeatureExtractor, folder: Path) -> None:
-        self._wrapped = wrapped
-        self._folder = folder
-        self.name = wrapped.name
-        self.extractor_id = wrapped.extractor_id
-        self.device = wrapped.device
-        self.whitens = wrapped.whitens
-        self.batch_size = wrapped.batch_size
-        self.precision = wrapped.precision
-        folder.mkdir(parents=True, exist_ok=True)
-
-    def placement(self, image_hw: tuple[int, int]) -> Placement:
-        """Return the wrapped extractor's placement."""
-        return self._wrapped.placement(image_hw)
-
-    def extract(self, image_bgr: NDArray[np.uint8]) -> tuple[NDArray[np.float32], tuple[int, int]]:
-        """Return the wrapped extractor's answer."""
-        return self.extract_batch([image_bgr])[0], self.placement((image_bgr.shape[0], image_bgr.shape[1])).grid_hw
-
-    def extract_batch(self, images_bgr: Sequence[NDArray[np.uint8]]) -> list[NDArray[np.float32]]:
-        """Return the wrapped extractor's answers; it is asked for the images that are new, in one batch."""
-        paths = [self._folder / f"{pixel_digest(image)}.npy" for image in images_bgr]
-        new = [(path, image) for path, image in zip(paths, images_bgr, strict=True) if not path.exists()]
-        if new:
-            found = self._wrapped.extract_batch([image for _, image in new])
-            for (path, _), rows in zip(new, found, strict=True):
-                np.save(path, rows, allow_pickle=False)
-        return [np.load(path, allow_pickle=False) for path in paths]
+    extractor: str | None = None
+    aligned: Aligned | None = None
+    mm_per_px: float = 0.2
 
 
 def measure(
-    data: Dataset, plan: Plan, *, with_cases: bool = False, tick: Tick = lambda *_: None
+    data: Dataset,
+    plan: Plan,
+    *,
+    with_cases: bool = False,
+    tick: Tick = lambda *_: None,
+    embeddings: Path | None = None,
 ) -> tuple[Measurement, tuple[Case, ...]]:
     """Return what was measured and, if asked for, the worst cases of the first run under the best score mode.
 
@@ -105,23 +82,26 @@ def measure(
         plan: What to measure.
         with_cases: Also inspect the worst images again and keep their maps.
         tick: Called with what is being done and how many more images it was done to.
+        embeddings: Folder that keeps the embeddings for other plans; None keeps them for this one only.
 
     Raises:
+        ExtractorError: If the plan's extractor cannot be used.
         DatasetError: If the data do not fit the plan.
         InspectionError: If the service refuses.
     """
     started = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="accuracy-", ignore_cleanup_errors=True) as folder:
         settings = plan.settings.model_copy(update={"models_dir": Path(folder) / "models"})
-        extractor = RememberingExtractor(make_extractor(settings)[0], Path(folder) / "embeddings")
+        extractor = _remembering(plan, settings, embeddings or Path(folder) / "embeddings")
         runs = []
         for seed in range(plan.seeds):
             with _service(settings, extractor, seed) as service:
                 runs.append(_run(service, extractor, data, plan, seed, tick))
         measurement = Measurement(
             dataset=data.name,
-            settings=plan.settings.model_dump(mode="json", exclude={"models_dir", "weights", "seed"}),
+            settings=_described(plan),
             extractor_id=extractor.extractor_id,
+            precision=extractor.precision,
             grid_hw=extractor.placement(data.image_hw).grid_hw,
             image_hw=data.image_hw,
             n_resized=data.n_resized,
@@ -135,6 +115,26 @@ def measure(
             with _service(settings, extractor, 0) as service:
                 cases = _worst(service, data, plan, measurement)
     return measurement, cases
+
+
+def _remembering(plan: Plan, settings: Settings, folder: Path) -> RememberingExtractor:
+    if plan.extractor is None:
+        extractor = make_extractor(settings)[0]
+    else:
+        limit_threads(settings.threads or usable_cpus())
+        extractor = load_extractor(plan.extractor, input_size=settings.input_size, resize=settings.resize)
+    return RememberingExtractor(extractor, folder / hashlib.sha256(embeddings_key(extractor).encode()).hexdigest()[:16])
+
+
+def _described(plan: Plan) -> dict[str, Any]:
+    """Return what a measurement ran with, JSON types."""
+    settings = plan.settings.model_dump(mode="json", exclude={"models_dir", "weights", "seed"})
+    settings["mm_per_px"] = plan.mm_per_px
+    if plan.extractor is not None:
+        settings["extractor"] = plan.extractor
+    if plan.aligned is not None:
+        settings["aligned"] = plan.aligned
+    return settings
 
 
 @contextmanager
@@ -160,7 +160,9 @@ def _run(
         learned = done
 
     uploads = [Upload(name=image.name, data=data.data(image)) for image in split.fit]
-    service.fit_ok(key, uploads, mm_per_px=_MM_PER_PX, progress=learning)
+    asked: dict[str, Any] = {} if plan.aligned is None else {"aligned": plan.aligned}
+    report = service.fit_ok(key, uploads, mm_per_px=plan.mm_per_px, progress=learning, **asked)
+    default_mode = service.calibrate(key).score_mode
     calibrations = {mode: _calibrated(service, key, mode, plan) for mode in plan.modes}
     fit_images = _scores_with_own_vectors(service, key, extractor, [upload.data for upload in uploads], plan)
     names: dict[bool, list[str]] = {False: [], True: []}
@@ -168,7 +170,7 @@ def _run(
     pixels = PixelScores()
     in_force = plan.modes[-1]
     for image in split.test:
-        inspection = service.infer(key, data.data(image), mm_per_px=_MM_PER_PX, name=image.name)
+        inspection = service.infer(key, data.data(image), mm_per_px=plan.mm_per_px, name=image.name)
         tick(f"seed {seed}: inspecting", 1)
         if inspection.params["scoring"] != "new":
             continue  # The same pixels are among the shots: this image is not unseen.
@@ -202,6 +204,8 @@ def _run(
         pixel_auroc=pixels.auroc(),
         aupro=pixels.aupro(),
         bounds=calibrations[in_force].bounds,
+        default_mode=default_mode,
+        aligned=getattr(report.bank, "local", None) is not None,
     )
 
 
@@ -250,7 +254,7 @@ def _worst(service: InspectionService, data: Dataset, plan: Plan, measurement: M
             Case(
                 image=image,
                 image_bgr=decode_image(bytes_, max_pixels=plan.settings.max_pixels, name=name),
-                inspection=service.infer(_key(run.seed), bytes_, mm_per_px=_MM_PER_PX, name=name),
+                inspection=service.infer(_key(run.seed), bytes_, mm_per_px=plan.mm_per_px, name=name),
                 defect_mask=data.defect_mask(image) if image.is_defective else None,
             )
         )

@@ -5,6 +5,7 @@ Scores and maps are larger-is-more-anomalous throughout.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -171,6 +172,8 @@ class Run:
         pixel_auroc: None where no mask is known.
         aupro: Up to ``AUPRO_LIMIT``; None where no mask is known.
         bounds: What the service promised about its threshold.
+        default_mode: The score mode of a first calibration that names none.
+        aligned: Whether the fit took the ROI for aligned.
     """
 
     seed: int
@@ -182,10 +185,20 @@ class Run:
     pixel_auroc: float | None
     aupro: float | None
     bounds: Bounds
+    default_mode: ScoreMode
+    aligned: bool
 
     def figures(self, mode: ScoreMode) -> dict[str, float | None]:
         """Return all figures of a score mode; those of the pixels are the same for every mode."""
         return {**self.by_mode[mode].figures(), "pixel_auroc": self.pixel_auroc, "aupro": self.aupro}
+
+    def recall_by_kind(self, mode: ScoreMode) -> dict[str, float]:
+        """Return the share of the defects of each kind, the folder's name, that was found at the threshold."""
+        scores = self.by_mode[mode]
+        by_kind: dict[str, list[float]] = {}
+        for name, score in zip(self.defective, scores.defective, strict=True):
+            by_kind.setdefault(name.partition("/")[0], []).append(score)
+        return {kind: share_above(found, scores.threshold) for kind, found in by_kind.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,6 +208,12 @@ class Spread:
     mean: float
     deviation: float | None
 
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        """Return the spread of one value per run."""
+        array = np.asarray(values, dtype=np.float64)
+        return cls(mean=float(array.mean()), deviation=float(array.std(ddof=1)) if len(array) > 1 else None)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
@@ -202,8 +221,10 @@ class Measurement:
 
     Attributes:
         dataset: Name of the data.
-        settings: What the service ran with, JSON types.
+        settings: What the service ran with, JSON types; ``extractor`` as the command line names it, ``aligned`` as the
+            fit was asked, and ``mm_per_px``.
         extractor_id: Names everything that changes the embeddings.
+        precision: What the extractor multiplies in.
         grid_hw: Patch grid.
         image_hw: Size of the images, px.
         n_resized: Images that had to be brought to it.
@@ -216,6 +237,7 @@ class Measurement:
     dataset: str
     settings: Mapping[str, Any]
     extractor_id: str
+    precision: str
     grid_hw: tuple[int, int]
     image_hw: tuple[int, int]
     n_resized: int
@@ -230,6 +252,16 @@ class Measurement:
         return tuple(self.runs[0].by_mode)
 
     @property
+    def default_mode(self) -> ScoreMode:
+        """The score mode that the service chooses by itself for the first calibration of a ROI."""
+        return self.runs[0].default_mode
+
+    @property
+    def n_by_kind(self) -> dict[str, int]:
+        """Defective images that were inspected, by the name of their folder."""
+        return dict(Counter(name.partition("/")[0] for name in self.runs[0].defective))
+
+    @property
     def best_mode(self) -> ScoreMode:
         """The mode with the largest mean image AUROC; looked up in the test set, so its figure flatters a little."""
         return max(self.modes, key=lambda mode: self.spreads(mode)["auroc"].mean)
@@ -240,10 +272,13 @@ class Measurement:
         found = {}
         for name, first in by_run[0].items():
             if first is not None:
-                values = np.array([figures[name] for figures in by_run], dtype=np.float64)
-                deviation = float(values.std(ddof=1)) if len(values) > 1 else None
-                found[name] = Spread(mean=float(values.mean()), deviation=deviation)
+                found[name] = Spread.of([value for figures in by_run if (value := figures[name]) is not None])
         return found
+
+    def recall_by_kind(self, mode: ScoreMode) -> dict[str, Spread]:
+        """Return mean and deviation of the recall of each kind of defect."""
+        by_run = [run.recall_by_kind(mode) for run in self.runs]
+        return {kind: Spread.of([recalls[kind] for recalls in by_run if kind in recalls]) for kind in self.n_by_kind}
 
 
 def best_of(measurements: Sequence[Measurement]) -> Measurement:

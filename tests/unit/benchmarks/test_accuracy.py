@@ -10,14 +10,19 @@ from rich.console import Console
 
 from backend.demo.samples import render_good
 from backend.scoring.leave_one_out import leave_one_out_scores
+from backend.services.inspection import InspectionService
 from backend.settings import Settings
 from backend.wiring import make_extractor
 from benchmarks import accuracy_runs
 from benchmarks.accuracy import main
-from benchmarks.accuracy_page import Case, caption, markdown_table, render_page
-from benchmarks.accuracy_runs import Plan, RememberingExtractor, measure
+from benchmarks.accuracy_page import Case, render_page
+from benchmarks.accuracy_runs import MODES, Plan, measure
+from benchmarks.accuracy_tables import aligned_text, caption, markdown_table, mode_name, rich_table
 from benchmarks.datasets import Dataset, read_dataset
 from benchmarks.metrics import Measurement
+from benchmarks.remembering_extractor import RememberingExtractor
+from tests.testkit import fakes
+from tests.testkit.fakes import FakeExtractor
 
 _SIZE_PX = 112
 _REAL_DATA = Path(__file__).resolve().parents[4] / "shared" / "data"
@@ -48,7 +53,7 @@ def _arguments(folder: Path, *more: str) -> list[str]:
 
 def test_every_draw_and_every_mode_is_measured(measured, data):
     measurement, cases = measured
-    assert measurement.modes == ("percentile", "top_mean", "max", "area")
+    assert measurement.modes == MODES
     assert [run.seed for run in measurement.runs] == [0, 1]
     for run in measurement.runs:
         assert (len(run.fit), len(run.good), len(run.defective), run.n_seen) == (5, 4, 4, 0)
@@ -126,11 +131,47 @@ def test_a_test_image_that_was_learned_is_left_out_and_said(folder, tmp_path):
 def test_the_table_of_a_document_has_a_row_per_mode_and_says_what_the_dagger_means(measured):
     text = markdown_table([measured[0]])
     lines = text.splitlines()
-    assert lines[0].startswith("| input | score | image AUROC | F1-max | false alarms | recall | false alarms † |")
-    assert [line.split(" | ")[1] for line in lines[2:5]] == ["p99", "mean of top 1 %", "max"]
-    assert len({line.count("|") for line in lines[:5]}) == 1
-    assert "2 draws" in lines[-1]
-    assert "†: had the threshold" in lines[-1]
+    assert lines[0].startswith("| input | coreset | aligned | score | image AUROC | F1-max | false alarms | recall | ")
+    table, explained = lines[: 2 + len(MODES)], lines[3 + len(MODES)]
+    aligned = aligned_text(measured[0])
+    assert [line.split(" | ")[:4] for line in table[2:]] == [
+        ["| 112", "10 %", aligned, mode_name(mode, measured[0]) + (" *" if mode == measured[0].default_mode else "")]
+        for mode in MODES
+    ]
+    assert explained.endswith("*: the score that the service chooses by itself for the first calibration of a ROI.")
+    assert "0.2 mm each; extractor filter-bank/" in explained
+    assert len({line.count("|") for line in table}) == 1
+    assert "2 draws" in explained
+    assert "†: had the threshold" in explained
+
+
+def test_the_recall_of_every_kind_of_defect_is_in_the_document_the_terminal_and_the_page(measured):
+    recall = measured[0].recall_by_kind(measured[0].default_mode)
+    assert list(recall) == ["chipped_edge", "missing_hole", "rust"]
+    lines = markdown_table([measured[0]]).splitlines()
+    assert lines[-3].endswith("| score | chipped edge (1) | missing hole (2) | rust (1) |")
+    assert [cell.split(" ")[0] for cell in lines[-1].strip("| ").split(" | ")[4:]] == [
+        f"{100 * found.mean:.1f}" for found in recall.values()
+    ]
+    console = Console(file=io.StringIO(), width=120)
+    console.print(rich_table(measured[0]))
+    assert "recall, missing hole (2)" in console.file.getvalue()
+    assert "Recall by kind of defect" in render_page([measured[0]], measured[1])
+
+
+@pytest.mark.parametrize(
+    ("asked", "found", "text"),
+    [
+        (None, [True, True], "yes"),
+        (None, [False, False], "no"),
+        ("no", [False, False], "no"),
+        ("auto", [True, True], "yes (auto)"),
+        ("auto", [True, False], "1 of 2 (auto)"),
+    ],
+)
+def test_a_row_says_whether_the_fits_took_the_roi_for_aligned(measured, asked, found, text):
+    runs = tuple(replace(run, aligned=aligned) for run, aligned in zip(measured[0].runs, found, strict=True))
+    assert aligned_text(replace(measured[0], runs=runs, settings={**measured[0].settings, "aligned": asked})) == text
 
 
 def test_the_page_is_one_file_with_plots_and_both_kinds_of_cases(measured):
@@ -150,19 +191,60 @@ def test_the_command_line_prints_a_table_that_fits_and_writes_json_and_page(fold
     (found,) = json.loads(out.read_text(encoding="utf-8"))
     assert found["settings"]["input_size"] == _SIZE_PX
     assert len(found["runs"][0]["by_mode"]["max"]["defective"]) == 4
+    assert set(found["recall_by_kind"]["max"]) == {"chipped_edge", "missing_hole", "rust"}
+    assert (found["settings"]["extractor"], found["settings"]["mm_per_px"]) == ("filter-bank", 0.2)
     assert page.read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
+
+
+def _rows(text: str) -> list[list[str]]:
+    """Return input, coreset and score of the rows of the first Markdown table."""
+    lines = text[text.index("| input |") :].split("\n\n")[0].splitlines()[2:]
+    return [
+        [cell.removesuffix(" *") for i, cell in enumerate(line.strip("| ").split(" | ")) if i in (0, 1, 3)]
+        for line in lines
+    ]
 
 
 def test_several_input_sizes_and_one_mode_give_a_row_each(folder):
     status, text = _run(*_arguments(folder, "112", "70", "--score-mode", "max", "--markdown"))
     assert status == 0, text
-    assert [
-        line.split(" | ")[:2] for line in text.splitlines() if line.startswith("| 1") or line.startswith("| 7")
-    ] == [
-        ["| 112", "max"],
-        ["| 112", "max"],
-        ["| 70", "max"],
-    ]
+    assert _rows(text) == [["112", "2 %", "max"], ["112", "2 %", "max"], ["70", "2 %", "max"]]
+
+
+def test_several_coreset_rates_and_modes_give_a_row_each_and_no_image_is_extracted_twice(folder, monkeypatch):
+    made: list[FakeExtractor] = []
+
+    class Colours(FakeExtractor):
+        def __init__(self, *, input_size: int = 64) -> None:
+            super().__init__(input_size=input_size)
+            made.append(self)
+
+    monkeypatch.setattr(fakes, "Colours", Colours, raising=False)
+    status, text = _run(
+        *_arguments(folder, "--extractor", "tests.testkit.fakes:Colours", "--markdown"),
+        *("--coreset-rate", "0.1", "0.5", "--score-mode", "max", "top_mean", "--seeds", "2"),
+    )
+    assert status == 0, text
+    modes = ("max", "mean of top 1 %")
+    assert _rows(text) == [["112", rate, mode] for rate in ("10 %", "50 %") for mode in modes]
+    calls = [digest for extractor in made for digest in extractor.calls]
+    assert len(calls) == len(set(calls)) <= 15
+    assert "extractor fake-a|112/8" in text
+
+
+def test_the_fit_is_asked_for_alignment_only_where_the_command_line_says_so(data, monkeypatch):
+    asked = []
+    fit_ok = InspectionService.fit_ok
+
+    def recorded(service, *arguments, aligned=None, **named):
+        asked.append(aligned)
+        return fit_ok(service, *arguments, **named)
+
+    monkeypatch.setattr(InspectionService, "fit_ok", recorded)
+    for aligned in (None, "no"):
+        measurement, _ = measure(data, _plan(seeds=1, modes=("max",), aligned=aligned))
+        assert measurement.settings.get("aligned") in (aligned, "auto")
+    assert asked == [None, "no"]
 
 
 def test_a_document_is_measured_again_in_place_and_nothing_else_is_touched(folder, tmp_path):
@@ -177,7 +259,7 @@ def test_a_document_is_measured_again_in_place_and_nothing_else_is_touched(folde
     assert once.startswith("Before.\n\n<!-- accuracy:")
     assert once.endswith("<!-- /accuracy -->\n\nAfter.\n")
     assert f"python -m benchmarks.accuracy {options}\n" in once
-    assert "| 112 | max |" in once
+    assert _rows(once) == [["112", "2 %", "max"]]
     assert "last year" not in once
     _run("--update", str(document), "--root", str(folder.parent))
     assert document.read_text(encoding="utf-8") == once
@@ -190,6 +272,9 @@ def test_a_document_is_measured_again_in_place_and_nothing_else_is_touched(folde
         ([], "--data is missing"),
         (["--data", "{folder}", "--shots", "99"], "--shots is 99, but train/good of flanges has 7 images"),
         (["--data", "{folder}", "--shots", "5", "--input-size", "5"], "input_size: "),
+        (["--data", "{folder}", "--shots", "5", "--coreset-rate", "2"], "coreset_rate: "),
+        (["--data", "{folder}", "--shots", "5", "--extractor", "nowhere.at_all:It"], "cannot be imported"),
+        (["--data", "{folder}", "--shots", "5", "--extractor", "dino"], "as package.module:Class"),
         (["--data", "{folder}", "--shots", "5", "--score-percentile", "0"], "score_percentile: "),
     ],
 )

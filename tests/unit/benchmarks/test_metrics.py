@@ -1,4 +1,5 @@
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from benchmarks.metrics import (
     ModeScores,
     PixelScores,
     Run,
+    Spread,
     best_of,
     f1_max,
     image_auroc,
@@ -181,6 +183,8 @@ def _run(seed: int, good: float) -> Run:
         pixel_auroc=0.75,
         aupro=None,
         bounds=Bounds(expected_false_alarm_rate=0.1, false_alarm_rate_upper_95=0.3),
+        default_mode="percentile",
+        aligned=False,
     )
 
 
@@ -189,6 +193,7 @@ def _measurement(*runs: Run) -> Measurement:
         dataset="four points",
         settings={"input_size": 56, "score_percentile": 99.0},
         extractor_id="none",
+        precision="fp32",
         grid_hw=(4, 4),
         image_hw=(8, 8),
         n_resized=0,
@@ -197,6 +202,20 @@ def _measurement(*runs: Run) -> Measurement:
         runs=runs,
         elapsed_s=0.0,
     )
+
+
+def test_recall_is_counted_by_kind_of_defect_in_the_order_of_the_folders():
+    scores = ModeScores(good=(1.0,), defective=(2.0, 1.0, 1.5, 3.0, 4.0), threshold=1.5, fit_image_threshold=0.5)
+    names = ("hole/a.png", "hole/b.png", "hole/c.png", "rust/a.png", "rust/b.png")
+    one = replace(_run(0, 1.0), defective=names, by_mode={"max": scores})
+    # A score at the threshold is not above it: of the holes one of three is found, of the rust stains both.
+    assert one.recall_by_kind("max") == {"hole": pytest.approx(1 / 3), "rust": 1.0}
+    other = replace(one, by_mode={"max": replace(scores, defective=(2.0, 2.0, 1.5, 3.0, 1.0))})
+    both = _measurement(one, other)
+    assert both.n_by_kind == {"hole": 3, "rust": 2}
+    recall = both.recall_by_kind("max")
+    assert recall["hole"] == Spread(mean=pytest.approx(0.5), deviation=pytest.approx(2**0.5 / 6))
+    assert recall["rust"] == Spread(mean=pytest.approx(0.75), deviation=pytest.approx(2**0.5 / 4))
 
 
 def _aupro_by_brute_force(pairs: list[tuple[NDArray[np.float64], NDArray[np.bool_]]], limit: float) -> float:
