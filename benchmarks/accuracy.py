@@ -71,19 +71,20 @@ def _report(arguments: argparse.Namespace, console: Console) -> None:
 def _measure_all(
     arguments: argparse.Namespace, root: Path, console: Console
 ) -> tuple[list[Measurement], tuple[Case, ...]]:
-    """Return one measurement per input size, coreset rate and ``--aligned``, and the cases of the best one."""
+    """Return one measurement per plan, and the cases of the best one."""
     data = _dataset(arguments, root)
     plans = _plans(arguments)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    an_image_each = arguments.shots + len(data.draw(arguments.shots, 0, pooled=arguments.pooled).test)
+    n_images = sum(plan.shots + len(data.draw(plan.shots, 0, pooled=plan.pooled).test) for plan in plans)
     found = []
     with (
         tempfile.TemporaryDirectory(prefix="accuracy-", ignore_cleanup_errors=True) as embeddings,
         Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as progress,
     ):
-        task = progress.add_task("", total=len(plans) * arguments.seeds * an_image_each)
+        task = progress.add_task("", total=arguments.seeds * n_images)
         for plan in plans:
-            prefix = f"{data.name}, {plan.settings.input_size} px, coreset {100 * plan.settings.coreset_rate:g} %"
+            size, rate = plan.settings.input_size, plan.settings.coreset_rate
+            prefix = f"{data.name}, {plan.shots} shots, {size} px, coreset {100 * rate:g} %"
 
             def tick(what: str, n: int, prefix: str = prefix) -> None:
                 progress.update(task, advance=n, description=f"{prefix}, {what}")
@@ -101,13 +102,13 @@ def _dataset(arguments: argparse.Namespace, root: Path) -> Dataset:
 
 
 def _plans(arguments: argparse.Namespace) -> list[Plan]:
-    """Return what a command line asks for: every input size with every coreset rate and every ``--aligned``."""
+    """Return what a command line asks for: every combination of what has several values."""
     is_own = arguments.extractor in OWN_EXTRACTORS
     if len(arguments.input_size) > 1 and not takes_input_size(arguments.extractor):
         raise ExtractorError(f"--extractor {arguments.extractor} takes no input_size: name one --input-size only.")
     plans = []
-    for input_size, rate, aligned in product(
-        arguments.input_size, arguments.coreset_rate or [None], arguments.aligned or [None]
+    for shots, input_size, rate, aligned in product(
+        arguments.shots, arguments.input_size, arguments.coreset_rate or [None], arguments.aligned or [None]
     ):
         named: dict[str, Any] = {} if rate is None else {"coreset_rate": rate}
         settings = Settings(
@@ -121,7 +122,7 @@ def _plans(arguments: argparse.Namespace) -> list[Plan]:
         plans.append(
             Plan(
                 settings=settings,
-                shots=arguments.shots,
+                shots=shots,
                 seeds=arguments.seeds,
                 modes=tuple(dict.fromkeys(arguments.score_mode or MODES)),
                 pooled=arguments.pooled,
@@ -148,9 +149,10 @@ def _update(document: Path, root: Path, console: Console) -> None:
     """Measure again what the blocks of a document name, and put each table in its place as soon as it is there."""
     blocks = dict.fromkeys(block["options"] for block in _BLOCK.finditer(_read(document)))
     arguments_by_block = {options: _parser().parse_args(shlex.split(options)) for options in blocks}
-    for arguments in arguments_by_block.values():
-        _dataset(arguments, root)  # What is missing is said now, not after half an hour.
-        _plans(arguments)
+    for arguments in arguments_by_block.values():  # What cannot be measured is said now, not after half an hour.
+        data = _dataset(arguments, root)
+        for plan in _plans(arguments):
+            data.draw(plan.shots, 0, pooled=plan.pooled)
     for options, arguments in arguments_by_block.items():
         measurements, _ = _measure_all(arguments, root, console)
         console.print(*map(rich_table, measurements))
@@ -178,7 +180,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--data", type=Path, help="folder with train/good, test/good, test/<defect> and, if known, ground_truth")
     add("--extractor", default="filter-bank", help="filter-bank, dinov2, or package.module:Class (%(default)s)")
     add("--weights", type=Path, help="weights of DINOv2; by default as the service finds them")
-    add("--shots", type=int, default=50, help="good images to learn from (%(default)s)")
+    add("--shots", type=int, nargs="+", default=[50], help="good images to learn from; several are compared (50)")
     add("--seeds", type=_positive, default=5, help="draws of the shots (%(default)s)")
     add("--pooled", action="store_true", help="draw from train/good and test/good together, test on what is left")
     add("--input-size", type=int, nargs="+", default=[384], help="network input, px; several are compared (384)")

@@ -89,7 +89,7 @@ def render_page(measurements: Sequence[Measurement], cases: Sequence[Case]) -> s
         mode=mode_name(best.best_mode, best),
         aligned=aligned_text(best),
         figures=best.spreads(best.best_mode),
-        caption=caption(best, n_sizes=len({measurement.extractor_id for measurement in measurements})),
+        caption=caption(measurements),
         headings=headings,
         rows=[(row, row[: len(winner)] == winner) for row in cells],
         kinds=kind_rows(measurements) if len(best.n_by_kind) > 1 else None,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from rich.table import Table
 
@@ -19,7 +19,7 @@ _COLUMNS: tuple[tuple[str, str, bool], ...] = (
     ("pixel_auroc", "pixel AUROC", False),
     ("aupro", f"AUPRO@{100 * AUPRO_LIMIT:.0f} %", False),
 )
-_RUN_HEADINGS = ("input", "coreset", "aligned", "score")
+_RUN_HEADINGS = ("shots", "input", "coreset", "aligned", "score")
 _DAGGER = (
     "†: had the threshold been set from the scores of the learned images as they come out of the memory that was built "
     "from them, leaving nothing out."
@@ -27,27 +27,31 @@ _DAGGER = (
 _STAR = "*: the score that the service chooses by itself for the first calibration of a ROI."
 
 
-def caption(measurement: Measurement, *, n_sizes: int = 1) -> str:
-    """Return one sentence for each thing that a reader of the figures must know; ``n_sizes`` stand in the table."""
-    run, n_runs = measurement.runs[0], len(measurement.runs)
-    bounds = run.bounds
-    drawn = "train/good and test/good together" if measurement.pooled else "train/good"
+def caption(measurements: Sequence[Measurement]) -> str:
+    """Return one sentence for each thing that a reader of the figures must know."""
+    first, n_runs = measurements[0], len(measurements[0].runs)
+    runs = [measurement.runs[0] for measurement in measurements]
+    drawn = "train/good and test/good together" if first.pooled else "train/good"
+    several_inputs = len({measurement.extractor_id for measurement in measurements}) > 1
+    expected = _either(f"{100 * run.bounds.expected_false_alarm_rate:.1f}" for run in runs)
+    at_most = _either(f"{100 * run.bounds.false_alarm_rate_upper_95:.1f}" for run in runs)
     sentences = [
-        f"{measurement.dataset}: {len(run.fit)} good images drawn from {drawn}, {len(run.good)} unseen good and "
-        f"{len(run.defective)} defective ones inspected, "
+        f"{first.dataset}: {_either(len(run.fit) for run in runs)} good images drawn from {drawn}, "
+        f"{_either(len(run.good) for run in runs)} unseen good and {_either(len(run.defective) for run in runs)} "
+        "defective ones inspected, "
         + (f"mean ± standard deviation over {n_runs} draws." if n_runs > 1 else "one draw."),
-        f"Images of {measurement.image_hw[1]}×{measurement.image_hw[0]} px, {measurement.settings['mm_per_px']:g} mm "
-        f"each; extractor {measurement.extractor_id} in {measurement.precision}"
-        + (", and the same with the other inputs." if n_sizes > 1 else "."),
-        f"The service promises for its threshold {100 * bounds.expected_false_alarm_rate:.1f} % false alarms on "
-        f"average, and with 95 % confidence no more than {100 * bounds.false_alarm_rate_upper_95:.1f} %.",
+        f"Images of {first.image_hw[1]}×{first.image_hw[0]} px, {first.settings['mm_per_px']:g} mm each; extractor "
+        f"{first.extractor_id} in {first.precision}"
+        + (", and the same with the other inputs." if several_inputs else "."),
+        f"The service promises for its threshold {expected} % false alarms on average, and with 95 % confidence no "
+        f"more than {at_most} %.",
         _DAGGER,
     ]
-    if measurement.default_mode in measurement.modes:
+    if first.default_mode in first.modes:
         sentences.append(_STAR)
-    if measurement.n_resized:
-        sentences.insert(2, f"{measurement.n_resized} images were of another size and were brought to this one.")
-    n_seen = max(run.n_seen for run in measurement.runs)
+    if first.n_resized:
+        sentences.insert(2, f"{first.n_resized} images were of another size and were brought to this one.")
+    n_seen = max(run.n_seen for measurement in measurements for run in measurement.runs)
     if n_seen:
         sentences.insert(1, f"Up to {n_seen} test images were pixel for pixel among the learned ones and left out.")
     return " ".join(sentences)
@@ -81,10 +85,11 @@ def kind_rows(measurements: Sequence[Measurement]) -> tuple[list[str], list[list
 
 
 def row_name(measurement: Measurement, mode: ScoreMode) -> list[str]:
-    """Return the cells that tell a row from the others: input, coreset, aligned, score."""
+    """Return the cells that tell a row from the others: shots, input, coreset, aligned, score."""
     star = " *" if mode == measurement.default_mode else ""
     rate = f"{100 * measurement.settings['coreset_rate']:g} %"
     return [
+        f"{measurement.shots}",
         f"{measurement.settings['input_size']}",
         rate,
         aligned_text(measurement),
@@ -123,10 +128,10 @@ def figure_text(spread: Spread, is_rate: bool) -> str:
 def rich_table(measurement: Measurement) -> Table:
     """Return the figures of one measurement for the terminal, a column per score mode."""
     headings, cells = rows([measurement])
-    size, rate, aligned, _ = cells[0][: len(_RUN_HEADINGS)]
-    title = f"{measurement.dataset}, input {size} px, coreset {rate}, aligned: {aligned}"
+    shots, size, rate, aligned, _ = cells[0][: len(_RUN_HEADINGS)]
+    title = f"{measurement.dataset}, {shots} shots, input {size} px, coreset {rate}, aligned: {aligned}"
     names = [row[len(_RUN_HEADINGS) - 1] for row in cells]
-    table = Table("", *names, title=title, caption=caption(measurement), caption_justify="left")
+    table = Table("", *names, title=title, caption=caption([measurement]), caption_justify="left")
     for column in table.columns[1:]:
         column.justify, column.no_wrap = "right", True
     for index, heading in enumerate(headings[len(_RUN_HEADINGS) :], start=len(_RUN_HEADINGS)):
@@ -143,11 +148,16 @@ def rich_table(measurement: Measurement) -> Table:
 def markdown_table(measurements: Sequence[Measurement]) -> str:
     """Return the same for a document: the table, its caption, and the recall by kind where there is more than one."""
     parts = [_markdown(*rows(measurements))]
-    n_sizes = len({measurement.extractor_id for measurement in measurements})
-    parts.append(caption(measurements[0], n_sizes=n_sizes))
+    parts.append(caption(measurements))
     if len(measurements[0].n_by_kind) > 1:
         parts += ["Recall by kind of defect, and how many there are of each:", _markdown(*kind_rows(measurements))]
     return "\n\n".join(parts)
+
+
+def _either(values: Iterable[object]) -> str:
+    """Return the different values in a row: ``20``, ``20 or 50``, ``20, 30 or 50``."""
+    *others, last = dict.fromkeys(str(value) for value in values)
+    return f"{', '.join(others)} or {last}" if others else last
 
 
 def _markdown(headings: Sequence[str], cells: Sequence[Sequence[str]]) -> str:

@@ -252,6 +252,11 @@ class Measurement:
         return tuple(self.runs[0].by_mode)
 
     @property
+    def shots(self) -> int:
+        """Good images that each run learned from."""
+        return len(self.runs[0].fit)
+
+    @property
     def default_mode(self) -> ScoreMode:
         """The score mode that the service chooses by itself for the first calibration of a ROI."""
         return self.runs[0].default_mode

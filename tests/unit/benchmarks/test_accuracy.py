@@ -122,7 +122,7 @@ def test_a_test_image_that_was_learned_is_left_out_and_said(folder, tmp_path):
     measurement, _ = measure(read_dataset(copy), _plan(shots=7, seeds=1))
     assert measurement.runs[0].n_seen == 1
     assert "good/again.png" not in measurement.runs[0].good
-    assert "Up to 1 test images" in caption(measurement)
+    assert "Up to 1 test images" in caption([measurement])
 
 
 # --- what people see
@@ -131,11 +131,19 @@ def test_a_test_image_that_was_learned_is_left_out_and_said(folder, tmp_path):
 def test_the_table_of_a_document_has_a_row_per_mode_and_says_what_the_dagger_means(measured):
     text = markdown_table([measured[0]])
     lines = text.splitlines()
-    assert lines[0].startswith("| input | coreset | aligned | score | image AUROC | F1-max | false alarms | recall | ")
+    assert lines[0].startswith(
+        "| shots | input | coreset | aligned | score | image AUROC | F1-max | false alarms | recall | "
+    )
     table, explained = lines[: 2 + len(MODES)], lines[3 + len(MODES)]
     aligned = aligned_text(measured[0])
-    assert [line.split(" | ")[:4] for line in table[2:]] == [
-        ["| 112", "10 %", aligned, mode_name(mode, measured[0]) + (" *" if mode == measured[0].default_mode else "")]
+    assert [line.split(" | ")[:5] for line in table[2:]] == [
+        [
+            "| 5",
+            "112",
+            "10 %",
+            aligned,
+            mode_name(mode, measured[0]) + (" *" if mode == measured[0].default_mode else ""),
+        ]
         for mode in MODES
     ]
     assert explained.endswith("*: the score that the service chooses by itself for the first calibration of a ROI.")
@@ -150,7 +158,7 @@ def test_the_recall_of_every_kind_of_defect_is_in_the_document_the_terminal_and_
     assert list(recall) == ["chipped_edge", "missing_hole", "rust"]
     lines = markdown_table([measured[0]]).splitlines()
     assert lines[-3].endswith("| score | chipped edge (1) | missing hole (2) | rust (1) |")
-    assert [cell.split(" ")[0] for cell in lines[-1].strip("| ").split(" | ")[4:]] == [
+    assert [cell.split(" ")[0] for cell in lines[-1].strip("| ").split(" | ")[5:]] == [
         f"{100 * found.mean:.1f}" for found in recall.values()
     ]
     console = Console(file=io.StringIO(), width=120)
@@ -197,18 +205,27 @@ def test_the_command_line_prints_a_table_that_fits_and_writes_json_and_page(fold
 
 
 def _rows(text: str) -> list[list[str]]:
-    """Return input, coreset and score of the rows of the first Markdown table."""
-    lines = text[text.index("| input |") :].split("\n\n")[0].splitlines()[2:]
+    """Return shots, input, coreset and score of the rows of the first Markdown table."""
+    lines = text[text.index("| shots |") :].split("\n\n")[0].splitlines()[2:]
     return [
-        [cell.removesuffix(" *") for i, cell in enumerate(line.strip("| ").split(" | ")) if i in (0, 1, 3)]
+        [cell.removesuffix(" *") for i, cell in enumerate(line.strip("| ").split(" | ")) if i in (0, 1, 2, 4)]
         for line in lines
     ]
 
 
 def test_several_input_sizes_and_one_mode_give_a_row_each(folder):
-    status, text = _run(*_arguments(folder, "112", "70", "--score-mode", "max", "--markdown"))
+    status, text = _run(*_arguments(folder, "70", "--score-mode", "max", "--markdown"))
     assert status == 0, text
-    assert _rows(text) == [["112", "2 %", "max"], ["112", "2 %", "max"], ["70", "2 %", "max"]]
+    assert _rows(text) == [["5", "112", "2 %", "max"], ["5", "70", "2 %", "max"]]
+
+
+def test_several_numbers_of_shots_give_a_row_each_and_the_caption_says_what_each_promises(folder):
+    arguments = _arguments(folder, "--score-mode", "max", "--pooled", "--markdown", "--shots", "4", "9")
+    status, text = _run(*arguments)
+    assert status == 0, text
+    assert _rows(text) == [["4", "112", "2 %", "max"], ["9", "112", "2 %", "max"]]
+    assert "4 or 9 good images drawn from train/good and test/good together, 7 or 2 unseen good and 4 def" in text
+    assert "promises for its threshold 20.0 or 10.0 % false alarms on average" in text
 
 
 def test_several_coreset_rates_and_modes_give_a_row_each_and_no_image_is_extracted_twice(folder, monkeypatch):
@@ -226,7 +243,7 @@ def test_several_coreset_rates_and_modes_give_a_row_each_and_no_image_is_extract
     )
     assert status == 0, text
     modes = ("max", "mean of top 1 %")
-    assert _rows(text) == [["112", rate, mode] for rate in ("10 %", "50 %") for mode in modes]
+    assert _rows(text) == [["5", "112", rate, mode] for rate in ("10 %", "50 %") for mode in modes]
     calls = [digest for extractor in made for digest in extractor.calls]
     assert len(calls) == len(set(calls)) <= 15
     assert "extractor fake-a|112/8" in text
@@ -259,7 +276,7 @@ def test_a_document_is_measured_again_in_place_and_nothing_else_is_touched(folde
     assert once.startswith("Before.\n\n<!-- accuracy:")
     assert once.endswith("<!-- /accuracy -->\n\nAfter.\n")
     assert f"python -m benchmarks.accuracy {options}\n" in once
-    assert _rows(once) == [["112", "2 %", "max"]]
+    assert _rows(once) == [["5", "112", "2 %", "max"]]
     assert "last year" not in once
     _run("--update", str(document), "--root", str(folder.parent))
     assert document.read_text(encoding="utf-8") == once
