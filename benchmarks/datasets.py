@@ -143,7 +143,9 @@ def read_dataset(folder: Path) -> Dataset:
         DatasetError: If the folder has not the expected layout, or its images differ too much in size.
     """
     if not folder.is_dir():
-        raise DatasetError(f"There is no folder {folder}; {_LAYOUT}.")
+        raise DatasetError(
+            f"There is no folder {folder}; {_LAYOUT}. To render one: roi-inspector samples --out {folder}"
+        )
     train, good = _images(folder, "train", "good"), _images(folder, "test", "good")
     kinds = sorted(path.name for path in (folder / "test").glob("*") if path.is_dir() and path.name != "good")
     defective = tuple(image for kind in kinds for image in _images(folder, "test", kind))
