@@ -1,6 +1,7 @@
 import io
 import json
 import re
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from backend.scoring.leave_one_out import leave_one_out_scores
 from backend.services.inspection import InspectionService
 from backend.settings import Settings
 from backend.wiring import make_extractor
-from benchmarks import accuracy_runs
+from benchmarks import accuracy, accuracy_runs
 from benchmarks.accuracy import main
 from benchmarks.accuracy_page import Case, render_page
 from benchmarks.accuracy_runs import MODES, Plan, measure
@@ -25,7 +26,9 @@ from tests.testkit import fakes
 from tests.testkit.fakes import FakeExtractor
 
 _SIZE_PX = 112
-_REAL_DATA = Path(__file__).resolve().parents[4] / "shared" / "data"
+_ROOT = Path(__file__).resolve().parents[3]
+_REAL_DATA = _ROOT.parent / "shared" / "data"
+_DOCUMENT = (_ROOT / "docs" / "accuracy.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -280,6 +283,18 @@ def test_a_document_is_measured_again_in_place_and_nothing_else_is_touched(folde
     assert "last year" not in once
     _run("--update", str(document), "--root", str(folder.parent))
     assert document.read_text(encoding="utf-8") == once
+
+
+@pytest.mark.parametrize("options", [block["options"] for block in accuracy._BLOCK.finditer(_DOCUMENT)])
+def test_every_table_of_the_document_names_what_can_be_measured_under_its_command(options):
+    arguments = accuracy._parser().parse_args(shlex.split(options))
+    assert arguments.data is not None
+    assert accuracy._plans(arguments)
+    assert f"<!-- accuracy: {options} -->\n```sh\npython -m benchmarks.accuracy {options}\n```\n" in _DOCUMENT
+
+
+def test_every_table_of_the_document_is_found():
+    assert len(list(accuracy._BLOCK.finditer(_DOCUMENT))) == _DOCUMENT.count("<!-- accuracy:") > 0
 
 
 @pytest.mark.parametrize(
