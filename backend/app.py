@@ -16,7 +16,7 @@ from starlette.requests import Request
 from starlette.routing import Route
 
 from backend import __version__
-from backend.api import audit, dataset_runs, datasets, inspection, jobs, models, monitoring
+from backend.api import audit, dataset_runs, datasets, inspection, jobs, models, monitoring, refitting
 from backend.api.dependencies import documented_headers
 from backend.api.http_errors import ERROR_RESPONSES, ErrorAnswers, install_error_handlers
 from backend.maintenance.sweeping import Upkeep
@@ -39,7 +39,9 @@ from backend.wiring import (
     check_requirements,
 )
 
-ROUTERS = tuple(module.router for module in (inspection, models, datasets, dataset_runs, jobs, audit, monitoring))
+ROUTERS = tuple(
+    module.router for module in (inspection, models, datasets, dataset_runs, refitting, jobs, audit, monitoring)
+)
 
 _ALL_METHODS = ["OPTIONS", "GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "TRACE"]
 _THREADS_BESIDE_INSPECTIONS = 24  # fits, calibrations, listings

@@ -60,7 +60,15 @@ def _parser() -> argparse.ArgumentParser:
     restore.add_argument("--replace", action="store_true", help="put them in the place of ROIs that are there")
     restore.set_defaults(run=_restore)
 
-    for command in (verify, backup, restore):
+    refit = commands.add_parser(
+        "refit", help="make memories anew from the stored images, after an update; exit status 1 if one fails"
+    )
+    refit.add_argument("rois", nargs="*", metavar="ROI", help="ROLE/ROI, RECIPE/ROLE/ROI or RECIPE/ROLE/ROI/MODEL_KEY")
+    refit.add_argument("--all", action="store_true", help="all models of all recipes that need it")
+    refit.add_argument("--force", action="store_true", help="also those that are up to date")
+    refit.set_defaults(run=_refit)
+
+    for command in (verify, backup, restore, refit):
         command.add_argument("--models", type=Path, help="the models folder (BDI_MODELS_DIR)")
     return parser
 
@@ -127,6 +135,19 @@ def _restore(arguments: argparse.Namespace) -> int:
     from backend.maintenance.archive_commands import run_restore
 
     return run_restore(arguments.archive, _models_dir(arguments), replace=arguments.replace)
+
+
+def _refit(arguments: argparse.Namespace) -> int:
+    from backend.maintenance.refit_command import run_refit
+    from backend.settings import Settings
+    from backend.wiring import build_service
+
+    settings = Settings() if arguments.models is None else Settings(models_dir=arguments.models)
+    service = build_service(settings)
+    try:
+        return run_refit(service, arguments.rois, of_all=arguments.all, force=arguments.force)
+    finally:
+        service.close()
 
 
 def _models_dir(arguments: argparse.Namespace) -> Path:

@@ -155,6 +155,7 @@ def _plain_requests() -> list[bytes]:
     bodies = {
         "/calibrate_dataset": {"role_id": "Inspection", "roi_id": "inspection-1", "default_mm_per_px": 0.2},
         "/infer_dataset": {"role_id": "Inspection", "roi_id": "inspection-2", "include_heatmap": True},
+        "/refit": {"role_id": "Inspection", "roi_id": "inspection-1", "force": True},
         "/recipes/copy": {"source": "nothing", "target": "copy"},
     }
     requests = [f"GET {path} HTTP/1.1\r\nHost: line-pc\r\nX-Recipe-Id: default\r\n\r\n".encode() for path in gets]

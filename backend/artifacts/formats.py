@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,7 +27,8 @@ FORMAT_VERSION: Final = 3
 
 _WHITENING: Final = "whitening_"
 _DIGEST_CHARS: Final = 64
-_FACTS_BEGIN: Final = b'{"checksum":"'
+_FACTS_BEGIN: Final = re.compile(rb'\{"[a-z_0-9]+":')
+"""Nothing before the facts looks like it: names of zip entries, and numpy's header, which quotes with apostrophes."""
 _FACTS_WITHIN: Final = 64 * 2**20
 
 
@@ -36,13 +38,18 @@ class OutdatedFormat(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class LearnedFacts:
-    """What is known for certain of a memory that is damaged or of an older format; attributes as of ``MemoryBank``."""
+    """What is known for certain of a memory that is damaged or of an older format; attributes as of ``MemoryBank``.
+
+    Attributes:
+        settings: What it says of how it was fitted, JSON types; see ``older_formats.fit_options``.
+    """
 
     image_digests: tuple[str, ...]
     placement: Placement
     shape: Mapping[str, Any] | None
     extractor_id: str
     mm_per_px: float
+    settings: Mapping[str, Any]
 
 
 def bank_bytes(bank: MemoryBank) -> bytes:
@@ -108,10 +115,10 @@ def facts_of_damaged(data: bytes) -> LearnedFacts | None:
     Its facts stand at its beginning under a digest of their own: where that holds, damage to the arrays behind, the
     zip's headers or a lost end takes nothing from them.
     """
-    begin = data.find(_FACTS_BEGIN)
-    if begin < 0:
+    begin = _FACTS_BEGIN.search(data)
+    if begin is None:
         return None
-    text = data[begin : begin + _FACTS_WITHIN].decode("utf-8", errors="replace")
+    text = data[begin.start() : begin.start() + _FACTS_WITHIN].decode("utf-8", errors="replace")
     try:
         facts, _ = json.JSONDecoder().raw_decode(text)
         facts = unsealed_json(canonical_json(facts))
@@ -121,6 +128,7 @@ def facts_of_damaged(data: bytes) -> LearnedFacts | None:
             shape=facts["shape"],
             extractor_id=facts["extractor_id"],
             mm_per_px=facts["mm_per_px"],
+            settings=facts,
         )
     except (ValueError, KeyError, TypeError, RecursionError):
         return None

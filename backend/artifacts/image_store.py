@@ -198,6 +198,21 @@ class ImageStore:
         except ValueError:
             return None
 
+    def keep_embeddings_of(self, made_by: str) -> int:
+        """Delete the embeddings of all other extractors; return how many there were. They can be extracted again.
+
+        Raises:
+            StorageFailed: If one cannot be deleted.
+        """
+        own = self._embeddings_path("", made_by).parent
+        others = [self._embeddings / name for name in names_in(self._embeddings) if name != own.name]
+        rows = [folder / name for folder in others for name in names_in(folder) if name.endswith(".npy")]
+        self._remove(*rows)
+        for folder in others:
+            with suppress(OSError):  # something else lies in it
+                folder.rmdir()
+        return len(rows)
+
     def _described(self, label: Label, names: Iterable[str]) -> list[StoredImage]:
         """Return the images whose facts are among names of files, by digest."""
         digests = sorted({name.partition(".")[0] for name in names if _is_facts(name)})

@@ -59,10 +59,11 @@ _MESSAGES: dict[tuple[type[ArtefactCorrupt], str], str] = {
         "The stored calibration of this ROI is damaged. Calibrate it again with /calibrate_ng."
     ),
     (ArtefactOutdated, "memory.npz"): (
-        "This ROI's memory was written by an older version of this service. Fit it again: /fit_ok learns the stored "
-        "good images again (use_dataset=true needs no upload)."
+        "This ROI's memory was written by an older version of this service. Make it anew from its stored images with "
+        "POST /refit or `roi-inspector refit`; /fit_ok learns the stored good images again, too."
     ),
     (ArtefactOutdated, "calib.json"): (
-        "This ROI's calibration was written by an older version of this service. Calibrate it again with /calibrate_ng."
+        "This ROI's calibration was written by an older version of this service. POST /refit or `roi-inspector refit` "
+        "renews it with its own settings; or calibrate the ROI again with /calibrate_ng."
     ),
 }

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import io
-import sys
 from pathlib import Path
 
 from backend.errors import InspectionError
 from backend.maintenance.backup import ArchiveError, back_up
 from backend.maintenance.restoring import restore
+from backend.maintenance.terminal import say, show
 from backend.maintenance.verifying import verify_folder
 
 
@@ -21,15 +20,15 @@ def run_verify(models_dir: Path) -> int:
     def progress(done: int, total: int) -> None:
         nonlocal n_files
         n_files = total
-        _show(f"verifying: {done} of {total} files")
+        show(f"verifying: {done} of {total} files")
 
     try:
         problems = verify_folder(models_dir, progress=progress)
     except OSError as error:
         return _refused(f"The folder cannot be read: {error}")
     for problem in problems:
-        _say(str(problem))
-    _say(f"{n_files} files, {len(problems) or 'no'} problem{'' if len(problems) == 1 else 's'}.")
+        say(str(problem))
+    say(f"{n_files} files, {len(problems) or 'no'} problem{'' if len(problems) == 1 else 's'}.")
     return 1 if problems else 0
 
 
@@ -44,14 +43,14 @@ def run_backup(
             recipe_id=recipe_id,
             role_id=role_id,
             roi_id=roi_id,
-            progress=lambda done, total: _show(f"backing up: {done} of {total} ROIs"),
+            progress=lambda done, total: show(f"backing up: {done} of {total} ROIs"),
         )
     except (ArchiveError, InspectionError, OSError) as error:
         return _refused(str(error))
     for key, problems in found.items():
-        _say("\n  ".join([f"left out {key}, which is damaged:" if problems else f"saved {key}", *map(str, problems)]))
+        say("\n  ".join([f"left out {key}, which is damaged:" if problems else f"saved {key}", *map(str, problems)]))
     n_saved = sum(not problems for problems in found.values())
-    _say(f"{n_saved} ROIs in {out}, {out.stat().st_size / 1e6:.1f} MB.")
+    say(f"{n_saved} ROIs in {out}, {out.stat().st_size / 1e6:.1f} MB.")
     return 0 if n_saved == len(found) else 1
 
 
@@ -62,23 +61,10 @@ def run_restore(archive: Path, models_dir: Path, *, replace: bool = False) -> in
     except (ArchiveError, InspectionError, OSError) as error:
         return _refused(str(error))
     for key, problems in restored.items():
-        _say("\n  ".join([f"restored {key}", *map(str, problems)]))
+        say("\n  ".join([f"restored {key}", *map(str, problems)]))
     return 0
 
 
 def _refused(why: str) -> int:
-    _say(why)
+    say(why)
     return 1
-
-
-def _say(line: str) -> None:
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # A code page without a letter of a name must not end it.
-    _show("")
-    print(line, flush=True)
-
-
-def _show(line: str) -> None:
-    """Show how far it is in the last line of a terminal; what is printed next takes its place."""
-    if sys.stderr.isatty():
-        print(f"\r{line:<60}\r", end="", file=sys.stderr, flush=True)

@@ -142,7 +142,7 @@ def _finding(path: Path, artifact: ArtifactPath) -> Finding | None:
                 if job_from_bytes(path.read_bytes()).job_id != path.stem:
                     return "mismatch", "the file of another job; delete it"
     except OutdatedFormat:
-        return "outdated", f"of an older format; {_REMEDIES[artifact.kind]}"
+        return "outdated", "of an older format; `roi-inspector refit` makes it anew"
     except (ValueError, InspectionError) as error:
         return "damaged", f"{error}; {_REMEDIES[artifact.kind]}"
     except FileNotFoundError:  # deleted since it was listed

@@ -28,7 +28,8 @@ def check_extractor(bank: MemoryBank | LearnedFacts, extractor: FeatureExtractor
     if bank.extractor_id != extractor.extractor_id:
         raise ExtractorMismatch(
             f"This ROI was fitted with the extractor {bank.extractor_id}, the service runs {extractor.extractor_id}. "
-            "Their distances cannot be compared: restore the old setting, or fit again with mode=replace.",
+            "Their distances cannot be compared: make the ROI anew from its stored images with POST /refit or "
+            "`roi-inspector refit`, restore the old setting, or fit again with mode=replace.",
             details={"fitted_with": bank.extractor_id, "running": extractor.extractor_id},
         )
 
@@ -97,7 +98,7 @@ class PrecisionCheck:
             raise ExtractorMismatch(
                 f"This ROI was fitted in {bank.precision}, the service computes in {extractor.precision}, and what "
                 f"that changes in its scores {moved}. "
-                f"Set BDI_PRECISION={bank.precision}, or fit again with mode=replace.",
+                f"Set BDI_PRECISION={bank.precision}, or make the ROI anew with POST /refit and force=true.",
                 details={"fitted_with": bank.precision, "running": extractor.precision, "change": change},
             )
 

@@ -34,6 +34,7 @@ from backend.services.consistency import PrecisionCheck, check_aspect_ratio, che
 from backend.services.fit_request import FitReport, FitRequest, Mode, Upload
 from backend.services.fitting import Fitter
 from backend.services.model_cache import LoadedModel, ModelCache
+from backend.services.refitting import Refitter
 from backend.services.rule_choice import RuleChoice, choose_rule
 from backend.storage import ArtefactStore
 from backend.utils import Stopwatch
@@ -80,6 +81,7 @@ class InspectionService:
             extraction=self._extraction,
             max_pixels=defaults.max_pixels,
         )
+        self.refitter = Refitter(fitter=self._fitter, defaults=defaults.options)
 
     def start(self) -> None:
         """Begin to get the extractor ready."""

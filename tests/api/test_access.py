@@ -29,6 +29,7 @@ OPERATIONS = {(method, route.path): access_of(route) for route in ROUTES for met
 # Whatever writes, deletes or stops something. Kept here a second time: a marker that is changed must be meant.
 ADMINS = {
     ("POST", "/fit_ok"),
+    ("POST", "/refit"),
     ("POST", "/calibrate_ng"),
     ("POST", "/calibrate_dataset"),
     ("POST", "/datasets/ok/upload"),

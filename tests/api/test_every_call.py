@@ -33,6 +33,7 @@ _EVERY_CALL: dict[str, Callable[[Client], Reply]] = {
     "DELETE /datasets/clear": lambda c: c.at("empty").delete("/datasets/clear", label="ok"),
     "POST /calibrate_dataset": lambda c: c.dataset("/calibrate_dataset", area_mm2_thr=0.1),
     "POST /infer_dataset": lambda c: c.dataset("/infer_dataset", include_heatmap=False),
+    "POST /refit": lambda c: c.post("/refit", c.roi),
     "GET /recipes": lambda c: c.get("/recipes"),
     "404": lambda c: c.get("/nothing"),
     "404 file": lambda c: c.about("/datasets/file", label="ok", filename="x"),

@@ -197,6 +197,7 @@ def test_a_memory_of_another_extractor_is_refused_after_a_restart(tmp_path: Path
             body = error_of(response, 409, "extractor_mismatch")
             assert "input=112" in body["error"]
             assert "input=140" in body["error"]
+            assert "POST /refit" in body["error"]
             assert "mode=replace" in body["error"]
         assert answer_of(api.fit(plates([9]), mode="replace"))["token_shape"] == [10, 10]
     with running_app(tmp_path / "models") as api:

@@ -492,7 +492,7 @@ def test_a_memory_of_an_older_format_is_refused_untouched_and_learned_again_by_a
     report = fit(service, key, uploads(3))
     assert len(report.bank.image_digests) == 4
     assert sum("of an older format" in warning for warning in report.warnings) == 2  # the memory, the calibration
-    with pytest.raises(ArtefactOutdated, match="Calibrate it again"):
+    with pytest.raises(ArtefactOutdated, match="calibrate the ROI again"):
         service.infer(key, good_image(9), mm_per_px=0.2)
     service.calibrate(key)
     assert service.infer(key, good_image(9), mm_per_px=0.2).decision == "ok"
