@@ -42,7 +42,8 @@ _SECTIONS = {
         """\
 What computes the patch embeddings. A memory can only be used with the extractor, weights and input size that made it.
 After a change of `BDI_EXTRACTOR`, `BDI_INPUT_SIZE`, `BDI_SCALES`, `BDI_RESIZE` or of the weights, calls on a ROI that
-was fitted before answer 409 `extractor_mismatch` until it is fitted again with `mode=replace`.
+was fitted before answer 409 `extractor_mismatch` until `roi-inspector refit` or `POST /refit` makes it anew from its
+stored images ([operations.md](operations.md#upgrading)).
 
 `BDI_DEVICE`, `BDI_ENGINE` and `BDI_PRECISION` decide the precision of the network. A memory of another precision is
 used where its scores change by less than 1 % of the threshold; the service measures that on stored images. Otherwise

@@ -125,6 +125,27 @@ def test_embeddings_read_back_to_the_bit_for_the_extractor_that_made_them(images
     assert images.get_embeddings("e" * 64, "one") is None
 
 
+def test_the_embeddings_of_all_other_extractors_can_be_deleted(images, tmp_path):
+    rows = np.ones((9, 4), np.float32)
+    assert images.keep_embeddings_of("one") == 0
+    for digest in ("d" * 64, "e" * 64):
+        for made_by in ("one", "two", "three"):
+            images.put_embeddings(digest, made_by, rows)
+    assert images.keep_embeddings_of("two") == 4
+    assert [images.get_embeddings("d" * 64, made_by) is None for made_by in ("one", "two", "three")] == [
+        True,
+        False,
+        True,
+    ]
+    (folder,) = (tmp_path / "roi" / "roi" / "embeddings").iterdir()
+    assert len(list(folder.iterdir())) == 2
+    note = folder.parent / "another" / "note.txt"
+    note.parent.mkdir()
+    note.write_text("of an operator")
+    assert images.keep_embeddings_of("two") == 0
+    assert note.exists()
+
+
 def test_damaged_embeddings_count_as_missing(images, tmp_path):
     images.put_embeddings("d" * 64, "one", np.ones((9, 4), np.float32))
     (path,) = (tmp_path / "roi").rglob("*.npy")
