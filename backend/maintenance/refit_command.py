@@ -29,6 +29,9 @@ def run_refit(service: InspectionService, rois: Sequence[str], *, of_all: bool =
     if of_all == bool(rois):
         say(_USAGE)
         return 2
+    if not service.store.models_dir.is_dir():
+        say(f"There is no folder {service.store.models_dir}.")
+        return 1
     counts: Counter[str] = Counter()
     try:
         keys = fitted_models(service.store) if of_all else [*dict.fromkeys(_model(name) for name in rois)]

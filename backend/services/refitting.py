@@ -270,10 +270,11 @@ def _of_set_aside(calibration: Calibration, n_bad_images: int) -> str:
         "request": f"{calibration.n_ok} OK scores that were sent",
         "dataset": f"{calibration.n_ok} OK scores of the data set",
     }
-    rests_on = sources[calibration.ok_scores_from] + (f" and {calibration.n_ng} NG scores" if calibration.n_ng else "")
-    kept = f"{n_bad_images} bad images are stored" if n_bad_images else "No bad images are stored"
+    n_ng = calibration.n_ng
+    of_bad = f" and {n_ng} NG score{'' if n_ng == 1 else 's'}" if n_ng else ""
     return (
-        f"The threshold {calibration.threshold:.4g} rested on {rests_on}, measured with the memory before. It is set "
-        f"aside; until you calibrate again, inspections have no decision. {kept}: /calibrate_dataset calibrates with "
-        "the stored images, /calibrate_ng with new scores."
+        f"The threshold {calibration.threshold:.4g} rested on {sources[calibration.ok_scores_from]}{of_bad}, measured "
+        "with the memory before. It is set aside; until you calibrate again, inspections have no decision. "
+        f"/calibrate_dataset calibrates with the stored images (bad ones stored: {n_bad_images}), /calibrate_ng with "
+        "new scores."
     )

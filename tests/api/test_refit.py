@@ -125,7 +125,7 @@ def test_a_threshold_from_ng_scores_is_set_aside_and_named(models: Path) -> None
             "n_ok": 2,
             "n_ng": 1,
         }
-        assert any("1 bad images are stored: /calibrate_dataset" in warning for warning in item["warnings"])
+        assert any("(bad ones stored: 1)" in warning for warning in item["warnings"])
         answer = answer_of(api.infer(plates([9])[0]))
         assert (answer["threshold"], answer["decision"]) == (None, None)
         assert answer_of(api.client.get("/state", params=NAMED))["calibration_stale"]

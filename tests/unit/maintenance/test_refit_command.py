@@ -120,7 +120,7 @@ def test_without_an_extractor_it_says_why(
     assert "weights" in capsys.readouterr().out.lower()
 
 
-def test_a_folder_without_models_needs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("BDI_EXTRACTOR", "filter-bank")
-    assert main(["refit", "--all", "--models", str(tmp_path / "nothing")]) == 0
+def test_a_folder_that_is_not_there_is_refused_and_not_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["refit", "--all", "--models", str(tmp_path / "nothing")]) == 1
+    assert "There is no folder" in capsys.readouterr().out
     assert not (tmp_path / "nothing").exists()

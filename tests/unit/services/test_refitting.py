@@ -168,7 +168,7 @@ def test_a_threshold_that_rests_on_other_scores_is_set_aside_and_named(services,
     assert (report.calibration, report.threshold, report.set_aside) == ("stale", None, before)
     (warning,) = [each for each in report.warnings if "set aside" in each]
     assert f"The threshold {before.threshold:.4g} rested on {rests_on}" in warning
-    assert "No bad images are stored: /calibrate_dataset" in warning
+    assert "/calibrate_dataset calibrates with the stored images (bad ones stored: 0)" in warning
     assert "/calibrate_ng" in warning
     model = service.describe(key)
     assert (model.calibration, model.stale) == (None, True)
@@ -183,7 +183,7 @@ def test_bad_images_that_are_stored_are_mentioned(services, key, store) -> None:
     bad = DatasetUpload(name="bad.png", data=encoded(defective_image(7)))
     Datasets(store, max_pixels=10**6).add(key, "ng", [bad])
     report = services(extractor=FakeExtractor(variant="b")).refitter.refit(key)
-    assert any("1 bad images are stored: /calibrate_dataset" in warning for warning in report.warnings)
+    assert any("(bad ones stored: 1)" in warning for warning in report.warnings)
 
 
 # --- older formats ----------------------------------------------------------------------------------------------------
