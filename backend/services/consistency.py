@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Collection
 
 from backend.artifacts.formats import LearnedFacts
 from backend.artifacts.model_key import ModelKey
-from backend.errors import AspectRatioMismatch, ExtractorMismatch, InspectionError, MmPerPxMismatch
+from backend.errors import AspectRatioMismatch, Conflict, ExtractorMismatch, InspectionError, MmPerPxMismatch
 from backend.extractors.base import FeatureExtractor
 from backend.extractors.extraction import Extraction
 from backend.imaging.image_codec import decode_image
@@ -62,6 +63,15 @@ def check_aspect_ratio(fitted: Placement, placement: Placement, name: str = "ima
             f"The image {name!r} is {w1}×{h1} px; the images of this ROI are {w0}×{h0} px. "
             "All images of a ROI must have one aspect ratio: cut it out the same way, or use another roi_id.",
             details={"fitted_width": w0, "fitted_height": h0, "width": w1, "height": h1},
+        )
+
+
+def check_memory(bank: MemoryBank, measured_with: Collection[str]) -> None:
+    """Raise Conflict if scores were measured with another memory, by the checksums of those that they are of."""
+    if any(checksum != bank.checksum for checksum in measured_with):
+        raise Conflict(
+            "The ROI was fitted while its images were inspected: these scores do not belong to its memory of now. "
+            "Send the call again."
         )
 
 

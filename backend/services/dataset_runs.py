@@ -104,14 +104,16 @@ def calibrate_from_dataset(
     Raises:
         MemoryNotFound: If the ROI was never fitted.
         InvalidInput: If there are too few ok images, or no ng image although ``require_ng``.
+        Conflict: If the ROI was fitted meanwhile.
         Unavailable: If nothing can be inspected now.
     """
     stored = datasets.list(key)
     if require_ng and not stored["ng"]:
         raise InvalidInput("The data set has no ng images. Upload one, or send require_ng=false.")
     model = service.describe(key)
+    bank = model.fitted_bank(key)
     choice = choose_rule(
-        model.fitted_bank(key),
+        bank,
         model.last_calibration,
         brings_scores=False,  # they are measured below, by the rule that is chosen here
         score_mode=score_mode,
@@ -129,9 +131,12 @@ def calibrate_from_dataset(
     )
     worst: dict[tuple[Label, str], float] = {}
     failed: list[DatasetItem] = []
+    memories = {bank.checksum}
     for item in items:
         if item.error is not None:
             failed.append(item)
+        if item.inspection is not None:
+            memories.add(item.inspection.params["memory_checksum"])
         if item.inspection is not None and item.inspection.params["scoring"] != "own_image_only":
             part = (item.image.label, item.image.part_id)
             worst[part] = max(worst.get(part, 0.0), item.inspection.score_under(choice.rule))
@@ -144,7 +149,9 @@ def calibrate_from_dataset(
             f"{service.defaults.min_ok_samples} are needed. Upload more ok images and fit them.{because}",
             details={"ok_parts": len(ok_scores), "needed": service.defaults.min_ok_samples},
         )
-    calibration = service.calibrate(key, ok_scores=ok_scores, ng_scores=ng_scores or None, measured_by=choice)
+    calibration = service.calibrate(
+        key, ok_scores=ok_scores, ng_scores=ng_scores or None, measured_by=choice, measured_with=memories
+    )
     return calibration, failed
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -30,7 +30,13 @@ from backend.scoring.inspection import (
 )
 from backend.scoring.leave_one_out import leave_one_out_scores
 from backend.services.calibration import calibrated
-from backend.services.consistency import PrecisionCheck, check_aspect_ratio, check_extractor, check_mm_per_px
+from backend.services.consistency import (
+    PrecisionCheck,
+    check_aspect_ratio,
+    check_extractor,
+    check_memory,
+    check_mm_per_px,
+)
 from backend.services.fit_request import FitReport, FitRequest, Mode, Upload
 from backend.services.fitting import Fitter
 from backend.services.model_cache import LoadedModel, ModelCache
@@ -136,14 +142,17 @@ class InspectionService:
         ok_percentile: float = OK_PERCENTILE,
         margin: float = 1.0,
         measured_by: RuleChoice | None = None,
+        measured_with: Collection[str] = (),
     ) -> Calibration:
         """Set and store a ROI's threshold. A setting left out keeps what is in force; see ``choose_rule``.
 
-        ``measured_by`` says how scores were measured that this service has taken of the data set; None: the scores in
-        the call come from the caller, and were measured as the ROI is scored.
+        ``measured_by`` says how scores were measured that this service has taken of the data set, and ``measured_with``
+        the checksums of the memories that it was done with; None: the scores in the call come from the caller, and were
+        measured as the ROI is scored.
 
         Raises:
             MemoryNotFound: If the ROI was never fitted.
+            Conflict: If scores were measured with another memory than the ROI's own of now.
             MmPerPxMismatch: If ``mm_per_px`` is not that of the fit.
             InvalidInput: As ``calibrated``.
         """
@@ -153,6 +162,7 @@ class InspectionService:
             bank, last = model.fitted_bank(key), model.last_calibration
             if mm_per_px is not None:
                 check_mm_per_px(bank, mm_per_px)
+            check_memory(bank, measured_with)
             choice = measured_by or choose_rule(
                 bank,
                 last,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 
 from backend.artifacts.model_key import ModelKey
 from backend.calib import set_threshold
-from backend.errors import InvalidInput, MemoryNotFound, QueueFull, ShuttingDown, WeightsUnavailable
+from backend.errors import Conflict, InvalidInput, MemoryNotFound, QueueFull, ShuttingDown, WeightsUnavailable
 from backend.extractors.device_queue import DeviceQueue
 from backend.extractors.loader import ExtractorLoader
 from backend.services import dataset_runs
@@ -161,6 +162,38 @@ def test_a_calibration_uses_the_scores_that_inspections_give(
     assert (calibration.n_ok, calibration.n_ng) == (5, 1)
     assert calibration.ok_scores_from == "dataset"
     assert filled.describe(key).calibration == calibration
+
+
+@pytest.mark.parametrize("after", [1, 6], ids=["in the middle", "after the last image"])
+def test_a_fit_that_lands_meanwhile_is_noticed_and_nothing_is_calibrated(
+    filled: InspectionService, datasets: Datasets, key: ModelKey, after: int
+) -> None:
+    before = filled.calibrate(key, margin=1.5, ng_scores=[1.9])
+
+    def fit_meanwhile(done: int, _total: int) -> None:
+        if done == after:
+            filled.fit_ok(key, [Upload(name="9.png", data=encoded(good_image(9)))], mm_per_px=0.2)
+
+    with pytest.raises(Conflict, match="fitted while its images were inspected"):
+        calibrate_from_dataset(filled, datasets, key, progress=fit_meanwhile)
+    assert filled.describe(key).calibrations == (before,)
+    assert calibrate_from_dataset(filled, datasets, key)[0].n_ok == 6
+
+
+def test_scores_of_two_memories_are_not_mixed_although_the_first_is_in_force_again(
+    filled: InspectionService, datasets: Datasets, key: ModelKey
+) -> None:
+    first = filled.describe(key).fitted_bank(key)
+    second = replace(first, options=replace(first.options, k=2))
+
+    def switch(done: int, total: int) -> None:
+        for bank, at in ((second, 1), (first, total)):
+            if done == at:
+                with filled.store.lock(key):
+                    filled.store.save_bank(key, bank)
+
+    with pytest.raises(Conflict):
+        calibrate_from_dataset(filled, datasets, key, progress=switch)
 
 
 def test_the_scores_are_measured_with_the_percentile_that_is_asked_for(
