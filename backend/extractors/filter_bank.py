@@ -12,9 +12,9 @@ Second derivatives know neither offset nor slope. So three means per cell are ad
 tone, and the a and b of CIE Lab (CIE 15:2018), which are zero on grey. The filters and the tone work on a logarithmic
 tone scale, where a change of light is nearly an offset: it leaves every curvature as it is, and moves the tone alone.
 
-What this bank cannot see: what is wrong only in its context, such as a familiar piece in a wrong place; and a faint line
-much thinner than a pixel of the network input, of whose contrast only that share is left. Nor can it tell a stain from a
-change of the light that is as large: tone and colour need a steady light.
+What this bank cannot see: what is wrong only in its context, such as a familiar piece in a wrong place; and a faint
+line much thinner than a pixel of the network input, of whose contrast only that share is left. Nor can it tell a stain
+from a change of the light that is as large: tone and colour need a steady light.
 
 The responses are raw; each ROI's own whitening (``backend.memory_bank.whitening``) brings them to unit rows.
 """
@@ -165,8 +165,8 @@ _LINEAR_LIGHT = _linear_light()
 
 def _colour(image_bgr: NDArray[np.uint8], input_hw: tuple[int, int]) -> list[Map]:
     """Return a and b of CIE Lab of the network input, each [h, w] float32, in grey levels; 0 on grey."""
-    # By way of linear light, because OpenCV's conversion from sRGB rounds to a coarse table: its a of a grey pixel is up
-    # to 0.125, and changes with the grey. This is exact and takes no longer.
+    # By way of linear light, because OpenCV's conversion from sRGB interpolates in a table: its a of a grey pixel is up
+    # to 0.125 and changes with the grey. This is exact and takes no longer.
     light = cv2.LUT(_resized(image_bgr, input_hw), _LINEAR_LIGHT)
     lab = cv2.cvtColor(light, cv2.COLOR_LBGR2LAB)
     return [np.asarray(GREY_LEVELS_PER_LAB * lab[..., axis], dtype=np.float32) for axis in (1, 2)]
