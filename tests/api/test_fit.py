@@ -12,7 +12,7 @@ import httpx
 import numpy as np
 import pytest
 
-from tests.testkit.app import MM_PER_PX, Api, answer_of, error_of, running_app
+from tests.testkit.app import MM_PER_PX, SMALL_INPUT_PX, Api, answer_of, error_of, running_app
 from tests.testkit.client import ROI, ROLE
 from tests.testkit.fakes import encoded, plate, plates, with_defect
 
@@ -192,11 +192,11 @@ def test_one_image_of_another_aspect_ratio_spoils_the_whole_call(api: Api) -> No
 def test_a_memory_of_another_extractor_is_refused_after_a_restart(tmp_path: Path) -> None:
     with running_app(tmp_path / "models") as api:
         answer_of(api.fit(plates(range(3))))
-    with running_app(tmp_path / "models", input_size=140) as api:
+    with running_app(tmp_path / "models", input_size=80) as api:
         for response in (api.infer(plates([9])[0]), api.fit(plates([9]))):
             body = error_of(response, 409, "extractor_mismatch")
-            assert "input=112" in body["error"]
-            assert "input=140" in body["error"]
+            assert f"input={SMALL_INPUT_PX}" in body["error"]
+            assert "input=80" in body["error"]
             assert "POST /refit" in body["error"]
             assert "mode=replace" in body["error"]
         assert answer_of(api.fit(plates([9]), mode="replace"))["token_shape"] == [10, 10]

@@ -18,7 +18,7 @@ from tests.testkit.app import MM_PER_PX, Api, answer_of, heatmap_of, running_app
 from tests.testkit.fakes import encoded
 
 SIZE_PX = 384
-CELL_PX = SIZE_PX / 27
+CELL_PX = SIZE_PX / 48
 N_GOOD = 24
 UNSEEN = range(100, 104)
 RING = shape_fields(machined_ring(SIZE_PX))
@@ -69,12 +69,12 @@ def by_maximum(models: Path, calibrated: dict[str, Any], tmp_path_factory: pytes
 
 def test_good_parts_become_a_coreset_of_one_to_five_percent(fitted: dict[str, Any]) -> None:
     assert fitted["n_ok_total"] == fitted["n_parts"] == N_GOOD
-    assert fitted["token_shape"] == [27, 27]
+    assert fitted["token_shape"] == [48, 48]
     assert 0.01 <= fitted["coreset_rate_applied"] <= 0.05
     assert fitted["coreset_size"] == pytest.approx(0.02 * fitted["n_embeddings"], abs=1)
     assert fitted["n_embeddings"] % N_GOOD == 0
     cells = fitted["n_embeddings"] // N_GOOD
-    assert INSIDE.sum() / CELL_PX**2 < cells < 27 * 27, "the cells that the ring touches, not the whole grid"
+    assert INSIDE.sum() / CELL_PX**2 < cells < 48 * 48, "the cells that the ring touches, not the whole grid"
 
 
 def test_the_threshold_is_the_largest_score_of_the_good_parts(

@@ -29,8 +29,8 @@ from tests.testkit.client import ROI, ROLE, strict_json
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 MM_PER_PX = 0.2
-SMALL_INPUT_PX = 112
-"""8 × 8 cells of 14 px: small enough for a fit of a few plates to take a fraction of a second."""
+SMALL_INPUT_PX = 64
+"""8 × 8 cells of 8 px: small enough for a fit of a few plates to take a fraction of a second."""
 
 _ERROR_KEYS = {"error", "code", "request_id", "recipe_id"}
 

@@ -16,15 +16,15 @@ from backend.features import DinoV2Features, FeaturesExtractor
 
 def test_forward_gives_what_the_extractor_gives() -> None:
     image = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
-    extractor = FilterBankFeatures(input_size=112)
+    extractor = FilterBankFeatures(input_size=64)
     embeddings, grid_hw = FeaturesExtractor(extractor).forward(image)
-    assert embeddings.shape == (grid_hw[0] * grid_hw[1], 30)
+    assert embeddings.shape == (grid_hw[0] * grid_hw[1], 39)
     np.testing.assert_array_equal(embeddings, extractor.extract(image)[0])
 
 
 def test_without_another_extractor_it_is_dinov2(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(features, "DinoV2Features", FilterBankFeatures)
-    assert FeaturesExtractor().forward(np.zeros((40, 40, 3), np.uint8))[1] == (27, 27)
+    assert FeaturesExtractor().forward(np.zeros((40, 40, 3), np.uint8))[1] == (48, 48)
 
 
 def test_dinov2_has_the_arguments_that_were_ordered() -> None:

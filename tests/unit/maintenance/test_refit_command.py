@@ -26,14 +26,14 @@ NAMES = {
 def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with three models of the filter bank at another input size than that of the environment."""
     folder = tmp_path / "models"
-    service = build_service(Settings(models_dir=folder, extractor="filter-bank", input_size=112))
+    service = build_service(Settings(models_dir=folder, extractor="filter-bank", input_size=64))
     for key in NAMES.values():
         uploads = [Upload(name=f"{seed}.png", data=encoded(plate(seed))) for seed in range(3)]
         service.fit_ok(key, uploads, mm_per_px=0.2)
     service.calibrate(NAMES["Inspection/a"])
     service.close()
     monkeypatch.setenv("BDI_EXTRACTOR", "filter-bank")
-    monkeypatch.setenv("BDI_INPUT_SIZE", "140")
+    monkeypatch.setenv("BDI_INPUT_SIZE", "80")
     return folder
 
 
