@@ -182,7 +182,7 @@ def _blobs(tone: Map) -> list[Map]:
         yy = _derivative(smooth, (1,), (unit, -2 * unit, unit))
         xy = _derivative(smooth, (-0.5 * unit, 0, 0.5 * unit), (-0.5, 0, 0.5))
         half_trace = np.float32(0.5) * (xx + yy)
-        # Not cv2.magnitude: its last bit depends on where in memory the maps lie, and equal images must give equal rows.
+        # Not cv2.magnitude: its last bit depends on where in memory the maps lie. Equal images must give equal rows.
         radius = np.sqrt(np.float32(0.25) * (xx - yy) ** 2 + xy**2)
         maps += [half_trace + radius, half_trace - radius]
     return maps

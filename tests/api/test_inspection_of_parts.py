@@ -19,6 +19,7 @@ from tests.testkit.fakes import encoded
 
 SIZE_PX = 384
 CELL_PX = SIZE_PX / 48
+WINDOW_PX = 2 * CELL_PX
 N_GOOD = 24
 UNSEEN = range(100, 104)
 RING = shape_fields(machined_ring(SIZE_PX))
@@ -113,19 +114,21 @@ def test_a_small_defect_is_ng_where_the_score_is_the_maximum(by_maximum: Api, ki
     _check_hot_on_the_defect(answer, sample)
 
 
-@pytest.mark.parametrize("seed", UNSEEN)
-def test_a_good_part_is_ok_where_the_score_is_the_maximum(by_maximum: Api, seed: int) -> None:
-    answer = answer_of(by_maximum.infer(encoded(render_good(seed).image_bgr), shape=RING))
-    assert (answer["decision"], answer["regions"]) == ("ok", [])
+def test_good_parts_are_ok_where_the_score_is_the_maximum(by_maximum: Api) -> None:
+    images = [encoded(render_good(seed).image_bgr) for seed in range(100, 110)]
+    answers = [answer_of(by_maximum.infer(image, shape=RING)) for image in images]
+    assert all((answer["decision"] == "ok") == (answer["regions"] == []) for answer in answers)
+    # 24 parts promise one false alarm in 25 on average.
+    assert [answer["decision"] for answer in answers].count("ok") >= 9
 
 
 def _check_hot_on_the_defect(answer: dict[str, Any], sample: Sample) -> None:
     heat = heatmap_of(answer)
     assert heat.shape == (SIZE_PX, SIZE_PX)
-    near = _grown(sample.defect_mask, CELL_PX)
-    assert near[heat == heat.max()].all(), "the peak lies on the defect, to within one cell"
+    near = _grown(sample.defect_mask, WINDOW_PX)
+    assert near[heat == heat.max()].all(), "the peak lies on the defect, to within one window"
     assert heat.max() > 128
-    far = INSIDE & ~_grown(sample.defect_mask, 3 * CELL_PX)
+    far = INSIDE & ~_grown(sample.defect_mask, 3 * WINDOW_PX)
     assert np.median(heat[far]) < 128
     assert not heat[~INSIDE].any(), "0 outside the ring"
     x, y, w, h = max(answer["regions"], key=lambda region: region["peak"])["bbox"]
