@@ -39,6 +39,11 @@ class Settings(BaseSettings):
     coreset_rate: float = Field(0.02, gt=0, le=1, description="Share of the patch embeddings that is kept.")
     seed: int = Field(0, ge=0, le=2**31 - 1, description="Draws the coreset's first centre.")
     k: int = Field(1, ge=1, le=64, description="Neighbours that a distance is the mean of.")
+    aligned: Literal["auto", "yes", "no"] = Field(
+        "auto",
+        description="Whether parts always lie in the same place in a ROI, so that patches are compared by position, "
+        "from 8 good parts on; `auto`: a new ROI's images decide.",
+    )
     blur_sigma: float = Field(1.0, ge=0, le=50, description="Blur of the anomaly map, px of the image.")
     score_mode: Literal["auto", ScoreMode] = Field(
         "auto",

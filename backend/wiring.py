@@ -39,6 +39,7 @@ def build_service(settings: Settings, *, extractor: ExtractorLoader | None = Non
             k=settings.k,
             rule=rule,
             first_mode="area" if settings.score_mode == "auto" else settings.score_mode,
+            aligned=settings.aligned,
         ),
         max_pixels=settings.max_pixels,
         min_ok_samples=max(settings.min_ok_samples, 2),  # one part says nothing of how parts differ

@@ -108,6 +108,16 @@ class MemoryFacts(BaseModel):
     token_shape: Pair = Field(description="Rows and columns of the patch grid.", examples=[[27, 27]])
     cell_mm: Size = Field(description="Edge of one patch cell, mm.", examples=[2.84])
     mm_per_px: Size = Field(description="The ROI's scale.", examples=[0.2])
+    aligned: bool = Field(
+        description="Patches are compared by position: the ROI is taken for aligned, and has 8 parts at least.",
+        examples=[True],
+    )
+    alignment: float | None = Field(
+        description="How well the good parts agree by position: 1 the same everywhere, about 0 not at all. From 0.33 "
+        "on `aligned=auto` takes a new ROI for aligned. null for fewer than 8 parts.",
+        examples=[0.96],
+        json_schema_extra={"minimum": -1, "maximum": 1},
+    )
     checksum: str = Field(description="SHA-256 of the memory.", examples=["9287c49a9e0d8c57…"])
 
     @staticmethod
@@ -121,6 +131,8 @@ class MemoryFacts(BaseModel):
             "token_shape": bank.placement.grid_hw,
             "cell_mm": bank.placement.cell_mm(bank.mm_per_px),
             "mm_per_px": bank.mm_per_px,
+            "aligned": bank.is_local,
+            "alignment": bank.alignment,
             "checksum": bank.checksum,
         }
 

@@ -32,6 +32,7 @@ from backend.api.schemas import (
 from backend.api.store_schemas import JobStarted
 from backend.artifacts.heatmaps import save_heatmap
 from backend.imaging.image_codec import encode_png
+from backend.memory_bank.alignment import Aligned
 from backend.memory_bank.coreset import Progress
 from backend.roi_mask import parse_shape
 from backend.services.fit_request import Mode, Upload
@@ -69,6 +70,14 @@ def fit_ok(
     coreset_rate: Annotated[
         float | None, Form(gt=0, le=1, allow_inf_nan=False, description="Share of embeddings to keep.", examples=[0.02])
     ] = None,
+    aligned: Annotated[
+        Aligned | None,
+        Form(
+            description="Whether parts always lie in the same place in the ROI. `auto`: its first images, once they show "
+            "8 parts, decide for all later ones. Left out: as before; for a new ROI as the service is set.",
+            examples=["auto"],
+        ),
+    ] = None,
 ) -> FitAnswer | JSONResponse:
     """Learn, or learn more of, what is normal. Images accumulate over calls; a repeated image is learned once."""
     check_uploads(len(images), "part_id", len(part_id), settings)
@@ -88,6 +97,7 @@ def fit_ok(
             mode=mode,
             use_dataset=use_dataset,
             coreset_rate=1.0 if memory_fit else coreset_rate,
+            aligned=aligned,
             progress=progress,
         )
         metrics.count_fit(key)

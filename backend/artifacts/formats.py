@@ -22,7 +22,8 @@ FORMAT_VERSION: Final = 3
 """What each version brought.
 
 2: the memory holds its ``FitOptions`` and the calibration its blur.
-3: the area that counts is part of the ``ScoreRule``, and the options name the first calibration's score mode.
+3: the area that counts is part of the ``ScoreRule``, the options name the first calibration's score mode, and the
+   memory holds the position maps of its images and whether the ROI is aligned.
 """
 
 _WHITENING: Final = "whitening_"
@@ -50,6 +51,7 @@ class LearnedFacts:
     extractor_id: str
     mm_per_px: float
     settings: Mapping[str, Any]
+    aligned: bool | None = None
 
 
 def bank_bytes(bank: MemoryBank) -> bytes:
@@ -100,6 +102,8 @@ def bank_from_bytes(data: bytes) -> MemoryBank:
             options=FitOptions.from_fields(facts["options"]),
             n_embeddings=facts["n_embeddings"],
             mm_per_px=facts["mm_per_px"],
+            alignment=facts["alignment"],
+            aligned=facts["aligned"],
         )
     except (OSError, KeyError, TypeError, IndexError, zipfile.BadZipFile, EOFError, RuntimeError) as error:
         # RuntimeError: a flag or a version in the zip's headers that says "encrypted" or "of the future".
@@ -129,6 +133,7 @@ def facts_of_damaged(data: bytes) -> LearnedFacts | None:
             extractor_id=facts["extractor_id"],
             mm_per_px=facts["mm_per_px"],
             settings=facts,
+            aligned=facts.get("aligned"),
         )
     except (ValueError, KeyError, TypeError, RecursionError):
         return None

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from backend.calib import ScoreMode, ScoreRule
 from backend.imaging.placement import Placement
+from backend.memory_bank.alignment import MIN_PARTS_ALIGNED, Aligned
 from backend.memory_bank.index import build_index
 from backend.memory_bank.nearest import NearestNeighbours, RowsOnDevice
 from backend.memory_bank.whitening import Whitening
@@ -56,6 +57,7 @@ class FitOptions:
         k: Neighbours that a distance is the mean of, ≥ 1.
         rule: How maps become scores until the ROI is calibrated; its blur holds for calibrations as well.
         first_mode: The score mode of the first calibration, where that one does not say.
+        aligned: What was asked for: ``auto`` to find out from the images whether the ROI is aligned, or the answer.
     """
 
     coreset_rate: float
@@ -63,6 +65,7 @@ class FitOptions:
     k: int
     rule: ScoreRule
     first_mode: ScoreMode
+    aligned: Aligned
 
     def to_fields(self) -> dict[str, Any]:
         """Return the options as a JSON object; ``from_fields`` reads it back."""
@@ -92,6 +95,9 @@ class MemoryBank:
         shape: JSON object of the learned shape in pixels of ``placement.image_hw``, or None for the whole image.
         loo_distances: [n, Ht*Wt] float32, each image's distances to the vectors of *other* parts; NaN outside
             ``mask_cells``, and for an image to which no other part left a vector.
+        position_maps: [n, cells, 4] float16, each image's ``position_map``, on a grid of its own.
+        alignment: How well the parts agree by position, see ``backend.memory_bank.alignment``; None for too few parts.
+        aligned: Whether the ROI is taken for aligned; None while that is undecided.
         extractor_id: Who made the embeddings.
         precision: What the extractor multiplied in.
         whitening: What brings the extractor's raw rows to unit rows, or None when they are unit rows already.
@@ -108,6 +114,9 @@ class MemoryBank:
     mask_cells: NDArray[np.bool_] = field(compare=False)
     shape: Mapping[str, Any] | None
     loo_distances: NDArray[np.float32] = field(compare=False)
+    position_maps: NDArray[np.float16] = field(compare=False)
+    alignment: float | None = None
+    aligned: bool | None = None
     extractor_id: str
     precision: str = "fp32"
     whitening: Whitening | None = field(compare=False)
@@ -121,9 +130,11 @@ class MemoryBank:
             raise ValueError("a memory needs vectors [M, D] with M ≥ 1 and a source for each")
         if len(self.part_ids) != n or self.loo_distances.shape != (n, cells) or self.mask_cells.shape != (cells,):
             raise ValueError("part_ids, loo_distances and mask_cells must fit the images and the grid")
+        if self.position_maps.ndim != 3 or len(self.position_maps) != n:
+            raise ValueError("position_maps must hold a map [cells, channels] of each image")
         if not 0 <= self.source.min() <= self.source.max() < n:
             raise ValueError("source must point at learned images")
-        for array in (self.vectors, self.source, self.mask_cells, self.loo_distances):
+        for array in (self.vectors, self.source, self.mask_cells, self.loo_distances, self.position_maps):
             array.setflags(write=False)
 
     @property
@@ -135,6 +146,11 @@ class MemoryBank:
     def n_parts(self) -> int:
         """Number of physical parts among the images: the independent draws that a threshold can rest on."""
         return len(set(self.part_ids))
+
+    @property
+    def is_local(self) -> bool:
+        """Whether patches are compared by position: the ROI is aligned, and has the parts that this takes."""
+        return bool(self.aligned) and self.n_parts >= MIN_PARTS_ALIGNED
 
     @cached_property
     def checksum(self) -> str:
@@ -168,6 +184,8 @@ class MemoryBank:
             "options": self.options.to_fields(),
             "n_embeddings": self.n_embeddings,
             "mm_per_px": self.mm_per_px,
+            "alignment": self.alignment,
+            "aligned": self.aligned,
         }
 
     def arrays(self) -> dict[str, NDArray[Any]]:
@@ -178,6 +196,7 @@ class MemoryBank:
             "source": self.source,
             "mask_cells": self.mask_cells,
             "loo_distances": self.loo_distances,
+            "position_maps": self.position_maps,
             **{f"whitening_{name}": array for name, array in whitening.items()},
         }
 

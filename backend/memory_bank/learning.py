@@ -17,11 +17,14 @@ def learn(
     grids: Mapping[str, PatchGrid],
     *,
     part_ids: Mapping[str, str],
+    position_maps: Mapping[str, NDArray[np.float16]],
     mask_cells: NDArray[np.bool_],
     shape: Mapping[str, Any] | None,
     whitening: Whitening | None,
     options: FitOptions,
     mm_per_px: float,
+    alignment: float | None = None,
+    aligned: bool | None = None,
     precision: str = "fp32",
     progress: Progress | None = None,
 ) -> MemoryBank:
@@ -32,6 +35,7 @@ def learn(
     Args:
         grids: Patch grids by image digest; all on one grid and from one extractor.
         part_ids: The part of each image; an image that is missing here is a part of its own.
+        position_maps: The position map of each image.
         mask_cells: [Ht*Wt] bool, the cells to learn; at least one.
         shape: JSON object of the shape that ``mask_cells`` was made from, in pixels of the first image by digest.
         progress: Called with (done, total) while the coreset is picked.
@@ -66,6 +70,9 @@ def learn(
         mask_cells=mask_cells.copy(),
         shape=shape,
         loo_distances=_leave_one_part_out(rows_by_image, vectors, source, parts, mask_cells, options.k),
+        position_maps=np.stack([position_maps[digest] for digest in digests]),
+        alignment=alignment,
+        aligned=aligned,
         extractor_id=first.extractor_id,
         precision=precision,
         whitening=whitening,

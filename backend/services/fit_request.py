@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from backend.memory_bank.alignment import ALIGNED_FROM, MIN_PARTS_ALIGNED, Aligned
 from backend.memory_bank.bank import FitOptions, MemoryBank
 from backend.memory_bank.coreset import Progress
 from backend.roi_mask import Shape
@@ -40,6 +41,7 @@ class FitRequest:
         mode: ``add`` to what was learned, or ``replace`` it.
         use_dataset: Learn exactly the ``ok`` images of the data set, and the uploads.
         options: Everything else that shapes the memory.
+        aligned: As in ``FitOptions``; None keeps what the ROI was fitted with, which for a new one ``options`` say.
     """
 
     uploads: Sequence[Upload]
@@ -48,6 +50,7 @@ class FitRequest:
     mode: Mode
     use_dataset: bool
     options: FitOptions
+    aligned: Aligned | None = None
 
 
 class FitProgress:
@@ -98,7 +101,7 @@ class FitReport:
 
 
 def fit_warnings(bank: MemoryBank, scores: LeaveOneOutScores, area_mm2_thr: float) -> Iterable[str]:
-    """Yield what is weak about a memory: too few parts, images without a score, cells too coarse for the area."""
+    """Yield what is weak about a memory: too few parts, images without a score, a doubtful alignment, coarse cells."""
     n = bank.n_parts
     if n < 2:
         yield (
@@ -113,6 +116,7 @@ def fit_warnings(bank: MemoryBank, scores: LeaveOneOutScores, area_mm2_thr: floa
     unscored = len(bank.image_digests) - len(scores.by_image)
     if n >= 2 and unscored:
         yield f"{unscored} images could not be scored without their own part: raise coreset_rate or fit more parts."
+    yield from _alignment_warnings(bank)
     cell_mm = bank.placement.cell_mm(bank.mm_per_px)
     if area_mm2_thr < cell_mm**2 / 4:
         height, width = bank.placement.input_hw
@@ -123,4 +127,22 @@ def fit_warnings(bank: MemoryBank, scores: LeaveOneOutScores, area_mm2_thr: floa
         yield (
             f"area_mm2_thr is {area_mm2_thr:g} mm², but one patch cell is {cell_mm:.2f} mm wide: an area below a "
             f"quarter of a cell ({cell_mm**2 / 4:.2f} mm²) is not resolved; {remedy} resolve it."
+        )
+
+
+def _alignment_warnings(bank: MemoryBank) -> Iterable[str]:
+    """Yield what is strange about whether a ROI is aligned."""
+    if bank.aligned and not bank.is_local:
+        yield (
+            f"The ROI is taken for aligned, but patches are compared by position only from {MIN_PARTS_ALIGNED} good "
+            f"parts on, and it has {bank.n_parts}: until then it is scored as if it were not."
+        )
+    if bank.options.aligned != "auto" or bank.aligned is None or bank.alignment is None:
+        return
+    if bank.aligned != (bank.alignment >= ALIGNED_FROM):
+        stays, now = ("aligned", "below") if bank.aligned else ("not aligned", "no longer below")
+        yield (
+            f"The ROI stays {stays}, as its earlier images decided; the alignment of all its images is "
+            f"{bank.alignment:.2f} and {now} {ALIGNED_FROM:g}. Fit it with mode=replace to decide anew, or say "
+            "aligned=yes or aligned=no."
         )

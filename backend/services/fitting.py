@@ -99,7 +99,9 @@ class Fitter:
         )
         first = _reference(training, request, of_dataset)
         shape_mask(request.shape, first.image_hw)
-        _check(self._before(key, request).known, request, extractor, first)
+        before = self._before(key, request)
+        _check(before.known, request, extractor, first)
+        training.know(before.memory)
         fresh = training.of_uploads(request.uploads)
         # Before the lock, so that nobody waits for it; under it the rows are there.
         scale = request.mm_per_px if request.use_dataset else None
@@ -107,6 +109,7 @@ class Fitter:
         with self.store.lock(key), images.all_or_none():
             before = self._before(key, request)
             _check(before.known, request, extractor, first)
+            training.know(before.memory)
             for digest, image in fresh.items():
                 images.check_label(digest, "ok", image.name)
             with watch.lap("store"):

@@ -17,6 +17,7 @@ from backend.extractors.extraction import Extraction, Rows
 from backend.extractors.loader import ExtractorLoader
 from backend.imaging.image_codec import decode_image, pixel_digest, to_bgr_uint8
 from backend.imaging.placement import Placement
+from backend.memory_bank.alignment import Aligned
 from backend.memory_bank.bank import FitOptions, MemoryBank
 from backend.memory_bank.coreset import Progress
 from backend.roi_mask import Shape, shape_fields
@@ -115,6 +116,7 @@ class InspectionService:
         mode: Mode = "add",
         use_dataset: bool = False,
         coreset_rate: float | None = None,
+        aligned: Aligned | None = None,
         progress: Progress | None = None,
     ) -> FitReport:
         """Learn good images; see ``Fitter.fit``."""
@@ -126,6 +128,7 @@ class InspectionService:
             mode=mode,
             use_dataset=use_dataset,
             options=options if coreset_rate is None else replace(options, coreset_rate=coreset_rate),
+            aligned=aligned,
         )
         return self._fitter.fit(key, request, progress=progress)
 

@@ -138,12 +138,14 @@ class Refitter:
             watch=Stopwatch(),
         )
         # Before the lock, so that nobody waits for it; under it the rows are there.
+        training.know(before.known)
         training.of_stored(learned, training.placement_of(learned[0]))
         with store.lock(key):
             before = self._before(key)
             if not force and before.is_usable_by(extractor):
                 return RefitReport()  # somebody else was faster
             learned = _still_stored(images, before, key)
+            training.know(before.known)
             first = training.placement_of(learned[0])
             bank = memory_of(
                 training.of_stored(learned, first),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,10 +16,13 @@ from backend.extractors.base import FeatureExtractor, embeddings_key
 from backend.extractors.extraction import Extraction
 from backend.imaging.image_codec import decode_image, image_size, image_suffix, pixel_digest
 from backend.imaging.placement import Placement
+from backend.imaging.position_map import position_map, position_placement
+from backend.memory_bank.alignment import alignment_of_parts
 from backend.memory_bank.bank import MemoryBank, PatchGrid
 from backend.memory_bank.learning import learn
 from backend.memory_bank.whitening import fit_whitening
 from backend.roi_mask import Shape, scale_shape, shape_fields, shape_from_fields, shape_mask
+from backend.services.alignment_choice import choose_alignment
 from backend.services.consistency import check_aspect_ratio, check_same_scale
 from backend.services.fit_request import FitProgress, FitRequest, Upload
 from backend.utils import Stopwatch, sha256_hex
@@ -31,13 +34,14 @@ class TrainingImage:
 
     part_id: str
     grid: PatchGrid
+    position_map: NDArray[np.float16]
     name: str = ""
     data: bytes = b""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingImages:
-    """Gathers the images of one fit and extracts the embeddings that are missing.
+    """Gathers the images of one fit, and makes the embeddings and position maps that are missing.
 
     Attributes:
         images: Where images and embeddings are kept.
@@ -46,6 +50,7 @@ class TrainingImages:
         progress: Counts the images.
         max_pixels: Largest image, px.
         watch: Gets the laps ``decode`` and ``extract``.
+        position_maps: Those at hand, [cells, 4] float16 by digest; for another one its image is decoded.
     """
 
     images: ImageStore
@@ -54,6 +59,12 @@ class TrainingImages:
     progress: FitProgress
     max_pixels: int
     watch: Stopwatch
+    position_maps: dict[str, NDArray[np.float16]] = field(default_factory=dict)
+
+    def know(self, memory: MemoryBank | LearnedFacts | None) -> None:
+        """Take the position maps of the images that a memory has learned, if it is there and whole."""
+        if isinstance(memory, MemoryBank):
+            self.position_maps.update(zip(memory.image_digests, memory.position_maps, strict=True))
 
     def placements(self, uploads: Sequence[Upload]) -> list[Placement]:
         """Return how uploads are brought to the grid, from their headers: nothing is decoded.
@@ -102,7 +113,11 @@ class TrainingImages:
         grids = self._load_or_extract(decoded())
         return {
             digest: TrainingImage(
-                part_id=part_ids.get(digest, digest), grid=grids[digest], name=upload.name, data=upload.data
+                part_id=part_ids.get(digest, digest),
+                grid=grids[digest],
+                position_map=self.position_maps[digest],
+                name=upload.name,
+                data=upload.data,
             )
             for digest, upload in by_digest.items()
         }
@@ -126,7 +141,12 @@ class TrainingImages:
             if mm_per_px is not None:
                 check_same_scale(mm_per_px, image.mm_per_px, image.file_name)
         grids = self._load_or_extract((image.digest, image) for image in stored)
-        return {image.digest: TrainingImage(part_id=image.part_id, grid=grids[image.digest]) for image in stored}
+        return {
+            image.digest: TrainingImage(
+                part_id=image.part_id, grid=grids[image.digest], position_map=self.position_maps[image.digest]
+            )
+            for image in stored
+        }
 
     def keep(self, digest: str, image: TrainingImage, mm_per_px: float) -> TrainingImage:
         """Store an upload, and return it with the part that the store knows it by."""
@@ -146,9 +166,11 @@ class TrainingImages:
     def _load_or_extract(self, sources: Iterable[tuple[str, NDArray[np.uint8] | StoredImage]]) -> dict[str, PatchGrid]:
         """Return the grids of images by digest, from the store or from the device in batches of one size.
 
+        Afterwards their position maps are at hand, too.
+
         Args:
-            sources: Digest of each image, and its pixels or, to be read only where rows are missing, its facts. What
-                is extracted of an image that the store holds is kept there.
+            sources: Digest of each image, and its pixels or, to be read only where something is missing, its facts.
+                What is extracted of an image that the store holds is kept there.
         """
         made_by = embeddings_key(self.extractor)
         grids: dict[str, PatchGrid] = {}
@@ -172,18 +194,26 @@ class TrainingImages:
         for digest, source in sources:
             if digest in grids or digest in batch:
                 self.progress.image_done()
-            elif (rows := self.images.get_embeddings(digest, made_by)) is not None:
-                hw = source.image_hw if isinstance(source, StoredImage) else (source.shape[0], source.shape[1])
-                add(digest, rows, hw)
-            else:
-                if isinstance(source, StoredImage):
-                    in_store.add(digest)
+                continue
+            rows = self.images.get_embeddings(digest, made_by)
+            if isinstance(source, StoredImage):
+                if rows is not None and digest in self.position_maps:
+                    add(digest, rows, source.image_hw)
+                    continue
+                in_store.add(digest)
+                with self.watch.lap("decode"):
                     source = decode_image(self.images.read(source), max_pixels=self.max_pixels, name=source.file_name)
-                if batch and next(iter(batch.values())).shape != source.shape:
-                    extract()
-                batch[digest] = source
-                if len(batch) == self.extractor.batch_size:
-                    extract()
+            if digest not in self.position_maps:
+                with self.watch.lap("position"):
+                    self.position_maps[digest] = position_map(source)
+            if rows is not None:
+                add(digest, rows, (source.shape[0], source.shape[1]))
+                continue
+            if batch and next(iter(batch.values())).shape != source.shape:
+                extract()
+            batch[digest] = source
+            if len(batch) == self.extractor.batch_size:
+                extract()
         if batch:
             extract()
         return grids
@@ -208,19 +238,28 @@ def memory_of(
         shape = scale_shape(request.shape, upload_hw, first.image_hw)
     elif known is not None and known.shape is not None:
         shape = scale_shape(shape_from_fields(known.shape), known.placement.image_hw, first.image_hw)
-    mask_cells = first.cell_coverage(shape_mask(shape, first.image_hw)).reshape(-1) > 0
+    mask = shape_mask(shape, first.image_hw)
+    mask_cells = first.cell_coverage(mask).reshape(-1) > 0
+    part_ids = {digest: image.part_id for digest, image in images.items()}
+    position_maps = {digest: image.position_map for digest, image in images.items()}
+    position_cells = position_placement(first.image_hw).cell_coverage(mask).reshape(-1) > 0
+    alignment = alignment_of_parts(position_maps, part_ids, position_cells)
+    choice = choose_alignment(request, known, alignment)
     whitening = None
     if extractor.whitens:
         rows = [images[digest].grid.embeddings[mask_cells] for digest in sorted(images)]
         whitening = fit_whitening(np.concatenate(rows))
     return learn(
         {digest: image.grid for digest, image in images.items()},
-        part_ids={digest: image.part_id for digest, image in images.items()},
+        part_ids=part_ids,
+        position_maps=position_maps,
         mask_cells=mask_cells,
         shape=None if shape is None else shape_fields(shape),
         whitening=whitening,
-        options=request.options,
+        options=replace(request.options, aligned=choice.asked),
         mm_per_px=request.mm_per_px if known is None else known.mm_per_px,
+        alignment=alignment,
+        aligned=choice.aligned,
         precision=extractor.precision,
         progress=progress.picks,
     )

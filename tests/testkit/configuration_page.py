@@ -56,6 +56,11 @@ it is refused in the same way.
 A fit stores these values in the memory. **A change takes effect at the next fit of a ROI.** `BDI_SCORE_MODE`,
 `BDI_SCORE_PERCENTILE` and `BDI_AREA_MM2_THR` hold until the ROI is calibrated; from then on its calibration decides.
 `/fit_ok` can set the coreset rate of one fit (`coreset_rate`; `memory_fit=true` means 1).
+
+`BDI_ALIGNED` is for new ROIs and for `mode=replace`: later fits of a ROI keep what it was fitted with, unless they send
+`aligned`. With `auto` the images decide as soon as they show 8 parts, and later ones do not change that: `/fit_ok`
+answers how well all of them agree by position (`alignment`, from 0.33 on aligned) and warns where that has come to say
+something else.
 """,
     ),
     "min_ok_samples": ("Calibration", ""),

@@ -123,8 +123,15 @@ def grid_placement(rows: int, columns: int, *, cell_px: int = 1) -> Placement:
 def fit_options(**changed: Any) -> FitOptions:
     """Return options that leave small examples as they are: every vector kept, no blur, the map's 99th percentile."""
     rule = ScoreRule(mode="percentile", percentile=99.0, blur_sigma=0.0, area_mm2_thr=1.0)
-    values: dict[str, Any] = {"coreset_rate": 1.0, "seed": 0, "k": 1, "rule": rule, "first_mode": "area", **changed}
-    return FitOptions(**values)
+    values: dict[str, Any] = {
+        "coreset_rate": 1.0,
+        "seed": 0,
+        "k": 1,
+        "rule": rule,
+        "first_mode": "area",
+        "aligned": "auto",
+    }
+    return FitOptions(**{**values, **changed})
 
 
 def bank_on_a_line(
@@ -164,6 +171,7 @@ def bank_on_a_line(
     return learn(
         grids,
         part_ids=part_ids or {},
+        position_maps={digest: np.zeros((1, 4), np.float16) for digest in values},
         mask_cells=np.ones(cells, bool) if mask_cells is None else np.asarray(mask_cells),
         options=fit_options(coreset_rate=coreset_rate, seed=seed, k=k, **({} if rule is None else {"rule": rule})),
         **arguments,

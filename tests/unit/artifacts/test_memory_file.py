@@ -33,6 +33,9 @@ def bank(seed: int = 0, *, whitens: bool = True) -> MemoryBank:
     return learn(
         grids,
         part_ids=dict.fromkeys(list(grids)[:2], "Teil 1"),
+        position_maps={digest: rng.standard_normal((6, 4)).astype(np.float16) for digest in grids},
+        alignment=0.25,
+        aligned=True,
         mask_cells=mask_cells,
         shape={"kind": "rect", "x": 0.0, "y": 10.0, "w": 50.0, "h": 30.0},
         whitening=fit_whitening(rows) if whitens else None,

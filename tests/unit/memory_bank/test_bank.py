@@ -42,6 +42,7 @@ def learned(images: dict[str, PatchGrid], **changes) -> MemoryBank:
     cells = len(next(iter(images.values())).embeddings)
     arguments = {
         "part_ids": {},
+        "position_maps": {digest: np.zeros((1, 4), np.float16) for digest in images},
         "mask_cells": np.ones(cells, bool),
         "shape": None,
         "whitening": None,
@@ -278,5 +279,12 @@ def test_images_that_cannot_be_learned_together_are_refused(images, changes, wor
     arguments = {"mask_cells": np.ones(20, bool), **changes}
     with pytest.raises(ValueError, match=word):
         learned(images or {}, **arguments) if images else learn(
-            {}, part_ids={}, shape=None, whitening=None, options=fit_options(), mm_per_px=1, **arguments
+            {},
+            part_ids={},
+            position_maps={},
+            shape=None,
+            whitening=None,
+            options=fit_options(),
+            mm_per_px=1,
+            **arguments,
         )

@@ -1,0 +1,68 @@
+"""What an image shows at each place, coarsely: what tells whether the parts of a ROI always lie in the same place.
+
+Four plain numbers per cell, made from the pixels alone, so that they mean the same whatever the extractor. A memory
+keeps them of every image that it has learned; a change of the arithmetic is a change of the memory's format.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from backend.imaging.placement import Placement, place
+
+CHANNELS: Final = ("tone", "log gradient", "gradient along x", "gradient along y")
+"""What each cell holds, as its mean; the second is the logarithm of the mean."""
+
+INPUT_PX: Final = 384
+CELL_PX: Final = 14
+
+_BLUR_SIGMA_PX: Final = 1.5
+_DARK_GREY: Final = 100.0
+"""Grey level below which the tone turns from logarithmic to linear, so that the noise of black areas stays small."""
+_MID_GREY: Final = 128.0
+"""Grey level at which the tone has slope one: gradients are in grey levels per pixel there."""
+_DECIMALS: Final = 3
+
+_ONE, _SLOPE = np.array([1], np.float32), np.array([-0.5, 0, 0.5], np.float32)
+
+
+def position_placement(image_hw: tuple[int, int]) -> Placement:
+    """Return how an image is brought to the grid of its position map: 27×27 cells whatever its aspect ratio.
+
+    One grid for all, because the images of a ROI may differ in aspect ratio by 2 %, and their maps have to agree.
+    """
+    return place(image_hw, input_size=INPUT_PX, cell_px=CELL_PX, resize="square")
+
+
+def position_map(image_bgr: NDArray[np.uint8]) -> NDArray[np.float16]:
+    """Return what an image shows at each place.
+
+    Args:
+        image_bgr: [H, W, 3] uint8, BGR.
+
+    Returns:
+        [cells, 4] float16, row-major over the grid of ``position_placement``; the columns are ``CHANNELS``: tone in
+        grey levels, log(1 + gradient), and the gradient in grey levels per pixel.
+    """
+    placement = position_placement((image_bgr.shape[0], image_bgr.shape[1]))
+    height, width = placement.input_hw
+    grey = cv2.cvtColor(image_bgr, cv2.COLOR_BGR2GRAY).astype(np.float32)
+    shrinks = height < grey.shape[0] or width < grey.shape[1]
+    resized = cv2.resize(grey, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    # On a log scale a change of light is nearly an offset, which is taken out with the image's mean.
+    tone = (_DARK_GREY + _MID_GREY) * np.log1p(resized / np.float32(_DARK_GREY))
+    smooth = cv2.GaussianBlur(tone, (0, 0), _BLUR_SIGMA_PX, borderType=cv2.BORDER_REFLECT)
+    along_x = cv2.sepFilter2D(smooth, cv2.CV_32F, _SLOPE, _ONE, borderType=cv2.BORDER_REFLECT)
+    along_y = cv2.sepFilter2D(smooth, cv2.CV_32F, _ONE, _SLOPE, borderType=cv2.BORDER_REFLECT)
+    rows, columns = placement.grid_hw
+    means = [
+        cv2.resize(values, (columns, rows), interpolation=cv2.INTER_AREA).reshape(-1)
+        for values in (tone, cv2.magnitude(along_x, along_y), along_x, along_y)
+    ]
+    means[1] = np.log1p(means[1])
+    # Plain areas have no gradient, and not the crumbs of float32 either, which are at the same place in all images.
+    return np.round(np.stack(means, axis=1), _DECIMALS).astype(np.float16)
