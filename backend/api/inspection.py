@@ -73,8 +73,8 @@ def fit_ok(
     aligned: Annotated[
         Aligned | None,
         Form(
-            description="Whether parts always lie in the same place in the ROI. `auto`: its first images, once they show "
-            "8 parts, decide for all later ones. Left out: as before; for a new ROI as the service is set.",
+            description="Whether parts always lie in the same place in the ROI. `auto`: its first images, once they "
+            "show 8 parts, decide for all later ones. Left out: as before; for a new ROI as the service is set.",
             examples=["auto"],
         ),
     ] = None,
