@@ -154,6 +154,34 @@ def test_images_of_one_part_are_left_out_together(api: Api) -> None:
     assert scored_apart < 0.25 * scored_together
 
 
+def test_the_answer_says_whether_the_roi_is_aligned_and_the_figure_it_rests_on(api: Api) -> None:
+    few = answer_of(api.fit(plates(range(7))))
+    assert (few["aligned"], few["alignment"]) == (False, None)
+    enough = answer_of(api.fit(plates([7])))
+    assert enough["aligned"] is True
+    assert 0.4 < enough["alignment"] < 1
+    manifest = answer_of(api.client.get("/manifest", params={"role_id": ROLE, "roi_id": ROI}))
+    assert {name: manifest["fit"][name] for name in ("aligned", "alignment")} == {
+        name: enough[name] for name in ("aligned", "alignment")
+    }
+    said = answer_of(api.fit(plates([8]), aligned="no"))
+    assert said["aligned"] is False
+    assert said["alignment"] == pytest.approx(enough["alignment"], abs=0.1)
+    assert answer_of(api.fit(plates([9])))["aligned"] is False
+
+
+def test_a_roi_that_is_said_to_be_aligned_is_so_from_eight_parts_on(api: Api) -> None:
+    answer = answer_of(api.fit(plates(range(3)), aligned="yes"))
+    assert answer["aligned"] is False
+    assert any("from 8 good parts on" in text for text in answer["warnings"])
+    assert answer_of(api.fit(plates(range(3, 8))))["aligned"] is True
+
+
+def test_another_word_for_aligned_is_422_and_names_the_field(api: Api) -> None:
+    error = error_of(api.fit(plates([0]), aligned="true"), 422, "invalid_input")
+    assert "aligned" in error["error"]
+
+
 def test_a_fitted_shape_limits_what_is_learned(api: Api) -> None:
     ring = {"kind": "annulus", "cx": 47.5, "cy": 47.5, "r": 40, "r_inner": 20}
     answer = answer_of(api.fit(plates(range(3)), shape=ring))

@@ -64,7 +64,16 @@ def test_the_manifest_tells_the_facts_of_the_fit_and_the_calibration(client: Cli
     calib = client.calibrate(area_mm2_thr=2.5, score_percentile=98).ok()
     answer = client.about("/manifest").ok()
     assert answer["memory"] is True
-    for field in ("n_ok_total", "n_embeddings", "coreset_size", "token_shape", "checksum", "mm_per_px", "cell_mm"):
+    for field in (
+        "n_ok_total",
+        "n_embeddings",
+        "coreset_size",
+        "token_shape",
+        "checksum",
+        "mm_per_px",
+        "cell_mm",
+        "aligned",
+    ):
         assert answer["fit"][field] == fit[field], field
     assert answer["fit"]["coreset_size"] == answer["fit"]["n_embeddings"] == 3 * 64
     assert (answer["fit"]["image_width"], answer["fit"]["image_height"]) == (64, 64)

@@ -66,6 +66,13 @@ def good_image(seed: int, *, image_hw: tuple[int, int] = (64, 64)) -> NDArray[np
     return np.repeat(grey[:, :, None], 3, axis=2)
 
 
+def unaligned_image(seed: int, *, image_hw: tuple[int, int] = (64, 64)) -> NDArray[np.uint8]:
+    """Return a soft grey texture whose spots lie elsewhere for each seed, [H, W, 3] BGR with three equal channels."""
+    field = cv2.GaussianBlur(np.random.default_rng(seed).standard_normal(image_hw), (0, 0), 3)
+    grey = (110 + 60 * field / np.abs(field).max()).astype(np.uint8)
+    return np.repeat(grey[:, :, None], 3, axis=2)
+
+
 def defective_image(seed: int, *, image_hw: tuple[int, int] = (64, 64)) -> NDArray[np.uint8]:
     """Return a good image with a white patch of a quarter of each edge in its middle."""
     image = good_image(seed, image_hw=image_hw)

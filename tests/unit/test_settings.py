@@ -45,6 +45,7 @@ _KEPT_NAMES = [
         "cors_origins",
         ("http://a.example", "http://b.example"),
     ),
+    ("BDI_ALIGNED", "no", "aligned", "no"),
     ("BDI_REQUIRE_CUDA", "1", "require_cuda", True),
 ]
 

@@ -119,6 +119,8 @@ def test_every_number_of_a_memory_is_under_its_checksum():
         {"mm_per_px": 0.3},
         {"grid_hw": [5, 4, 1]},
         {"options": {"seed": None}},
+        {"aligned": False},
+        {"alignment": 0.26},
     ],
 )
 def test_facts_of_another_format_or_that_were_changed_are_refused(change):

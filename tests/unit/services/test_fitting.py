@@ -528,6 +528,37 @@ def test_an_upload_is_decoded_once_and_a_learned_image_not_again(service, key, c
     assert calls["decode_image"] == 5
 
 
+def test_stored_images_are_decoded_once_for_embeddings_and_position_map_together(service, key, calls, tmp_path):
+    datasets = Datasets(ArtefactStore(tmp_path / "models"), max_pixels=10**6)
+    datasets.add(key, "ok", [DatasetUpload(name="x.png", data=upload.data) for upload in uploads(0, 1, 2)])
+    calls.clear()
+    fit(service, key, [], use_dataset=True)
+    assert calls["decode_image"] == 3
+    fit(service, key, uploads(3), use_dataset=True)
+    fit(service, key, [], use_dataset=True, mode="replace")
+    assert calls["decode_image"] == 4
+
+
+def test_after_damage_stored_images_are_decoded_once_for_their_position_maps(service, extractor, key, calls, tmp_path):
+    fit(service, key, uploads(0, 1, 2))
+    path = tmp_path / "models" / "Inspection" / "inspection-1" / "memory.npz"
+    before = path.read_bytes()
+    path.write_bytes(before[:-100])
+    calls.clear()
+    extractor.calls.clear()
+    fit(service, key, uploads(2))
+    assert calls["decode_image"] == 3  # the upload, which is one of the three, and the two others
+    assert extractor.calls == []
+    assert path.read_bytes() == before
+
+
+def test_a_refit_decodes_no_image_whose_embeddings_and_position_map_are_there(service, key, calls):
+    fit(service, key, uploads(0, 1, 2))
+    calls.clear()
+    service.refitter.refit(key, force=True)
+    assert calls["decode_image"] == 0
+
+
 def test_a_fit_that_renews_the_calibration_scores_its_images_once_and_reads_its_files_once(service, key, calls):
     fit(service, key, uploads(*range(N)))
     service.calibrate(key)
