@@ -15,7 +15,9 @@ import numpy as np
 from backend.calib import Calibration
 from backend.imaging.placement import Placement
 from backend.memory_bank.bank import FitOptions, MemoryBank
+from backend.memory_bank.local_bank import LocalBank
 from backend.memory_bank.whitening import Whitening
+from backend.memory_bank.windows import LearnedCells
 from backend.utils import canonical_json, sealed_json, sha256_hex, unsealed_json
 
 FORMAT_VERSION: Final = 3
@@ -27,6 +29,7 @@ FORMAT_VERSION: Final = 3
 """
 
 _WHITENING: Final = "whitening_"
+_LOCAL: Final = "local_"
 _DIGEST_CHARS: Final = 64
 _FACTS_BEGIN: Final = re.compile(rb'\{"[a-z_0-9]+":')
 """Nothing before the facts looks like it: names of zip entries, and numpy's header, which quotes with apostrophes."""
@@ -87,14 +90,15 @@ def bank_from_bytes(data: bytes) -> MemoryBank:
             arrays: dict[str, Any] = {name: archive[name] for name in archive.files}
         facts = unsealed_json(arrays.pop("facts").tobytes())
         _check_version(facts)
-        whitening = {
-            name.removeprefix(_WHITENING): arrays.pop(name) for name in [*arrays] if name.startswith(_WHITENING)
-        }
+        whitening, local = _with_prefix(arrays, _WHITENING), _with_prefix(arrays, _LOCAL)
+        placement = _placement(facts)
+        cells = LearnedCells(grid_hw=placement.grid_hw, mask_cells=arrays["mask_cells"])
         bank = MemoryBank(
             **arrays,
+            local=LocalBank.from_arrays(local, cells) if local else None,
             image_digests=tuple(facts["image_digests"]),
             part_ids=tuple(facts["part_ids"]),
-            placement=_placement(facts),
+            placement=placement,
             shape=facts["shape"],
             whitening=Whitening.from_arrays(whitening) if whitening else None,
             extractor_id=facts["extractor_id"],
@@ -178,6 +182,11 @@ def _placement(facts: Mapping[str, Any]) -> Placement:
     return Placement(
         image_hw=_pair(facts["image_hw"]), input_hw=_pair(facts["input_hw"]), grid_hw=_pair(facts["grid_hw"])
     )
+
+
+def _with_prefix(arrays: dict[str, Any], prefix: str) -> dict[str, Any]:
+    """Return the arrays whose names begin with a prefix, without it, taken out of ``arrays``."""
+    return {name.removeprefix(prefix): arrays.pop(name) for name in [*arrays] if name.startswith(prefix)}
 
 
 def _pair(values: list[int]) -> tuple[int, int]:

@@ -21,6 +21,7 @@ from backend.calib import ScoreMode, ScoreRule
 from backend.imaging.placement import Placement
 from backend.memory_bank.alignment import MIN_PARTS_ALIGNED, Aligned
 from backend.memory_bank.index import build_index
+from backend.memory_bank.local_bank import GlobalEvidence, LocalBank
 from backend.memory_bank.nearest import NearestNeighbours, RowsOnDevice
 from backend.memory_bank.whitening import Whitening
 from backend.utils import canonical_json
@@ -104,6 +105,7 @@ class MemoryBank:
         options: What the memory was fitted with.
         n_embeddings: Rows that the coreset was taken from.
         mm_per_px: Millimetres per pixel of the learned images.
+        local: What is normal at each place, where the parts lie alike; None where ``vectors`` alone score.
     """
 
     vectors: NDArray[np.float32] = field(compare=False)
@@ -123,6 +125,7 @@ class MemoryBank:
     options: FitOptions
     n_embeddings: int
     mm_per_px: float
+    local: LocalBank | None = field(compare=False, default=None)
 
     def __post_init__(self) -> None:
         n, cells = len(self.image_digests), self.placement.grid_hw[0] * self.placement.grid_hw[1]
@@ -189,8 +192,9 @@ class MemoryBank:
         }
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """Return the arrays by name, those of the whitening with the prefix ``whitening_``."""
+        """Return the arrays by name, those of the whitening and the local bank with these prefixes."""
         whitening = {} if self.whitening is None else self.whitening.to_arrays()
+        local = {} if self.local is None else self.local.to_arrays()
         return {
             "vectors": self.vectors,
             "source": self.source,
@@ -198,14 +202,64 @@ class MemoryBank:
             "loo_distances": self.loo_distances,
             "position_maps": self.position_maps,
             **{f"whitening_{name}": array for name, array in whitening.items()},
+            **{f"local_{name}": array for name, array in local.items()},
         }
 
     def unit_rows(self, embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return an extractor's rows [N, D'] as unit rows [N, D], whitened where this memory whitens."""
         return embeddings if self.whitening is None else self.whitening.apply(embeddings)
 
+    @cached_property
+    def loo_scores(self) -> NDArray[np.float32]:
+        """[n, Ht*Wt] float32: what the cells of each learned image score without its part, else NaN."""
+        if self.local is None:
+            return self.loo_distances
+        scores = np.full_like(self.loo_distances, np.nan)
+        scores[:, self.mask_cells] = self.local.scores
+        return scores
+
+    def cell_scores(
+        self, embeddings: NDArray[np.float32] | RowsOnDevice, *, k: int | None = None
+    ) -> NDArray[np.float32]:
+        """Return the score [N] float32 in [0, 2] of each cell of an image: its distance, or its local score.
+
+        Args:
+            embeddings: The extractor's rows [N, D'].
+            k: Neighbours that a distance to the coreset is the mean of; the memory's own by default.
+
+        Returns:
+            NaN outside ``mask_cells`` where the memory has a local bank.
+        """
+        if self.local is None:
+            return self.distances(embeddings, k=k)
+        return self._local_scores(self.local, embeddings, None, k)
+
+    def cell_scores_without(
+        self, embeddings: NDArray[np.float32] | RowsOnDevice, part_id: str, *, k: int | None = None
+    ) -> NDArray[np.float32] | None:
+        """Return the scores as if a part had not been learned, or None when no vector is left."""
+        if self.local is None:
+            return self.distances_without(embeddings, part_id, k=k)
+        return self._local_scores(self.local, embeddings, part_id, k)
+
+    def _local_scores(
+        self, local: LocalBank, embeddings: NDArray[np.float32] | RowsOnDevice, part_id: str | None, k: int | None
+    ) -> NDArray[np.float32]:
+        rows = self.unit_rows(np.asarray(embeddings)[self.mask_cells])
+        part = None if part_id is None else self._part_numbers.get(part_id)
+        keep = None if part is None else local.parts[self.source] != part
+        found = evidence(self.vectors, self.index if keep is None else keep, rows, k or self.options.k)
+        scores = np.full(len(self.mask_cells), np.nan, dtype=np.float32)
+        scores[self.mask_cells] = local.score(rows, found, part)
+        return scores
+
+    @cached_property
+    def _part_numbers(self) -> dict[str, int]:
+        """The number of each part in the local bank."""
+        return {part: number for number, part in enumerate(sorted(set(self.part_ids)))}
+
     def distances(self, embeddings: NDArray[np.float32] | RowsOnDevice, *, k: int | None = None) -> NDArray[np.float32]:
-        """Return the distance [N] float32 in [0, 2] of an extractor's rows [N, D'] to this memory.
+        """Return the distance [N] float32 in [0, 2] of an extractor's rows [N, D'] to the coreset.
 
         Rows that lie on another device are searched for there, unless this memory whitens.
 
@@ -223,13 +277,34 @@ class MemoryBank:
     ) -> NDArray[np.float32] | None:
         """Return the distances to the vectors that did not come from a part, or None when no vector is left."""
         keep = np.asarray([self.part_ids[image] != part_id for image in self.source.tolist()])
-        return distances_to(self.vectors[keep], self.unit_rows(np.asarray(embeddings)), k or self.options.k)
+        if not keep.any():
+            return None
+        rows = self.unit_rows(np.asarray(embeddings))
+        return evidence(self.vectors, keep, rows, k or self.options.k).distances
 
     def part_of(self, image_digest: str) -> str | None:
         """Return the part that a learned image shows, or None for an image that was not learned."""
         return self._part_by_digest.get(image_digest)
 
 
-def distances_to(vectors: NDArray[np.float32], unit_rows: NDArray[np.float32], k: int) -> NDArray[np.float32] | None:
-    """Return the distance [N] float32 of unit rows [N, D] to vectors [M, D], or None without a vector."""
-    return build_index(vectors).knn(unit_rows, min(k, len(vectors))) if len(vectors) else None
+def evidence(
+    vectors: NDArray[np.float32],
+    among: NearestNeighbours | NDArray[np.bool_],
+    unit_rows: NDArray[np.float32],
+    k: int,
+) -> GlobalEvidence:
+    """Return what vectors [M, D] say of unit rows [N, D].
+
+    Args:
+        vectors: All of them.
+        among: An index of all, or [M] bool: the vectors that count, at least one.
+        unit_rows: The rows.
+        k: Neighbours that a distance is the mean of, as far as there are so many.
+    """
+    if isinstance(among, NearestNeighbours):
+        distances, chosen = among.search(unit_rows, min(k, len(among)))
+    else:
+        kept = np.flatnonzero(among)
+        distances, chosen = build_index(vectors[kept]).search(unit_rows, min(k, len(kept)))
+        chosen = kept[chosen]
+    return GlobalEvidence(distances=distances.mean(axis=1, dtype=np.float32), chosen=chosen[:, 0])

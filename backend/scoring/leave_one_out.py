@@ -51,7 +51,7 @@ def leave_one_out_scores(bank: MemoryBank, rule: ScoreRule) -> LeaveOneOutScores
     mask = learned_mask(bank, bank.placement.image_hw)
     by_image: dict[str, float] = {}
     by_part: dict[str, float] = {}
-    for digest, part, distances in zip(bank.image_digests, bank.part_ids, bank.loo_distances, strict=True):
+    for digest, part, distances in zip(bank.image_digests, bank.part_ids, bank.loo_scores, strict=True):
         if not np.isfinite(distances).any():
             continue
         score = learned_image_score(bank, distances, mask, rule)

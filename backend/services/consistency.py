@@ -133,7 +133,7 @@ class PrecisionCheck:
             except InspectionError:
                 continue  # a damaged image tells nothing; the others may
             rows = self._extraction.learn(extractor, [image])[0]
-            distances = bank.distances_without(rows, bank.part_of(digest) or digest)
+            distances = bank.cell_scores_without(rows, bank.part_of(digest) or digest)
             if distances is not None:
                 distances[~bank.mask_cells] = float("nan")
                 changes.append(abs(learned_image_score(bank, distances, mask, rule) - score) / threshold)

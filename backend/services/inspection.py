@@ -258,12 +258,12 @@ class InspectionService:
 def _distances(bank: MemoryBank, rows: Rows, digest: str, k: int) -> tuple[NDArray[np.float32], str]:
     part = bank.part_of(digest)
     if part is None:
-        return bank.distances(rows, k=k), "new"
-    left_out = bank.distances_without(rows, part, k=k)
+        return bank.cell_scores(rows, k=k), "new"
+    left_out = bank.cell_scores_without(rows, part, k=k)
     if left_out is not None:
         return left_out, "leave_one_out"
     # The only part there is: nothing is left to compare it with. The score says nothing, and says so.
-    return bank.distances(rows, k=k), "own_image_only"
+    return bank.cell_scores(rows, k=k), "own_image_only"
 
 
 def _facts_of(bank: MemoryBank, extractor: FeatureExtractor, placement: Placement) -> dict[str, Any]:
@@ -276,5 +276,6 @@ def _facts_of(bank: MemoryBank, extractor: FeatureExtractor, placement: Placemen
         "cell_mm": placement.cell_mm(bank.mm_per_px),
         "learned_shape": bank.shape,
         "n_ok": len(bank.image_digests),
+        "memory": "global" if bank.local is None else "local",
         "memory_checksum": bank.checksum,
     }

@@ -1,0 +1,107 @@
+"""The 3×3 cells around a cell: which they are on a grid of which only some cells were learned, and how near rows are.
+
+All windows are searched by one small matrix product per learned cell: its rows times the nine query rows that look at
+it. Products name candidates; what counts is measured by differences.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from backend.memory_bank.threads import parallel_map
+
+WINDOW: Final = tuple((row, column) for row in (-1, 0, 1) for column in (-1, 0, 1))
+"""Where the cells of a window lie; the opposite of place j is place 8 - j."""
+
+_CELLS_AT_ONCE = 64
+"""Cells whose rows a thread holds at one time: 30 rows of 256 float32 each are 2 MiB."""
+
+Offset = tuple[int, int]
+"""Rows and columns of the grid."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearnedCells:
+    """The learned cells of a grid, numbered row by row from 0 to L - 1.
+
+    Attributes:
+        grid_hw: Rows and columns of the grid.
+        mask_cells: [Ht*Wt] bool.
+    """
+
+    grid_hw: tuple[int, int]
+    mask_cells: NDArray[np.bool_] = field(compare=False)
+
+    @cached_property
+    def places(self) -> NDArray[np.int64]:
+        """Row and column [L, 2] of each learned cell."""
+        return np.argwhere(self.mask_cells.reshape(self.grid_hw))
+
+    @cached_property
+    def _numbers(self) -> NDArray[np.int64]:
+        numbers = np.full(len(self.mask_cells), -1, dtype=np.int64)
+        numbers[self.mask_cells] = np.arange(int(self.mask_cells.sum()))
+        return numbers.reshape(self.grid_hw)
+
+    def at(self, offset: Offset) -> NDArray[np.int64]:
+        """Return the number [L] of the cell that lies an offset away from each; -1 where none was learned."""
+        rows, columns = (self.places + offset).T
+        height, width = self.grid_hw
+        inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
+        found = np.full(len(rows), -1, dtype=np.int64)
+        found[inside] = self._numbers[rows[inside], columns[inside]]
+        return found
+
+    def windows(self, offset: Offset = (0, 0)) -> NDArray[np.int64]:
+        """Return the cells [L, 9] of the window around what lies an offset away from each; -1 where none is."""
+        return np.stack([self.at((offset[0] + row, offset[1] + column)) for row, column in WINDOW], axis=1)
+
+    def near_edge(self, offset: Offset, reach: int) -> NDArray[np.bool_]:
+        """Return the cells [L] that lie within ``reach`` cells of an edge of the grid which the offset crosses."""
+        near = np.zeros(len(self.places), dtype=np.bool_)
+        for axis in (0, 1):
+            if offset[axis]:
+                place = self.places[:, axis]
+                near |= (place < reach) | (place >= self.grid_hw[axis] - reach)
+        return near
+
+
+def window_distances(
+    query: NDArray[np.float32],
+    rows: NDArray[np.generic],
+    step: NDArray[np.float32],
+    cells: LearnedCells,
+    offset: Offset,
+) -> NDArray[np.float32]:
+    """Return half the squared distance [L, 9, n] of each query row to the rows of its window; inf where none is.
+
+    By products (½|q - r|² = ½|q|² + ½|r|² - q·r), so off by rounding, and now and then negative: good for ranking rows.
+
+    Args:
+        query: [L, D] float32.
+        rows: [L, n, D], integers in units of ``step``.
+        step: [D] float32, what one of ``rows`` is worth in each dimension.
+        cells: The learned cells.
+        offset: Where the windows lie.
+    """
+    windows = cells.windows(offset)
+    lookers = cells.windows((-offset[0], -offset[1]))  # the query rows that look at each cell, in the opposite order
+
+    def of_cells(start: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        part = slice(start, start + _CELLS_AT_ONCE)
+        held = rows[part].astype(np.float32)
+        held *= step
+        return query[lookers[part]] @ held.transpose(0, 2, 1), 0.5 * np.einsum("lnd,lnd->ln", held, held)
+
+    parts = parallel_map(of_cells, range(0, len(rows), _CELLS_AT_ONCE))
+    products, halves = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    found = halves[windows]
+    found -= products[windows, np.arange(len(WINDOW))[::-1]]
+    found += (0.5 * np.einsum("ld,ld->l", query, query))[:, None, None]
+    found[windows < 0] = np.inf
+    return np.asarray(found, dtype=np.float32)
