@@ -7,7 +7,8 @@ the 3×3 cells around its own, and its distance is measured in units of how much
     z_L = d / (α q + (1 - α) r),
 
 d the distance to the nearest row of the window, ρ of a row its own distance to the nearest row of another part within
-its window, r the mean ρ of the five nearest rows, q the root mean square of all ρ. The coreset has the like,
+its window, r the mean ρ of the nearest rows of the five nearest images, q the root mean square of all ρ. The coreset
+has the like,
 
     z_G = d' / (α q' + (1 - α) r'),
 
@@ -31,7 +32,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from backend.memory_bank.windows import LearnedCells, Offset, window_distances
+from backend.memory_bank.windows import LearnedCells, Offset, nearest_in_windows
 
 ALPHA: Final = 0.3
 """Weight of what is usual everywhere beside what is usual nearby. Below, rows that happen to lie close make noise;
@@ -233,15 +234,12 @@ class LocalBank:
     def _local(
         self, query: NDArray[np.float32], offset: Offset, part: int | None, others: NDArray[np.bool_] | None
     ) -> NDArray[np.float64]:
-        n_cells, n, _ = self.rows.shape
-        likely = window_distances(query, self.rows, self.step, self.cells, offset)
+        likely, place = nearest_in_windows(query, self.rows, self.step, self.cells, offset)
         if others is not None:
-            likely[:, :, ~others] = np.inf
-        likely = likely.reshape(n_cells, -1)
-        nearest = np.argpartition(likely, _NEIGHBOURS - 1, axis=1)[:, :_NEIGHBOURS]
-        is_there = np.isfinite(np.take_along_axis(likely, nearest, axis=1))
-        windows = self.cells.windows(offset)
-        cell, image = np.take_along_axis(windows, nearest // n, axis=1), nearest % n
+            likely[:, ~others] = np.inf
+        image = np.argpartition(likely, _NEIGHBOURS - 1, axis=1)[:, :_NEIGHBOURS]
+        is_there = np.isfinite(np.take_along_axis(likely, image, axis=1))
+        cell = np.take_along_axis(place, image, axis=1)
         differences = self.rows[cell, image].astype(np.float32)
         differences *= self.step
         differences -= query[:, None]

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backend.memory_bank.local_bank import GlobalEvidence, LocalBank, slack
-from backend.memory_bank.windows import LearnedCells, window_distances
+from backend.memory_bank.windows import LearnedCells, nearest_in_windows
 from backend.utils import generator
 
 _PRINCIPAL: Final = 64
@@ -119,7 +119,7 @@ def _spread(
     members = [np.flatnonzero(parts == part) for part in range(int(parts.max()) + 1)]
     for image in range(n):
         query = rows[:, image].astype(np.float32) * step
-        by_image = window_distances(query, rows, step, cells, (0, 0)).min(axis=1)
+        by_image, _ = nearest_in_windows(query, rows, step, cells, (0, 0))
         by_part = np.stack([by_image[:, images].min(axis=1) for images in members], axis=1)
         by_part[:, parts[image]] = np.inf
         two = np.argpartition(by_part, 1, axis=1)[:, :2]

@@ -36,6 +36,7 @@ class LearnedCells:
 
     grid_hw: tuple[int, int]
     mask_cells: NDArray[np.bool_] = field(compare=False)
+    _windows: dict[Offset, NDArray[np.int64]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @cached_property
     def places(self) -> NDArray[np.int64]:
@@ -59,7 +60,10 @@ class LearnedCells:
 
     def windows(self, offset: Offset = (0, 0)) -> NDArray[np.int64]:
         """Return the cells [L, 9] of the window around what lies an offset away from each; -1 where none is."""
-        return np.stack([self.at((offset[0] + row, offset[1] + column)) for row, column in WINDOW], axis=1)
+        if offset not in self._windows:
+            around = [self.at((offset[0] + row, offset[1] + column)) for row, column in WINDOW]
+            self._windows[offset] = np.stack(around, axis=1)
+        return self._windows[offset]
 
     def near_edge(self, offset: Offset, reach: int) -> NDArray[np.bool_]:
         """Return the cells [L] that lie within ``reach`` cells of an edge of the grid which the offset crosses."""
@@ -71,14 +75,14 @@ class LearnedCells:
         return near
 
 
-def window_distances(
+def nearest_in_windows(
     query: NDArray[np.float32],
-    rows: NDArray[np.generic],
+    rows: NDArray[np.int8] | NDArray[np.int16],
     step: NDArray[np.float32],
     cells: LearnedCells,
     offset: Offset,
-) -> NDArray[np.float32]:
-    """Return half the squared distance [L, 9, n] of each query row to the rows of its window; inf where none is.
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Return half the squared distance [L, n] of each query row to the nearest row of each image in its window.
 
     By products (½|q - r|² = ½|q|² + ½|r|² - q·r), so off by rounding, and now and then negative: good for ranking rows.
 
@@ -88,6 +92,9 @@ def window_distances(
         step: [D] float32, what one of ``rows`` is worth in each dimension.
         cells: The learned cells.
         offset: Where the windows lie.
+
+    Returns:
+        The halves, inf where a window holds no cell; and the cell [L, n] that each nearest row lies in.
     """
     windows = cells.windows(offset)
     lookers = cells.windows((-offset[0], -offset[1]))  # the query rows that look at each cell, in the opposite order
@@ -100,8 +107,13 @@ def window_distances(
 
     parts = parallel_map(of_cells, range(0, len(rows), _CELLS_AT_ONCE))
     products, halves = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-    found = halves[windows]
-    found -= products[windows, np.arange(len(WINDOW))[::-1]]
-    found += (0.5 * np.einsum("ld,ld->l", query, query))[:, None, None]
-    found[windows < 0] = np.inf
-    return np.asarray(found, dtype=np.float32)
+    nearest = np.full(halves.shape, np.inf, dtype=np.float32)
+    place = np.zeros(halves.shape, dtype=np.int64)
+    for column, cell in enumerate(windows.T):
+        found = halves[cell] - products[cell, len(WINDOW) - 1 - column]
+        found[cell < 0] = np.inf
+        closer = found < nearest
+        np.copyto(nearest, found, where=closer)
+        np.copyto(place, cell[:, None], where=closer)
+    nearest += (0.5 * np.einsum("ld,ld->l", query, query))[:, None]
+    return nearest, place
