@@ -24,7 +24,7 @@ arXiv:2011.08785), here with windows and with the coreset as a way out. All of i
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any, Final
@@ -45,7 +45,13 @@ _SHRINKAGE: Final = 5.0
 _REACH: Final = 2
 """Cells that a part may lie away from where it was learned, and how far from the image's edge that is then seen."""
 
-_CELLS_COMPARED: Final = 512
+_STEPS: Final = range(-_REACH, _REACH + 1)
+_OFFSETS: Final[Sequence[Offset]] = sorted(
+    ((row, column) for row in _STEPS for column in _STEPS), key=lambda offset: (abs(offset[0]) + abs(offset[1]), offset)
+)
+"""Where a part may lie, the nearest first."""
+
+_CELLS_COMPARED: Final = 256
 """Cells that are enough to see how far a part was moved."""
 
 _LEAST: Final = 1e-4
@@ -104,7 +110,7 @@ class LocalBank:
         rows: [L, n, P] int16 or int8, in units of ``step``: unit rows, less ``centre``, times ``basis``.
         step: [P] float32, what an integer of ``rows`` is worth.
         centre: [D] float32.
-        basis: [D, P] float32, or [D, 0] where rows keep their D dimensions.
+        basis: [D, P] float32, or None where rows keep their D dimensions.
         parts: [n] int32, the part of each image, counted from 0.
         spread: [L, n, 2] float32, the distance of each row to the nearest row of another part in its window, and to
             the nearest of a third part.
@@ -119,7 +125,7 @@ class LocalBank:
     rows: NDArray[np.int16] | NDArray[np.int8] = field(compare=False)
     step: NDArray[np.float32] = field(compare=False)
     centre: NDArray[np.float32] = field(compare=False)
-    basis: NDArray[np.float32] = field(compare=False)
+    basis: NDArray[np.float32] | None = field(compare=False)
     parts: NDArray[np.int32] = field(compare=False)
     spread: NDArray[np.float32] = field(compare=False)
     spread_part: NDArray[np.int32] = field(compare=False)
@@ -137,7 +143,8 @@ class LocalBank:
 
     def to_arrays(self) -> dict[str, NDArray[Any]]:
         """Return everything but the cells by name, for an npz; ``from_arrays`` reads it back."""
-        return {each.name: np.asarray(getattr(self, each.name)) for each in fields(self) if each.name != "cells"}
+        values = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "cells"}
+        return {name: np.asarray(value) for name, value in values.items() if value is not None}
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, NDArray[Any]], cells: LearnedCells) -> LocalBank:
@@ -147,7 +154,7 @@ class LocalBank:
             KeyError: If an array is missing.
             TypeError: If there is one that does not belong here.
         """
-        values = dict(arrays)
+        values: dict[str, Any] = {"basis": None, **arrays}
         return cls(slack=float(values.pop("slack")), **values, cells=cells)
 
     def score(self, unit_rows: NDArray[np.float32], evidence: GlobalEvidence, part: int | None) -> NDArray[np.float32]:
@@ -185,13 +192,13 @@ class LocalBank:
     def reduced(self, unit_rows: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return unit rows [..., D] as rows of this bank [..., P]."""
         centred = np.asarray(unit_rows - self.centre, dtype=np.float32)
-        reduced: NDArray[np.float32] = centred @ self.basis if self.basis.shape[1] else centred
+        reduced: NDArray[np.float32] = centred if self.basis is None else centred @ self.basis
         return reduced
 
     def offset(self, query: NDArray[np.float32], others: NDArray[np.bool_] | None) -> Offset:
         """Return the rows and columns of the grid that lead from an image back to what was learned.
 
-        The nearest minimum, from no offset on, of the mean distance to the mean row of the cells; ``_REACH`` at most.
+        Those of ``_OFFSETS`` with the smallest mean distance to the mean row of the cells.
 
         Args:
             query: [L, P], as ``reduced`` gives it.
@@ -206,19 +213,13 @@ class LocalBank:
             return 0, 0
         wanted = query[compared]
 
-        def mean_distance(offset: Offset) -> float:
-            means = sums[self.cells.at(offset)[compared]] * (self.step / np.float32(n))
-            return float(np.sqrt(((wanted - means) ** 2).sum(axis=1)).mean(dtype=np.float64))
+        means = sums * (self.step / np.float32(n))
 
-        best, tried = (0, 0), {(0, 0): mean_distance((0, 0))}
-        for _ in range(_REACH):
-            around = [(best[0] + row, best[1] + column) for row in (-1, 0, 1) for column in (-1, 0, 1)]
-            tried.update({each: mean_distance(each) for each in around if each not in tried})
-            nearest = min(around, key=lambda each: (tried[each], each != best))
-            if nearest == best:
-                break
-            best = nearest
-        return best
+        def mean_distance(offset: Offset) -> float:
+            differences = wanted - means[self.cells.at(offset)[compared]]
+            return float(np.sqrt(np.einsum("ld,ld->l", differences, differences)).mean(dtype=np.float64))
+
+        return min(_OFFSETS, key=mean_distance)
 
     @cached_property
     def _sums(self) -> NDArray[np.int32]:
@@ -227,8 +228,7 @@ class LocalBank:
     @cached_property
     def _compared(self) -> NDArray[np.int64]:
         """Cells from which every offset leads to a learned cell, evenly chosen."""
-        reach = range(-_REACH, _REACH + 1)
-        inner = np.flatnonzero(np.all([self.cells.at((row, column)) >= 0 for row in reach for column in reach], axis=0))
+        inner = np.flatnonzero(np.all([self.cells.at(offset) >= 0 for offset in _OFFSETS], axis=0))
         return inner[:: -(-len(inner) // _CELLS_COMPARED)] if len(inner) else inner
 
     def _local(
@@ -237,7 +237,8 @@ class LocalBank:
         likely, place = nearest_in_windows(query, self.rows, self.step, self.cells, offset)
         if others is not None:
             likely[:, ~others] = np.inf
-        image = np.argpartition(likely, _NEIGHBOURS - 1, axis=1)[:, :_NEIGHBOURS]
+        count = min(_NEIGHBOURS, len(self.parts))
+        image = np.argpartition(likely, count - 1, axis=1)[:, :count]
         is_there = np.isfinite(np.take_along_axis(likely, image, axis=1))
         cell = np.take_along_axis(place, image, axis=1)
         differences = self.rows[cell, image].astype(np.float32)

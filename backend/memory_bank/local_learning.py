@@ -43,8 +43,8 @@ def learn_locally(
     rows = np.stack(rows_by_image, axis=1)
     centre = rows.reshape(-1, rows.shape[2]).mean(axis=0, dtype=np.float64).astype(np.float32)
     basis = _basis(rows.reshape(-1, rows.shape[2]) - centre)
-    reduced = (rows - centre) @ basis if basis.shape[1] else rows - centre
-    fixed, step = _fixed_point(reduced, np.int8 if basis.shape[1] else np.int16)
+    reduced = rows - centre if basis is None else (rows - centre) @ basis
+    fixed, step = _fixed_point(reduced, np.int16 if basis is None else np.int8)
     spread, spread_part = _spread(fixed, step, numbers, cells)
     bank = LocalBank(
         rows=fixed,
@@ -82,8 +82,8 @@ def _with_own_scores(
     return replace(bank, medians=medians, scores=scores)
 
 
-def _basis(centred: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return the directions [D, P] that rows [N, D] are reduced to, or [D, 0] where D is small enough.
+def _basis(centred: NDArray[np.float32]) -> NDArray[np.float32] | None:
+    """Return the directions [D, P] that rows [N, D] are reduced to, or None where D is small enough.
 
     The principal ones keep what varies on good parts. A defect need not lie in them, so all the rest is projected at
     random (Johnson & Lindenstrauss 1984): distances are those of the whole rows within a few per cent. Principal
@@ -91,7 +91,7 @@ def _basis(centred: NDArray[np.float32]) -> NDArray[np.float32]:
     """
     dimensions = centred.shape[1]
     if dimensions <= _PRINCIPAL + _RANDOM:
-        return np.empty((dimensions, 0), dtype=np.float32)
+        return None
     sample = centred[:: -(-len(centred) // _SAMPLE)].astype(np.float64)
     principal = np.linalg.eigh(sample.T @ sample)[1][:, ::-1][:, :_PRINCIPAL]
     random = generator(0).standard_normal((dimensions, _RANDOM))

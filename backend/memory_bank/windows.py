@@ -36,6 +36,7 @@ class LearnedCells:
 
     grid_hw: tuple[int, int]
     mask_cells: NDArray[np.bool_] = field(compare=False)
+    _at: dict[Offset, NDArray[np.int64]] = field(default_factory=dict, init=False, repr=False, compare=False)
     _windows: dict[Offset, NDArray[np.int64]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @cached_property
@@ -51,6 +52,11 @@ class LearnedCells:
 
     def at(self, offset: Offset) -> NDArray[np.int64]:
         """Return the number [L] of the cell that lies an offset away from each; -1 where none was learned."""
+        if offset not in self._at:
+            self._at[offset] = self._found_at(offset)
+        return self._at[offset]
+
+    def _found_at(self, offset: Offset) -> NDArray[np.int64]:
         rows, columns = (self.places + offset).T
         height, width = self.grid_hw
         inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
