@@ -111,15 +111,20 @@ def nearest_in_windows(
         held *= step
         return query[lookers[part]] @ held.transpose(0, 2, 1), 0.5 * np.einsum("lnd,lnd->ln", held, held)
 
-    parts = parallel_map(of_cells, range(0, len(rows), _CELLS_AT_ONCE))
-    products, halves = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-    nearest = np.full(halves.shape, np.inf, dtype=np.float32)
-    place = np.zeros(halves.shape, dtype=np.int64)
-    for column, cell in enumerate(windows.T):
-        found = halves[cell] - products[cell, len(WINDOW) - 1 - column]
-        found[cell < 0] = np.inf
-        closer = found < nearest
-        np.copyto(nearest, found, where=closer)
-        np.copyto(place, cell[:, None], where=closer)
-    nearest += (0.5 * np.einsum("ld,ld->l", query, query))[:, None]
+    starts = range(0, len(rows), _CELLS_AT_ONCE)
+    products, halves = (np.concatenate(found) for found in zip(*parallel_map(of_cells, starts), strict=True))
+
+    def of_queries(start: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        part = slice(start, start + _CELLS_AT_ONCE)
+        nearest = np.full((len(windows[part]), halves.shape[1]), np.inf, dtype=np.float32)
+        place = np.zeros(nearest.shape, dtype=np.int64)
+        for column, cell in enumerate(windows[part].T):
+            found = halves[cell] - products[cell, len(WINDOW) - 1 - column]
+            found[cell < 0] = np.inf
+            closer = found < nearest
+            np.copyto(nearest, found, where=closer)
+            np.copyto(place, cell[:, None], where=closer)
+        return nearest + 0.5 * np.einsum("ld,ld->l", query[part], query[part])[:, None], place
+
+    nearest, place = (np.concatenate(found) for found in zip(*parallel_map(of_queries, starts), strict=True))
     return nearest, place
