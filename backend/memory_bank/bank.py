@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from backend.calib import ScoreMode, ScoreRule
 from backend.imaging.placement import Placement
-from backend.memory_bank.alignment import MIN_PARTS_ALIGNED, Aligned
+from backend.memory_bank.alignment import Aligned
 from backend.memory_bank.index import build_index
 from backend.memory_bank.local_bank import GlobalEvidence, LocalBank
 from backend.memory_bank.nearest import NearestNeighbours, RowsOnDevice
@@ -153,7 +153,7 @@ class MemoryBank:
     @property
     def is_local(self) -> bool:
         """Whether patches are compared by position: the ROI is aligned, and has the parts that this takes."""
-        return bool(self.aligned) and self.n_parts >= MIN_PARTS_ALIGNED
+        return self.local is not None
 
     @cached_property
     def checksum(self) -> str:

@@ -87,7 +87,9 @@ def learn(
         options=options,
         n_embeddings=len(rows),
         mm_per_px=mm_per_px,
-        local=_local_bank(rows_by_image, parts, first.placement.grid_hw, mask_cells, own, alignment if aligned else None),
+        local=_local_bank(
+            rows_by_image, parts, first.placement.grid_hw, mask_cells, own, alignment if aligned else None
+        ),
     )
 
 

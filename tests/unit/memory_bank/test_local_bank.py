@@ -28,7 +28,7 @@ FIXED_POINT = 5e-3
 
 
 def four_parts(values=FOUR, **changes) -> MemoryBank:
-    return bank_on_a_line(values, local_alignment=ALIGNMENT, **changes)
+    return bank_on_a_line(values, aligned=True, alignment=ALIGNMENT, **changes)
 
 
 def scored(bank: MemoryBank, *cells: float) -> list[float]:
@@ -140,8 +140,8 @@ def test_the_same_images_give_the_same_bytes_in_whatever_order_they_came():
 def test_the_checksum_knows_the_local_bank():
     rng = np.random.default_rng(9)
     local, rows = a_bank(rng, n=9)
-    plain, _ = a_bank(rng, n=9, rows=rows, local_alignment=None)
-    other, _ = a_bank(rng, n=9, rows=rows, local_alignment=0.5)
+    plain, _ = a_bank(rng, n=9, rows=rows, alignment=None)
+    other, _ = a_bank(rng, n=9, rows=rows, alignment=0.5)
     assert len({local.checksum, plain.checksum, other.checksum}) == 3
     np.testing.assert_array_equal(local.vectors, plain.vectors)
     np.testing.assert_array_equal(local.loo_distances, plain.loo_distances)
@@ -175,7 +175,7 @@ def own_evidence(bank: MemoryBank, image: int):
     return GlobalEvidence(distances=bank.local.plain[image], chosen=bank.local.chosen[image])
 
 
-def a_bank(rng, *, n, hw=(5, 6), dimensions=5, rows=None, images=None, local_alignment=0.9):
+def a_bank(rng, *, n, hw=(5, 6), dimensions=5, rows=None, images=None, alignment=0.9):
     """Return a locally scored memory of n images and their unit rows; ``images`` are those to learn, in that order."""
     if rows is None:
         place = rng.standard_normal((hw[0] * hw[1], dimensions))
@@ -192,6 +192,8 @@ def a_bank(rng, *, n, hw=(5, 6), dimensions=5, rows=None, images=None, local_ali
         whitening=None,
         options=fit_options(coreset_rate=0.2),
         mm_per_px=0.2,
-        local_alignment=local_alignment,
+        position_maps={name: np.zeros((1, 4), np.float16) for name in grids},
+        aligned=True,
+        alignment=alignment,
     )
     return bank, rows
