@@ -54,6 +54,7 @@ _OFFSETS: Final[Sequence[Offset]] = sorted(
 _CELLS_COMPARED: Final = 256
 """Cells that are enough to see how far a part was moved."""
 
+_LARGEST_ALIGNMENT: Final = 0.99
 _LEAST: Final = 1e-4
 """Smallest distance that is divided by: images that agree to the last grey level differ by nothing."""
 
@@ -62,15 +63,17 @@ LARGEST: Final = 2.0
 
 
 def slack(alignment: float) -> float:
-    """Return c, how much less a texture counts in a wrong place than one that is normal nowhere: 3 R³.
+    """Return c, how much less a texture counts in a wrong place than one that is normal nowhere: R² / (1 - R²).
 
-    About 1 on castings that share no more than their outline (R² = 0.5), where a larger one lets good parts score as
-    high as defects, and 2.8 on parts that agree everywhere (R² = 0.96), where a missing bolt hole needs 2 to be found.
+    That is what the place explains of good parts in units of what it leaves open. About 1 on castings that share no
+    more than their outline, where a larger one lets good parts score as high as defects; above 20 on machined parts that
+    agree everywhere, where it is no limit any more, and a bolt hole that is missing needs 3 to be found.
 
     Args:
         alignment: R² of the position mean (``backend.memory_bank.alignment``).
     """
-    return float(3.0 * min(max(alignment, 0.0), 1.0) ** 1.5)
+    explained = min(max(alignment, 0.0), _LARGEST_ALIGNMENT)
+    return explained / (1.0 - explained)
 
 
 @dataclass(frozen=True, kw_only=True)
