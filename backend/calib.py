@@ -160,7 +160,9 @@ def set_threshold(
 
     Without NG: the percentile of the OK scores, times ``margin``. With NG that lie above it: between it and p5(NG), the
     nearer to the OK scores the more of them there are, since n scores leave the edge of their kind open by about 1/n of
-    its range: two easily seen defects must not push the threshold away from fifty good parts. With NG that do not: the
+    its range: two easily seen defects must not push the threshold away from fifty good parts. The way between is
+    divided by ratios, because that is how scores compare: a defect that scores five times the threshold tells no more
+    about those that are hard to see than one that scores twice as much. With NG that do not: the
     threshold, among the midpoints of neighbouring scores, that makes the fewest false alarms and misses; of several,
     the one that catches most NG, and a warning.
 
@@ -204,7 +206,7 @@ def _set_threshold(ok: NDArray[np.float64], ng: NDArray[np.float64], percentile:
         p5_ng = float(np.percentile(ng, NG_PERCENTILE, method="lower"))
         if p5_ng > p_ok:
             method, rank_was_chosen = "between_ok_and_ng", False
-            threshold = p_ok + (p5_ng - p_ok) * len(ng) / (n + len(ng))
+            threshold = _between(p_ok, p5_ng, len(ng) / (n + len(ng)))
         else:
             method, threshold, rank_was_chosen = "fewest_errors", _fewest_errors(ok, ng), True
         if hidden := int((ng <= ok[-1]).sum()):
@@ -238,6 +240,11 @@ def _set_threshold(ok: NDArray[np.float64], ng: NDArray[np.float64], percentile:
         bounds=false_alarm_bounds(n, rank, rank_was_chosen=rank_was_chosen),
         warnings=tuple(warnings),
     )
+
+
+def _between(low: float, high: float, share: float) -> float:
+    """Return what lies a share of the way from one score to a higher one, by their ratio; by differences from 0."""
+    return low * (high / low) ** share if low > 0 else high * share
 
 
 def false_alarm_bounds(n: int, rank: int, *, rank_was_chosen: bool = False) -> Bounds:

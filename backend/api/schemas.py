@@ -221,6 +221,11 @@ class InferParams(BaseModel):
     )
     learned_shape: dict[str, Any] | None = Field(description="The shape that the ROI was fitted with.", examples=[None])
     n_ok: Count = Field(description="Images in the memory.", examples=[30])
+    memory: Literal["global", "local"] = Field(
+        description="`local`: patches were compared by position, because the ROI is aligned; `global`: with the "
+        "coreset alone.",
+        examples=["local"],
+    )
     memory_checksum: str = Field(description="The memory that was used.", examples=["9287c49a9e0d8c57…"])
     image_digest: str = Field(description="SHA-256 of the decoded pixels.", examples=["1f3c5e7a9b2d4f61…"])
 

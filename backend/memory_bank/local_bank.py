@@ -17,6 +17,9 @@ towards that of all. A cell scores min(z_L, z_G + c · median z_L): good parts a
 normal elsewhere is a little less suspicious. How little depends on how well the parts are aligned (``slack``). Scores
 are multiplied by one number, the median plain leave-one-out distance, so that they keep the size of distances.
 
+Rows are whitened within places for it (``local_learning``): what tells places apart varies most over a part, and would
+drown in any other measure the little that good parts vary at one place.
+
 Normalising distances by what is usual nearby is the idea of the local outlier factor (Breunig et al. 2000); comparing
 with the same place only is that of SPADE and PaDiM (Cohen & Hoshen 2020, arXiv:2005.02357; Defard et al. 2020,
 arXiv:2011.08785), here with windows and with the coreset as a way out. All of it can leave out one part exactly.
@@ -65,9 +68,9 @@ LARGEST: Final = 2.0
 def slack(alignment: float) -> float:
     """Return c, how much less a texture counts in a wrong place than one that is normal nowhere: R² / (1 - R²).
 
-    That is what the place explains of good parts in units of what it leaves open. About 1 on castings that share no
-    more than their outline, where a larger one lets good parts score as high as defects; above 20 on machined parts that
-    agree everywhere, where it is no limit any more, and a bolt hole that is missing needs 3 to be found.
+    That is what the place explains of good parts, in units of what it leaves open. About 1 on castings that share no
+    more than their outline, where a larger one lets good parts score as high as defects. Above 20 on machined parts
+    that agree everywhere: no limit any more, and a bolt hole that is missing needs 3 to be found.
 
     Args:
         alignment: R² of the position mean (``backend.memory_bank.alignment``).
@@ -113,7 +116,7 @@ class LocalBank:
         rows: [L, n, P] int16 or int8, in units of ``step``: unit rows, less ``centre``, times ``basis``.
         step: [P] float32, what an integer of ``rows`` is worth.
         centre: [D] float32.
-        basis: [D, P] float32, or None where rows keep their D dimensions.
+        basis: [D, P] float32.
         parts: [n] int32, the part of each image, counted from 0.
         spread: [L, n, 2] float32, the distance of each row to the nearest row of another part in its window, and to
             the nearest of a third part.
@@ -128,7 +131,7 @@ class LocalBank:
     rows: NDArray[np.int16] | NDArray[np.int8] = field(compare=False)
     step: NDArray[np.float32] = field(compare=False)
     centre: NDArray[np.float32] = field(compare=False)
-    basis: NDArray[np.float32] | None = field(compare=False)
+    basis: NDArray[np.float32] = field(compare=False)
     parts: NDArray[np.int32] = field(compare=False)
     spread: NDArray[np.float32] = field(compare=False)
     spread_part: NDArray[np.int32] = field(compare=False)
@@ -146,8 +149,7 @@ class LocalBank:
 
     def to_arrays(self) -> dict[str, NDArray[Any]]:
         """Return everything but the cells by name, for an npz; ``from_arrays`` reads it back."""
-        values = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "cells"}
-        return {name: np.asarray(value) for name, value in values.items() if value is not None}
+        return {each.name: np.asarray(getattr(self, each.name)) for each in fields(self) if each.name != "cells"}
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, NDArray[Any]], cells: LearnedCells) -> LocalBank:
@@ -157,7 +159,7 @@ class LocalBank:
             KeyError: If an array is missing.
             TypeError: If there is one that does not belong here.
         """
-        values: dict[str, Any] = {"basis": None, **arrays}
+        values = dict(arrays)
         return cls(slack=float(values.pop("slack")), **values, cells=cells)
 
     def score(self, unit_rows: NDArray[np.float32], evidence: GlobalEvidence, part: int | None) -> NDArray[np.float32]:
@@ -194,9 +196,7 @@ class LocalBank:
 
     def reduced(self, unit_rows: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return unit rows [..., D] as rows of this bank [..., P]."""
-        centred = np.asarray(unit_rows - self.centre, dtype=np.float32)
-        reduced: NDArray[np.float32] = centred if self.basis is None else centred @ self.basis
-        return reduced
+        return np.asarray((unit_rows - self.centre) @ self.basis, dtype=np.float32)
 
     def offset(self, query: NDArray[np.float32], others: NDArray[np.bool_] | None) -> Offset:
         """Return the rows and columns of the grid that lead from an image back to what was learned.

