@@ -61,9 +61,11 @@ more on castings than the deeper shadow of a crack gains on commutators."""
 MID_GREY = 128.0
 """Grey level at which the tone curve has slope one, so that responses are in grey levels there."""
 
-GREY_LEVELS_PER_LAB = 2.55
-"""L* runs from 0 to 100, grey from 0 to 255: brings a and b to the unit of the other columns, in which the whitening
-has its noise floor."""
+COLOUR_SCALE = 0.5
+"""What a and b are multiplied by. The whitening trusts no column below 0.3, the rounding of 8-bit grey; but colour
+often comes as JPEG or as a camera's YUV, where a step of chroma is about 1.1 in a or b, and plain surfaces are rounded
+alike all over the image. This brings half a step to 0.27. At 2.55, the scale of grey levels, a good part saved as JPEG
+scored 1.5 times the threshold of parts saved as PNG; rust still scores four times that threshold at 0.5."""
 
 _POOLED = 2 * len(BLOB_SIGMAS_PX) + 2 * len(LINE_SIGMAS_PX)
 _POOLS = 3
@@ -97,7 +99,7 @@ class FilterBankFeatures:
         blobs = ",".join(f"{sigma:g}" for sigma in BLOB_SIGMAS_PX)
         lines = ",".join(f"{across:g}x{along:g}" for across, along in LINE_SIGMAS_PX)
         self.extractor_id = (
-            f"{self.name}/v{VERSION}:blobs={blobs}:lines={lines}*{ORIENTATIONS}:log={DARK_GREY:g}:means=tone,a,b"
+            f"{self.name}/v{VERSION}:blobs={blobs}:lines={lines}*{ORIENTATIONS}:log={DARK_GREY:g}:means=tone,a,b*{COLOUR_SCALE:g}"
             f":cell={CELL_PX}:window={WINDOW_PX}:input={input_size}:{resize}"
         )
 
@@ -164,12 +166,12 @@ _LINEAR_LIGHT = _linear_light()
 
 
 def _colour(image_bgr: NDArray[np.uint8], input_hw: tuple[int, int]) -> list[Map]:
-    """Return a and b of CIE Lab of the network input, each [h, w] float32, in grey levels; 0 on grey."""
+    """Return a and b of CIE Lab of the network input, each [h, w] float32, times ``COLOUR_SCALE``; 0 on grey."""
     # By way of linear light, because OpenCV's conversion from sRGB interpolates in a table: its a of a grey pixel is up
     # to 0.125 and changes with the grey. This is exact and takes no longer.
     light = cv2.LUT(_resized(image_bgr, input_hw), _LINEAR_LIGHT)
     lab = cv2.cvtColor(light, cv2.COLOR_LBGR2LAB)
-    return [np.asarray(GREY_LEVELS_PER_LAB * lab[..., axis], dtype=np.float32) for axis in (1, 2)]
+    return [np.asarray(COLOUR_SCALE * lab[..., axis], dtype=np.float32) for axis in (1, 2)]
 
 
 def _blobs(tone: Map) -> list[Map]:

@@ -229,7 +229,7 @@ def test_what_gives_other_numbers_has_another_extractor_id() -> None:
     assert len({FilterBankFeatures(**parameters).extractor_id for parameters in variants}) == len(variants)
     assert FilterBankFeatures().extractor_id == FilterBankFeatures(input_size=384).extractor_id
     assert FilterBankFeatures().extractor_id == (
-        "filter-bank/v2:blobs=1,2,4,8:lines=1.4x10,2.8x20*12:log=100:means=tone,a,b:cell=8:window=16:input=384:aspect"
+        "filter-bank/v2:blobs=1,2,4,8:lines=1.4x10,2.8x20*12:log=100:means=tone,a,b*0.5:cell=8:window=16:input=384:aspect"
     )
 
 
@@ -371,8 +371,8 @@ def test_a_tint_of_the_same_grey_changes_the_colour_alone() -> None:
 )
 def test_colour_is_cie_lab(bgr: tuple[int, int, int], a: float, b: float) -> None:
     rows, _ = FilterBankFeatures().extract(_plain(bgr, 64))
-    assert rows[:, _A] == pytest.approx(2.55 * a, abs=0.3)
-    assert rows[:, _B] == pytest.approx(2.55 * b, abs=0.3)
+    assert rows[:, _A] == pytest.approx(0.5 * a, abs=0.3)
+    assert rows[:, _B] == pytest.approx(0.5 * b, abs=0.3)
 
 
 def test_a_grey_image_has_no_colour() -> None:
