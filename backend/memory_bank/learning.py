@@ -88,7 +88,7 @@ def learn(
         n_embeddings=len(rows),
         mm_per_px=mm_per_px,
         local=_local_bank(
-            rows_by_image, parts, first.placement.grid_hw, mask_cells, own, alignment if aligned else None
+            rows_by_image, parts, first.placement.grid_hw, mask_cells, own, alignment if aligned else None, whitening
         ),
     )
 
@@ -100,12 +100,14 @@ def _local_bank(
     mask_cells: NDArray[np.bool_],
     own: Sequence[GlobalEvidence | None],
     alignment: float | None,
+    whitening: Whitening | None,
 ) -> LocalBank | None:
     known = [each for each in own if each is not None]
     if alignment is None or len(known) < len(own):  # all vectors came from one part
         return None
     cells = LearnedCells(grid_hw=grid_hw, mask_cells=mask_cells.copy())
-    return learn_locally(rows_by_image, parts=parts, cells=cells, evidence=known, alignment=alignment)
+    noise = None if whitening is None else whitening.noise_covariance()
+    return learn_locally(rows_by_image, parts=parts, cells=cells, evidence=known, alignment=alignment, noise=noise)
 
 
 def _leave_one_part_out(

@@ -15,7 +15,8 @@ has the like,
 d' the plain distance, r' the mean leave-one-out distance of the good patches that chose the same vector, shrunken
 towards that of all. A cell scores min(z_L, z_G + c · median z_L): good parts are not cut out exactly alike, and what is
 normal elsewhere is a little less suspicious. How little depends on how well the parts are aligned (``slack``). Scores
-are multiplied by one number, the median plain leave-one-out distance, so that they keep the size of distances.
+are multiplied by one number, the median plain leave-one-out distance, so that they keep the size of distances; large
+ones are bent to stay below 2.
 
 Rows are whitened within places for it (``local_learning``): what tells places apart varies most over a part, and would
 drown in any other measure the little that good parts vary at one place.
@@ -62,7 +63,7 @@ _LEAST: Final = 1e-4
 """Smallest distance that is divided by: images that agree to the last grey level differ by nothing."""
 
 LARGEST: Final = 2.0
-"""Largest score of a cell: no two unit rows are farther apart."""
+"""What scores stay below, since no two unit rows are farther apart: 1 is bent to 0.9, 0.2 to 0.199."""
 
 
 def slack(alignment: float) -> float:
@@ -178,7 +179,7 @@ class LocalBank:
         """Return the scores [L] that terms make with a median z_L."""
         allowance = np.where(terms.moved_in, 0.0, self.slack * median)
         found = np.minimum(terms.local, terms.globally + allowance) * self.scale
-        return np.minimum(found, LARGEST).astype(np.float32)
+        return np.asarray(found / np.sqrt(1 + np.square(found / LARGEST)), dtype=np.float32)
 
     def terms(self, unit_rows: NDArray[np.float32], evidence: GlobalEvidence, part: int | None) -> Terms:
         """Return what makes the scores of an image; arguments as of ``score``."""

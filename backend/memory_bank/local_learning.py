@@ -35,6 +35,7 @@ def learn_locally(
     cells: LearnedCells,
     evidence: Sequence[GlobalEvidence],
     alignment: float,
+    noise: NDArray[np.float64] | None = None,
 ) -> LocalBank:
     """Return the local bank of images, with their leave-one-part-out scores.
 
@@ -44,12 +45,13 @@ def learn_locally(
         cells: The learned cells.
         evidence: What the coreset says of each image without the vectors of its part.
         alignment: R² of the position mean.
+        noise: [D, D], the covariance that rows have for no other reason than that images are of 8 bits.
     """
     names = {part: number for number, part in enumerate(sorted(set(parts)))}
     numbers = np.array([names[part] for part in parts], dtype=np.int32)
     rows = np.stack(rows_by_image, axis=1)
     centre = rows.reshape(-1, rows.shape[2]).mean(axis=0, dtype=np.float64).astype(np.float32)
-    basis = _basis(rows - centre)
+    basis = _basis(rows - centre, noise)
     fixed, step = _fixed_point((rows - centre) @ basis, np.int16 if rows.shape[2] <= _WHOLE else np.int8)
     spread, spread_part = _spread(fixed, step, numbers, cells)
     bank = LocalBank(
@@ -88,7 +90,7 @@ def _with_own_scores(
     return replace(bank, medians=medians, scores=scores)
 
 
-def _basis(centred: NDArray[np.float32]) -> NDArray[np.float32]:
+def _basis(centred: NDArray[np.float32], noise: NDArray[np.float64] | None) -> NDArray[np.float32]:
     """Return what brings rows [L, n, D] to rows [L, n, P] in which good parts vary alike in all directions.
 
     The whitening of linear discriminant analysis (Fisher 1936), of the covariance of rows about the mean of their
@@ -100,6 +102,8 @@ def _basis(centred: NDArray[np.float32]) -> NDArray[np.float32]:
     values = centred if kept is None else centred @ kept
     within = (values - values.mean(axis=1, keepdims=True)).reshape(-1, values.shape[2]).astype(np.float64)
     covariance = within.T @ within / len(within)
+    if noise is not None:
+        covariance += noise if kept is None else kept.T @ noise @ kept
     scale = np.sqrt(np.diag(covariance)) + _NOISE
     shrunk = (1 - SHRINKAGE) * covariance / np.outer(scale, scale) + SHRINKAGE * np.eye(len(scale))
     eigenvalues, vectors = np.linalg.eigh(shrunk)

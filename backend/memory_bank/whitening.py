@@ -64,6 +64,14 @@ class Whitening:
         lifted /= np.linalg.norm(lifted, axis=1, keepdims=True)
         return lifted
 
+    def noise_covariance(self) -> NDArray[np.float64]:
+        """Return the covariance [d + 1, d + 1] that the quantisation noise of raw responses has in unit rows.
+
+        To first order about the mean row, whose length the lift makes.
+        """
+        components = self.components.astype(np.float64) * (NOISE_FLOOR / self.lift)
+        return np.pad(components.T @ components, (0, 1))
+
     def to_arrays(self) -> dict[str, NDArray[np.float32] | NDArray[np.float64]]:
         """Return ``mean`` [D] and ``components`` [D, d] float32 and ``lift`` [] float64, for an npz."""
         return {"mean": self.mean, "components": self.components, "lift": np.array(self.lift, dtype=np.float64)}

@@ -126,7 +126,8 @@ def _check_hot_on_the_defect(answer: dict[str, Any], sample: Sample) -> None:
     heat = heatmap_of(answer)
     assert heat.shape == (SIZE_PX, SIZE_PX)
     near = _grown(sample.defect_mask, WINDOW_PX)
-    assert near[heat == heat.max()].all(), "the peak lies on the defect, to within one window"
+    row, column = np.argwhere(heat == heat.max()).mean(axis=0).round().astype(int)  # from twice the threshold on: 255
+    assert near[row, column], "the middle of what is hottest lies on the defect, to within one window"
     assert heat.max() > 128
     far = INSIDE & ~_grown(sample.defect_mask, 3 * WINDOW_PX)
     assert np.median(heat[far]) < 128

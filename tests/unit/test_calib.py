@@ -138,7 +138,7 @@ def test_p99_is_reported_beside_another_percentile():
 
 def test_the_function_that_the_order_named_returns_the_threshold():
     assert calibrate([0.1, 0.4, 0.2]) == 0.4
-    assert calibrate([0.1, 0.4, 0.2], [0.8]) == pytest.approx(0.4 * 2 ** 0.25)
+    assert calibrate([0.1, 0.4, 0.2], [0.8]) == pytest.approx(0.4 * 2**0.25)
     assert calibrate([0.1, 0.4, 0.2], None, percentile=50) == 0.2
 
 

@@ -91,7 +91,7 @@ def test_a_part_nobody_knows_is_scored_as_a_new_one():
 
 def test_leaving_a_part_out_is_as_if_it_had_never_been_learned(monkeypatch):
     """z_L of a part is that of a new part to a bank of the others, in one whitening: that is of all parts."""
-    monkeypatch.setattr(local_learning, "_basis", lambda centred: np.eye(centred.shape[2], dtype=np.float32))
+    monkeypatch.setattr(local_learning, "_basis", lambda centred, noise: np.eye(centred.shape[2], dtype=np.float32))
     rng = np.random.default_rng(5)
     whole, rows = a_bank(rng, n=9)
     for image in (0, 4, 8):

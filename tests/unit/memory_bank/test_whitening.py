@@ -128,3 +128,15 @@ def test_arrays_are_read_only() -> None:
     for array in (whitening.mean, whitening.components):
         with pytest.raises(ValueError, match="read-only"):
             array[0] = 2
+
+
+def test_the_noise_of_unit_rows_is_what_quantisation_makes_of_them():
+    rng = np.random.default_rng(0)
+    rows = (rng.standard_normal((500, 4)) * [20, 5, 1, 0.1]).astype(np.float32)
+    whitening = fit_whitening(rows)
+    typical = rows.mean(axis=0, keepdims=True).repeat(20_000, axis=0)
+    noisy = typical + rng.uniform(-0.5, 0.5, typical.shape).astype(np.float32)
+    measured = np.cov(whitening.apply(noisy).T)
+    expected = whitening.noise_covariance()
+    # 0.3 squared is 0.09, the variance of a uniform error of one grey level is 1/12.
+    np.testing.assert_allclose(expected, measured, rtol=0.15, atol=0.03 * measured.max())
