@@ -160,8 +160,7 @@ def _run(
         learned = done
 
     uploads = [Upload(name=image.name, data=data.data(image)) for image in split.fit]
-    asked: dict[str, Any] = {} if plan.aligned is None else {"aligned": plan.aligned}
-    report = service.fit_ok(key, uploads, mm_per_px=plan.mm_per_px, progress=learning, **asked)
+    report = service.fit_ok(key, uploads, mm_per_px=plan.mm_per_px, aligned=plan.aligned, progress=learning)
     default_mode = service.calibrate(key).score_mode
     calibrations = {mode: _calibrated(service, key, mode, plan) for mode in plan.modes}
     fit_images = _scores_with_own_vectors(service, key, extractor, [upload.data for upload in uploads], plan)
@@ -205,7 +204,7 @@ def _run(
         aupro=pixels.aupro(),
         bounds=calibrations[in_force].bounds,
         default_mode=default_mode,
-        aligned=getattr(report.bank, "local", None) is not None,
+        aligned=report.bank.is_local,
     )
 
 
@@ -229,9 +228,9 @@ def _scores_with_own_vectors(
     scores: dict[ScoreMode, list[float]] = {mode: [] for mode in plan.modes}
     for data in images:
         image = decode_image(data, max_pixels=plan.settings.max_pixels)
-        distances, placement = bank.distances(extractor.extract(image)[0]), extractor.placement(image.shape[:2])
+        cells, placement = bank.cell_scores(extractor.extract(image)[0]), extractor.placement(image.shape[:2])
         whole = np.ones(image.shape[:2], dtype=np.bool_)
-        image_map = anomaly_map(distances, placement, whole, blur_sigma=plan.settings.blur_sigma)
+        image_map = anomaly_map(cells, placement, whole, blur_sigma=plan.settings.blur_sigma)
         by_mode = image_scores(image_map, whole, bank.options.rule, mm_per_px=bank.mm_per_px)
         for mode in plan.modes:
             scores[mode].append(by_mode[mode])

@@ -16,7 +16,7 @@ FOUR = {name: (shift, shift, 0.5 + shift, 0.5 + shift) for name, shift in SHIFTS
 #   a 0.01 to b (0.03 to c), b 0.01 to a (0.02 to c), c 0.02 to b (0.03), d 0.03 to c (0.05 to b).
 TYPICAL = (0.0015 / 4) ** 0.5
 SCALE = 0.015  # the median of 0.01, 0.01, 0.02, 0.03
-ALIGNMENT = 0.25  # whose slack is a third
+ALIGNMENT = 0.25  # whose slack is a half
 # What each scores without its own part, in units of z.
 Z_WITHOUT = {
     "a": 0.01 / (0.3 * (0.0017 / 3) ** 0.5 + 0.7 * 0.07 / 3),  # ρ of b is 0.02 now, c 0.02, d 0.03
@@ -46,9 +46,9 @@ def test_a_texture_in_the_wrong_place_scores_what_it_scores_anywhere_and_the_sla
     median = np.median(list(Z_WITHOUT.values()))
     # 0.5 is a vector of the coreset, but not in the window of the first cell, which ends before the third.
     found = scored(four_parts(), 0.5, 0.5, 0.5, 0.0)
-    assert found[0] == pytest.approx(SCALE * median / 3, rel=FIXED_POINT)
+    assert found[0] == pytest.approx(SCALE * median / 2, rel=FIXED_POINT)
     assert found[1] == pytest.approx(0, abs=1e-4)  # the window of the second cell reaches the third
-    assert found[3] == pytest.approx(SCALE * median / 3, rel=FIXED_POINT)
+    assert found[3] == pytest.approx(SCALE * median / 2, rel=FIXED_POINT)
 
 
 def test_each_image_scores_as_by_hand_without_its_own_part():
@@ -175,7 +175,7 @@ def test_the_threshold_keeps_its_promise_with_the_local_bank():
 
 
 def test_slack_grows_with_alignment():
-    assert [slack(r2) for r2 in (-0.1, 0.0, 0.25, 0.5, 1.0)] == pytest.approx([0, 0, 1 / 3, 1, 99])
+    assert [slack(r2) for r2 in (-0.1, 0.0, 0.25, 0.5, 1.0)] == pytest.approx([0, 0, 0.5, 1.5, 148.5])
 
 
 def unit(rows) -> np.ndarray:
