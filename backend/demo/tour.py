@@ -143,9 +143,7 @@ def score_text(calibration: Mapping[str, Any]) -> str:
 
 def aligned_text(fit: Mapping[str, Any]) -> str:
     """Return whether the parts lie alike in the ROI, from the answer of a fit, with the figure that it rests on."""
-    if fit.get("aligned") is None:
-        return "not told"
-    figure = "" if fit.get("alignment") is None else f" ({fit['alignment']:.2f})"
+    figure = "" if fit["alignment"] is None else f" ({fit['alignment']:.2f})"
     return ("yes" if fit["aligned"] else "no") + figure
 
 

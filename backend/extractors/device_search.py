@@ -1,7 +1,8 @@
 """Exact nearest neighbours on the device that made the embeddings: rows never leave it, only distances do.
 
 As ``memory_bank.nearest`` on the processor: products only name candidates, distances are taken from differences, and
-a query whose candidates might hide a nearer vector is measured against all of them. Products here are in full float32;
+a query whose candidates might hide a nearer vector is measured against all of them. The windows of a local bank are
+searched by products alone, as there: they only rank rows. Products here are in full float32;
 of 10,000 vectors they are a few tenths of a millisecond on a large card.
 """
 
@@ -17,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from backend.memory_bank.distances import half_squared_norms, rounding_bound
+from backend.memory_bank.windows import WINDOW, LearnedCells, Offset
 
 _CANDIDATES: Final = 8
 """Vectors that are measured for each query, beside the k that are asked for."""
@@ -35,16 +37,27 @@ class _Index:
     largest_half_squared_norm: float
 
 
+@dataclass(frozen=True, eq=False)
+class _WindowRows:
+    """The rows [L, n, P] of a local bank and half their squared norms [L, n]."""
+
+    rows: torch.Tensor
+    halves: torch.Tensor
+
+
 class DeviceSearch:
     """Keeps memories on a device and searches them there; safe to call from several threads."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._indices: OrderedDict[str, _Index] = OrderedDict()
+        self._window_rows_by_name: OrderedDict[str, _WindowRows] = OrderedDict()
         self._lock = threading.Lock()
 
-    def distances(self, rows: torch.Tensor, name: str, vectors: NDArray[np.float32], k: int) -> NDArray[np.float32]:
-        """Return the mean distance [N] float32 of rows [N, D] on the device to their k nearest vectors.
+    def nearest(
+        self, rows: torch.Tensor, name: str, vectors: NDArray[np.float32], k: int
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Return distances [N, k] float32 and indices [N, k] of the k nearest vectors of rows [N, D] on the device.
 
         Args:
             rows: float32.
@@ -57,9 +70,46 @@ class DeviceSearch:
         at_once = max(1, _NUMBERS_AT_ONCE // max(m, (k + _CANDIDATES) * d))
         with torch.inference_mode():
             starts = range(0, len(rows), at_once)
-            parts = [_nearest(rows[start : start + at_once], index, k).mean(dim=1) for start in starts]
-            found: NDArray[np.float32] = torch.cat(parts).cpu().numpy()
-        return found
+            parts = [_nearest(rows[start : start + at_once], index, k) for start in starts]
+            distances, indices = (torch.cat(found).cpu().numpy() for found in zip(*parts, strict=True))
+        return distances, indices
+
+    def nearest_in_windows(
+        self,
+        name: str,
+        query: NDArray[np.float32],
+        rows: NDArray[np.int8] | NDArray[np.int16],
+        step: NDArray[np.float32],
+        cells: LearnedCells,
+        offset: Offset,
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Return what ``windows.nearest_in_windows`` does; of a name that is known, only the query is sent."""
+        windows = cells.windows(offset)
+        with torch.inference_mode():
+            held = self._window_rows(name, rows, step)
+            asked = torch.tensor(query, device=self._device)
+            found = torch.full((len(query), rows.shape[1], len(WINDOW)), torch.inf, device=self._device)
+            for place, cell in enumerate(torch.tensor(windows.T.copy(), device=self._device)):
+                products = (held.rows[cell] @ asked[:, :, None]).squeeze(2)
+                found[:, :, place] = (held.halves[cell] - products).masked_fill((cell < 0)[:, None], torch.inf)
+            nearest, places = found.min(dim=2)
+            nearest += 0.5 * asked.square().sum(dim=1)[:, None]
+        return nearest.cpu().numpy(), np.take_along_axis(windows, places.cpu().numpy(), axis=1)
+
+    def _window_rows(
+        self, name: str, rows: NDArray[np.int8] | NDArray[np.int16], step: NDArray[np.float32]
+    ) -> _WindowRows:
+        with self._lock:
+            if name not in self._window_rows_by_name:
+                held = torch.tensor(rows, device=self._device).float() * torch.tensor(step, device=self._device)
+                self._window_rows_by_name[name] = _WindowRows(held, 0.5 * held.square().sum(dim=2))
+                while len(self._window_rows_by_name) > 1 and self._held_in_windows() > _KEPT_NUMBERS:
+                    self._window_rows_by_name.popitem(last=False)
+            self._window_rows_by_name.move_to_end(name)
+            return self._window_rows_by_name[name]
+
+    def _held_in_windows(self) -> int:
+        return sum(held.rows.numel() for held in self._window_rows_by_name.values())
 
     def _index(self, name: str, vectors: NDArray[np.float32]) -> _Index:
         with self._lock:
@@ -94,22 +144,33 @@ class DeviceRows:
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[np.float32]:
         return np.asarray(self._rows.cpu().numpy(), dtype=dtype)
 
-    def distances_to(self, name: str, vectors: NDArray[np.float32], k: int) -> NDArray[np.float32]:
-        """Return the mean distance [N] float32 to the k nearest of vectors [M, D]; see ``DeviceSearch.distances``."""
-        return self._search.distances(self._rows, name, vectors, k)
+    def nearest(self, name: str, vectors: NDArray[np.float32], k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Return distances and indices [N, k] of the k nearest of vectors [M, D]; see ``DeviceSearch.nearest``."""
+        return self._search.nearest(self._rows, name, vectors, k)
+
+    def nearest_in_windows(
+        self,
+        name: str,
+        query: NDArray[np.float32],
+        rows: NDArray[np.int8] | NDArray[np.int16],
+        step: NDArray[np.float32],
+        cells: LearnedCells,
+        offset: Offset,
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Return the nearest rows of windows; see ``DeviceSearch.nearest_in_windows``."""
+        return self._search.nearest_in_windows(name, query, rows, step, cells, offset)
 
 
-def _nearest(rows: torch.Tensor, index: _Index, k: int) -> torch.Tensor:
-    """Return the distances [N, k] of the k nearest vectors, ascending."""
+def _nearest(rows: torch.Tensor, index: _Index, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the distances and indices [N, k] of the k nearest vectors, the nearest first."""
     m, d = index.vectors.shape
     n_candidates = min(m, k + _CANDIDATES)
     # ½|q|² is the same for all vectors: the nearest is the one with the largest q·v - ½|v|².
     products, columns = (rows @ index.vectors.T - index.half_squared_norms).topk(n_candidates, dim=1)
-    distances: torch.Tensor = (
-        torch.linalg.vector_norm(rows[:, None] - index.vectors[columns], dim=2).sort(dim=1).values[:, :k]
-    )
+    measured, order = torch.linalg.vector_norm(rows[:, None] - index.vectors[columns], dim=2).sort(dim=1)
+    distances, indices = measured[:, :k], columns.gather(1, order)[:, :k]
     if n_candidates == m:
-        return distances
+        return distances, indices
     row_norms = 0.5 * rows.square().sum(dim=1)
     bound = 2 * rounding_bound(d, max(index.largest_half_squared_norm, float(row_norms.max()) * 1.001))
     # No vector that was left out can be nearer than this.
@@ -119,5 +180,5 @@ def _nearest(rows: torch.Tensor, index: _Index, k: int) -> torch.Tensor:
         parts = [
             torch.linalg.vector_norm(rows[row] - index.vectors[start : start + starts.step], dim=1) for start in starts
         ]
-        distances[row] = torch.cat(parts).topk(k, largest=False).values
-    return distances
+        distances[row], indices[row] = torch.cat(parts).topk(k, largest=False)
+    return distances, indices

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ from backend.memory_bank.index import build_index
 from backend.memory_bank.local_bank import GlobalEvidence, LocalBank
 from backend.memory_bank.nearest import NearestNeighbours, RowsOnDevice
 from backend.memory_bank.whitening import Whitening
+from backend.memory_bank.windows import WindowSearch, nearest_in_windows
 from backend.utils import canonical_json
 
 
@@ -247,10 +248,20 @@ class MemoryBank:
     ) -> NDArray[np.float32]:
         rows = self.unit_rows(np.asarray(embeddings)[self.mask_cells])
         part = None if part_id is None else self._part_numbers.get(part_id)
-        keep = None if part is None else local.parts[self.source] != part
-        found = evidence(self.vectors, self.index if keep is None else keep, rows, k or self.options.k)
+        k = k or self.options.k
+        search: WindowSearch = nearest_in_windows
+        if part is not None:
+            found = evidence(self.vectors, local.parts[self.source] != part, rows, k)
+        elif self.whitening is None and not isinstance(embeddings, np.ndarray):
+            distances, chosen = embeddings.nearest(self.checksum, self.vectors, min(k, len(self.vectors)))
+            found = GlobalEvidence(
+                distances=distances.mean(axis=1, dtype=np.float32)[self.mask_cells], chosen=chosen[self.mask_cells, 0]
+            )
+            search = partial(embeddings.nearest_in_windows, self.checksum)
+        else:
+            found = evidence(self.vectors, self.index, rows, k)
         scores = np.full(len(self.mask_cells), np.nan, dtype=np.float32)
-        scores[self.mask_cells] = local.score(rows, found, part)
+        scores[self.mask_cells] = local.score(rows, found, part, search=search)
         return scores
 
     @cached_property
@@ -269,7 +280,7 @@ class MemoryBank:
         """
         k = min(k or self.options.k, len(self.vectors))
         if self.whitening is None and not isinstance(embeddings, np.ndarray):
-            return embeddings.distances_to(self.checksum, self.vectors, k)
+            return np.asarray(embeddings.nearest(self.checksum, self.vectors, k)[0].mean(axis=1, dtype=np.float32))
         return self.index.knn(self.unit_rows(np.asarray(embeddings)), k)
 
     def distances_without(

@@ -36,7 +36,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from backend.memory_bank.windows import LearnedCells, Offset, nearest_in_windows
+from backend.memory_bank.windows import LearnedCells, Offset, WindowSearch, nearest_in_windows
 
 ALPHA: Final = 0.3
 """Weight of what is usual everywhere beside what is usual nearby. Below, rows that happen to lie close make noise;
@@ -163,17 +163,24 @@ class LocalBank:
         values = dict(arrays)
         return cls(slack=float(values.pop("slack")), **values, cells=cells)
 
-    def score(self, unit_rows: NDArray[np.float32], evidence: GlobalEvidence, part: int | None) -> NDArray[np.float32]:
+    def score(
+        self,
+        unit_rows: NDArray[np.float32],
+        evidence: GlobalEvidence,
+        part: int | None,
+        *,
+        search: WindowSearch = nearest_in_windows,
+    ) -> NDArray[np.float32]:
         """Return the scores [L] float32 in [0, 2] of an image's unit rows [L, D] at the learned cells.
 
         Args:
             unit_rows: The rows, in the order of the cells.
             evidence: What the coreset says of them; without the vectors of ``part``.
             part: Nothing that this part has brought counts; None for a new part.
+            search: Searches the windows.
         """
-        return self.combined(
-            self.terms(unit_rows, evidence, part), float(self.medians[0 if part is None else 1 + part])
-        )
+        terms = self.terms(unit_rows, evidence, part, search=search)
+        return self.combined(terms, float(self.medians[0 if part is None else 1 + part]))
 
     def combined(self, terms: Terms, median: float) -> NDArray[np.float32]:
         """Return the scores [L] that terms make with a median z_L."""
@@ -181,12 +188,20 @@ class LocalBank:
         found = np.minimum(terms.local, terms.globally + allowance) * self.scale
         return np.asarray(found / np.sqrt(1 + np.square(found / LARGEST)), dtype=np.float32)
 
-    def terms(self, unit_rows: NDArray[np.float32], evidence: GlobalEvidence, part: int | None) -> Terms:
+    def terms(
+        self,
+        unit_rows: NDArray[np.float32],
+        evidence: GlobalEvidence,
+        part: int | None,
+        *,
+        search: WindowSearch = nearest_in_windows,
+    ) -> Terms:
         """Return what makes the scores of an image; arguments as of ``score``."""
         query = self.reduced(unit_rows)
         others = None if part is None else self.parts != part
         offset = self.offset(query, others)
-        local = self._local(query, offset, part, others)
+        likely, place = search(query, self.rows, self.step, self.cells, offset)
+        local = self._local(query, likely, place, part, others)
         moved_in = self.cells.near_edge(offset, _REACH) | (self.cells.at(offset) < 0) | np.isinf(local)
         return Terms(local=local, globally=self._globally(evidence, others), moved_in=moved_in)
 
@@ -236,9 +251,13 @@ class LocalBank:
         return inner[:: -(-len(inner) // _CELLS_COMPARED)] if len(inner) else inner
 
     def _local(
-        self, query: NDArray[np.float32], offset: Offset, part: int | None, others: NDArray[np.bool_] | None
+        self,
+        query: NDArray[np.float32],
+        likely: NDArray[np.float32],
+        place: NDArray[np.int64],
+        part: int | None,
+        others: NDArray[np.bool_] | None,
     ) -> NDArray[np.float64]:
-        likely, place = nearest_in_windows(query, self.rows, self.step, self.cells, offset)
         if others is not None:
             likely[:, ~others] = np.inf
         count = min(_NEIGHBOURS, len(self.parts))

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from backend.memory_bank.distances import half_squared_norms, pair_distances, quick_norms, rounding_bound
 from backend.memory_bank.projection import Space, projected
 from backend.memory_bank.threads import parallel_map, parallel_width
+from backend.memory_bank.windows import LearnedCells, Offset
 
 _PRODUCTS_AT_ONCE = 1 << 21
 """Products that a thread holds at one time: 8 MiB."""
@@ -45,8 +46,23 @@ class RowsOnDevice(Protocol):
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[np.float32]: ...
 
-    def distances_to(self, name: str, vectors: NDArray[np.float32], k: int) -> NDArray[np.float32]:
-        """Return the mean distance [N] float32 to the k nearest of vectors [M, D]; the name tells memories apart."""
+    def nearest(self, name: str, vectors: NDArray[np.float32], k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Return distances [N, k] float32 and indices [N, k] of the k nearest of vectors [M, D], the nearest first.
+
+        The name tells memories apart.
+        """
+        ...
+
+    def nearest_in_windows(
+        self,
+        name: str,
+        query: NDArray[np.float32],
+        rows: NDArray[np.int8] | NDArray[np.int16],
+        step: NDArray[np.float32],
+        cells: LearnedCells,
+        offset: Offset,
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Return what ``windows.nearest_in_windows`` does, computed on the device."""
         ...
 
 

@@ -6,6 +6,7 @@ it. Products name candidates; what counts is measured by differences.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Final
@@ -23,6 +24,9 @@ _CELLS_AT_ONCE = 64
 
 Offset = tuple[int, int]
 """Rows and columns of the grid."""
+
+
+Rows = NDArray[np.int8] | NDArray[np.int16]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +87,7 @@ class LearnedCells:
 
 def nearest_in_windows(
     query: NDArray[np.float32],
-    rows: NDArray[np.int8] | NDArray[np.int16],
+    rows: Rows,
     step: NDArray[np.float32],
     cells: LearnedCells,
     offset: Offset,
@@ -128,3 +132,10 @@ def nearest_in_windows(
 
     nearest, place = (np.concatenate(found) for found in zip(*parallel_map(of_queries, starts), strict=True))
     return nearest, place
+
+
+WindowSearch = Callable[
+    [NDArray[np.float32], Rows, NDArray[np.float32], LearnedCells, Offset],
+    tuple[NDArray[np.float32], NDArray[np.int64]],
+]
+"""``nearest_in_windows``, or the same on another device."""

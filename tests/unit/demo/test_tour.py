@@ -111,7 +111,7 @@ def test_the_score_is_named_as_in_the_api_and_in_words(mode, text):
     [
         ({"aligned": True, "alignment": 0.957}, "yes (0.96)"),
         ({"aligned": False, "alignment": 0.03}, "no (0.03)"),
-        ({}, "not told"),
+        ({"aligned": False, "alignment": None}, "no"),
     ],
 )
 def test_whether_the_roi_is_aligned_is_said_with_its_figure(fit, text):

@@ -84,6 +84,16 @@ def test_a_learned_image_scores_again_what_it_scored_at_the_fit():
         np.testing.assert_array_equal(again, bank.loo_scores[image])
 
 
+def test_rows_on_another_device_are_searched_there_and_score_the_same():
+    torch = pytest.importorskip("torch")
+    from backend.extractors.device_search import DeviceRows, DeviceSearch
+
+    bank, rows = a_bank(np.random.default_rng(12), n=9, dimensions=200)
+    query = unit(rows[0] + 0.2 * np.random.default_rng(13).standard_normal(rows[0].shape))
+    on_device = DeviceRows(torch.tensor(query), DeviceSearch(torch.device("cpu")))
+    np.testing.assert_allclose(bank.cell_scores(on_device), bank.cell_scores(query), rtol=1e-5)
+
+
 def test_a_part_nobody_knows_is_scored_as_a_new_one():
     bank, rows = a_bank(np.random.default_rng(4), n=9)
     np.testing.assert_array_equal(bank.cell_scores_without(rows[0], "nobody"), bank.cell_scores(rows[0]))
