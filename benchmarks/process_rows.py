@@ -16,7 +16,7 @@ from benchmarks.servers import ROLE, SERVICE, STUBBED, inspect, roi, serving
 from benchmarks.stub import stub_environment
 from benchmarks.workbench import FITTED, Row, Workbench
 
-_REST_MS, _HEALTH_S, _ROIS_MB = 12.0, 3.0, 200.0
+_REST_MS, _HEALTH_S, _ROIS_MB = 12.0, 3.0, 400.0
 _HOT = 0.05
 _LAPS = ("decode", "post", "encode")
 

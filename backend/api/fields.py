@@ -118,6 +118,10 @@ class MemoryFacts(BaseModel):
         examples=[0.96],
         json_schema_extra={"minimum": -1, "maximum": 1},
     )
+    n_local_rows: Count = Field(
+        description="Patches that are kept with their position, beside the coreset; 0 where the ROI is not aligned.",
+        examples=[21870],
+    )
     checksum: str = Field(description="SHA-256 of the memory.", examples=["9287c49a9e0d8c57…"])
 
     @staticmethod
@@ -133,6 +137,7 @@ class MemoryFacts(BaseModel):
             "mm_per_px": bank.mm_per_px,
             "aligned": bank.is_local,
             "alignment": bank.alignment,
+            "n_local_rows": bank.n_local_rows,
             "checksum": bank.checksum,
         }
 

@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 from backend.calib import ScoreMode, ScoreRule
 from backend.imaging.placement import Placement
 from backend.memory_bank.alignment import Aligned
+from backend.memory_bank.global_evidence import GlobalEvidence, evidence
 from backend.memory_bank.index import build_index
-from backend.memory_bank.local_bank import GlobalEvidence, LocalBank
+from backend.memory_bank.local_bank import LocalBank
 from backend.memory_bank.nearest import NearestNeighbours, RowsOnDevice
 from backend.memory_bank.whitening import Whitening
 from backend.memory_bank.windows import WindowSearch, nearest_in_windows
@@ -140,6 +141,11 @@ class MemoryBank:
             raise ValueError("source must point at learned images")
         for array in (self.vectors, self.source, self.mask_cells, self.loo_distances, self.position_maps):
             array.setflags(write=False)
+
+    @property
+    def n_local_rows(self) -> int:
+        """Rows of the local bank: one per image and learned cell, or 0 without one."""
+        return 0 if self.local is None else self.local.rows.shape[0] * self.local.rows.shape[1]
 
     @property
     def coreset_rate_applied(self) -> float:
@@ -296,26 +302,3 @@ class MemoryBank:
     def part_of(self, image_digest: str) -> str | None:
         """Return the part that a learned image shows, or None for an image that was not learned."""
         return self._part_by_digest.get(image_digest)
-
-
-def evidence(
-    vectors: NDArray[np.float32],
-    among: NearestNeighbours | NDArray[np.bool_],
-    unit_rows: NDArray[np.float32],
-    k: int,
-) -> GlobalEvidence:
-    """Return what vectors [M, D] say of unit rows [N, D].
-
-    Args:
-        vectors: All of them.
-        among: An index of all, or [M] bool: the vectors that count, at least one.
-        unit_rows: The rows.
-        k: Neighbours that a distance is the mean of, as far as there are so many.
-    """
-    if isinstance(among, NearestNeighbours):
-        distances, chosen = among.search(unit_rows, min(k, len(among)))
-    else:
-        kept = np.flatnonzero(among)
-        distances, chosen = build_index(vectors[kept]).search(unit_rows, min(k, len(kept)))
-        chosen = kept[chosen]
-    return GlobalEvidence(distances=distances.mean(axis=1, dtype=np.float32), chosen=chosen[:, 0])

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from backend.memory_bank.bank import FitOptions, MemoryBank, PatchGrid, evidence
+from backend.memory_bank.bank import FitOptions, MemoryBank, PatchGrid
 from backend.memory_bank.coreset import Progress, coreset_size, kcenter_greedy
-from backend.memory_bank.local_bank import GlobalEvidence, LocalBank
+from backend.memory_bank.global_evidence import GlobalEvidence, evidence
+from backend.memory_bank.local_bank import LocalBank
 from backend.memory_bank.local_learning import learn_locally
 from backend.memory_bank.whitening import Whitening
 from backend.memory_bank.windows import LearnedCells

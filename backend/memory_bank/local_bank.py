@@ -36,6 +36,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from backend.memory_bank.global_evidence import GlobalEvidence
 from backend.memory_bank.windows import LearnedCells, Offset, WindowSearch, nearest_in_windows
 
 ALPHA: Final = 0.3
@@ -78,19 +79,6 @@ def slack(alignment: float) -> float:
     """
     explained = min(max(alignment, 0.0), _LARGEST_ALIGNMENT)
     return 1.5 * explained / (1.0 - explained)
-
-
-@dataclass(frozen=True, kw_only=True)
-class GlobalEvidence:
-    """What the coreset says of the rows of an image.
-
-    Attributes:
-        distances: [L] float32, plain distances.
-        chosen: [L], the nearest vector of each row.
-    """
-
-    distances: NDArray[np.float32]
-    chosen: NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True)

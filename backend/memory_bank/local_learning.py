@@ -9,7 +9,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from backend.memory_bank.local_bank import GlobalEvidence, LocalBank, slack
+from backend.memory_bank.global_evidence import GlobalEvidence
+from backend.memory_bank.local_bank import LocalBank, slack
 from backend.memory_bank.whitening import SHRINKAGE
 from backend.memory_bank.windows import LearnedCells, nearest_in_windows
 from backend.utils import generator

@@ -5,8 +5,9 @@ import pytest
 
 from backend.memory_bank import local_learning
 from backend.memory_bank.bank import MemoryBank, PatchGrid
+from backend.memory_bank.global_evidence import GlobalEvidence
 from backend.memory_bank.learning import learn
-from backend.memory_bank.local_bank import GlobalEvidence, slack
+from backend.memory_bank.local_bank import slack
 from tests.testkit.fakes import bank_on_a_line, fit_options, grid_placement
 
 # Four parts of four cells, two textures in two halves; parts differ by as much in every cell.
