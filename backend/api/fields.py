@@ -112,11 +112,10 @@ class MemoryFacts(BaseModel):
         description="Patches are compared by position: the ROI is taken for aligned, and has 8 parts at least.",
         examples=[True],
     )
-    alignment: float | None = Field(
+    alignment: Annotated[float, Field(ge=-1, le=1)] | None = Field(
         description="How well the good parts agree by position: 1 the same everywhere, about 0 not at all. From 0.33 "
         "on `aligned=auto` takes a new ROI for aligned. null for fewer than 8 parts.",
         examples=[0.96],
-        json_schema_extra={"minimum": -1, "maximum": 1},
     )
     n_local_rows: Count = Field(
         description="Patches that are kept with their position, beside the coreset; 0 where the ROI is not aligned.",
