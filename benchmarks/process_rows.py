@@ -14,9 +14,9 @@ import numpy as np
 from backend.imaging.image_codec import encode_png
 from benchmarks.servers import ROLE, SERVICE, STUBBED, inspect, roi, serving
 from benchmarks.stub import stub_environment
-from benchmarks.workbench import FITTED, Row, Workbench
+from benchmarks.workbench import FITTED, LOCAL, Row, Workbench
 
-_REST_MS, _HEALTH_S, _ROIS_MB = 12.0, 3.0, 400.0
+_REST_MS, _LOCAL_MS, _HEALTH_S, _ROIS_MB = 12.0, 12.0, 3.0, 400.0
 _HOT = 0.05
 _LAPS = ("decode", "post", "encode")
 
@@ -58,9 +58,32 @@ def rest_rows(bench: Workbench) -> Sequence[Row]:
     ]
 
 
+def local_search_rows(bench: Workbench) -> Sequence[Row]:
+    """Measure what the search of an aligned ROI takes more than that of the same images with the coreset alone."""
+    service = bench.fitted_locally()
+    png = encode_png(bench.defective)
+    requests = {roi_id: inspect(roi_id, png) for roi_id in (FITTED, LOCAL)}
+    search_ms: dict[str, list[float]] = {roi_id: [] for roi_id in requests}
+    for number in range(1 + 2 * bench.plan.rounds * bench.plan.calls):
+        for roi_id, request in requests.items():
+            answer = service.send(request).ok()
+            if number:
+                search_ms[roi_id].append(answer["timings_ms"]["search"])
+    alone, local = (statistics.median(search_ms[roi_id]) for roi_id in (FITTED, LOCAL))
+    return [
+        Row(
+            work=f"search of an aligned ROI of {bench.plan.n_images} images, beside that of its coreset",
+            service=local - alone,
+            n_rounds=len(search_ms[LOCAL]),
+            limit=_LOCAL_MS,
+            remark=f"{local:.1f} ms and {alone:.1f} ms, in turns",
+        )
+    ]
+
+
 def start_and_memory_rows(bench: Workbench) -> Sequence[Row]:
     """Measure starts with an empty and with a filled engine cache, and what cached ROIs hold."""
-    bench.fitted()
+    bench.fitted_locally()
     models = bench.folder / "models-none"
     health_s, ready_s = [], []
     resident_mb: float | None = None
@@ -92,12 +115,12 @@ def start_and_memory_rows(bench: Workbench) -> Sequence[Row]:
 def _memory_row(bench: Workbench, without_mb: float | None) -> Row:
     """Measure a fresh process after it has inspected with each of many ROIs beside one that has inspected nothing."""
     n_rois, plan = bench.plan.n_rois, bench.plan
-    work = f"resident memory of {n_rois} cached ROIs of {plan.n_images} images, {100 * plan.coreset_rate:g} %"
+    work = f"resident memory of {n_rois} cached aligned ROIs of {plan.n_images} images, {100 * plan.coreset_rate:g} %"
     if without_mb is None:
         return Row(work=work, unit="MB", remark="not measured: this system does not tell")
     models = bench.folder / "models-many"
     shutil.copytree(bench.folder / "models-none" / ".engines", models / ".engines")
-    fitted = bench.models_dir() / ROLE / FITTED
+    fitted = bench.models_dir() / ROLE / LOCAL
     for number in range(n_rois):
         target = models / ROLE / f"roi-{number}"
         target.mkdir(parents=True)

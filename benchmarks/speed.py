@@ -22,7 +22,7 @@ from rich.table import Column, Table
 from backend.errors import InspectionError
 from backend.settings import Settings
 from benchmarks.machine import describe, markdown, network_facts, update_block, write_json
-from benchmarks.process_rows import rest_rows, start_and_memory_rows
+from benchmarks.process_rows import local_search_rows, rest_rows, start_and_memory_rows
 from benchmarks.seeded_weights import weights_for_benchmarks
 from benchmarks.speed_rows import coreset_row, cuda_rows, extract_row, fit_row, infer_row, nearest_rows
 from benchmarks.workbench import Plan, Row, Workbench
@@ -35,6 +35,7 @@ ROWS: dict[str, Callable[[Workbench], Sequence[Row]]] = {
     "nearest": nearest_rows,
     "coreset": lambda bench: [coreset_row(bench)],
     "fit": lambda bench: [fit_row(bench)],
+    "local": local_search_rows,
     "rest": rest_rows,
     "process": start_and_memory_rows,
     "cuda": cuda_rows,

@@ -24,6 +24,9 @@ from benchmarks.servers import MM_PER_PX, REFERENCE, SERVICE, Running, learn, ro
 FITTED = "fitted"
 """The ROI that is inspected."""
 
+LOCAL = "aligned"
+"""The ROI of the same images that is scored by place."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
@@ -162,6 +165,8 @@ class Workbench:
             "device": device,
             "input_size": self.plan.size_px,
             "coreset_rate": self.plan.coreset_rate,
+            "score_mode": "percentile",
+            "aligned": "no",  # what the references do; rows on aligned ROIs ask for it
             "cache_max_entries": max(50, self.plan.n_rois),
         }
 
@@ -196,6 +201,12 @@ class Workbench:
             service.post("/calibrate_ng", roi(FITTED)).ok()
             self._fitted[device] = (service, reference)
         return self._fitted[device]
+
+    def fitted_locally(self) -> Client:
+        """Return a client of the service, which has learned ``FITTED`` and the same images as ``LOCAL``."""
+        service, _ = self.fitted()
+        service.send(learn(LOCAL, self.pngs(), aligned="yes")).ok()
+        return service
 
 
 def duel(
