@@ -276,13 +276,9 @@ class MemoryBank:
         return {part: number for number, part in enumerate(sorted(set(self.part_ids)))}
 
     def distances(self, embeddings: NDArray[np.float32] | RowsOnDevice, *, k: int | None = None) -> NDArray[np.float32]:
-        """Return the distance [N] float32 in [0, 2] of an extractor's rows [N, D'] to the coreset.
+        """Return the distance [N] float32 in [0, 2] of an extractor's rows [N, D'] to the coreset; ``k`` as above.
 
         Rows that lie on another device are searched for there, unless this memory whitens.
-
-        Args:
-            embeddings: The extractor's rows.
-            k: Neighbours that a distance is the mean of; the memory's own by default, M at most.
         """
         k = min(k or self.options.k, len(self.vectors))
         if self.whitening is None and not isinstance(embeddings, np.ndarray):
