@@ -10,15 +10,17 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from functools import partial
+from typing import Any, Final, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from backend.memory_bank.distances import half_squared_norms, rounding_bound
-from backend.memory_bank.windows import WINDOW, LearnedCells, Offset
+from backend.memory_bank.windows import WINDOW, Offset, WindowRows, WindowSearch
 
 _CANDIDATES: Final = 8
 """Vectors that are measured for each query, beside the k that are asked for."""
@@ -32,17 +34,48 @@ _KEPT_NUMBERS: Final = 1 << 28
 
 @dataclass(frozen=True, eq=False)
 class _Index:
+    """Vectors [M, D] with what bounds their rounding."""
+
     vectors: torch.Tensor
     half_squared_norms: torch.Tensor
     largest_half_squared_norm: float
 
+    @property
+    def n_numbers(self) -> int:
+        return self.vectors.numel()
+
 
 @dataclass(frozen=True, eq=False)
-class _WindowRows:
+class _WindowIndex:
     """The rows [L, n, P] of a local bank and half their squared norms [L, n]."""
 
     rows: torch.Tensor
     halves: torch.Tensor
+
+    @property
+    def n_numbers(self) -> int:
+        return self.rows.numel()
+
+
+_Held = TypeVar("_Held", _Index, _WindowIndex)
+
+
+class _Kept(OrderedDict[str, _Held]):
+    """What stays on the device, by name; the least used make room."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._lock = threading.Lock()
+
+    def held(self, name: str, make: Callable[[], _Held]) -> _Held:
+        """Return what has a name, made now if it is not there."""
+        with self._lock:
+            if name not in self:
+                self[name] = make()
+                while len(self) > 1 and sum(each.n_numbers for each in self.values()) > _KEPT_NUMBERS:
+                    self.popitem(last=False)
+            self.move_to_end(name)
+            return self[name]
 
 
 class DeviceSearch:
@@ -50,9 +83,8 @@ class DeviceSearch:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._indices: OrderedDict[str, _Index] = OrderedDict()
-        self._window_rows_by_name: OrderedDict[str, _WindowRows] = OrderedDict()
-        self._lock = threading.Lock()
+        self._indices: _Kept[_Index] = _Kept()
+        self._window_indices: _Kept[_WindowIndex] = _Kept()
 
     def nearest(
         self, rows: torch.Tensor, name: str, vectors: NDArray[np.float32], k: int
@@ -65,7 +97,7 @@ class DeviceSearch:
             vectors: [M, D] float32.
             k: 1 … M.
         """
-        index = self._index(name, vectors)
+        index = self._indices.held(name, lambda: self._index_of(vectors))
         m, d = index.vectors.shape
         at_once = max(1, _NUMBERS_AT_ONCE // max(m, (k + _CANDIDATES) * d))
         with torch.inference_mode():
@@ -75,58 +107,32 @@ class DeviceSearch:
         return distances, indices
 
     def nearest_in_windows(
-        self,
-        name: str,
-        query: NDArray[np.float32],
-        rows: NDArray[np.int8] | NDArray[np.int16],
-        step: NDArray[np.float32],
-        cells: LearnedCells,
-        offset: Offset,
+        self, name: str, query: NDArray[np.float32], held: WindowRows, offset: Offset
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """Return what ``windows.nearest_in_windows`` does; of a name that is known, only the query is sent."""
-        windows = cells.windows(offset)
+        windows = held.cells.windows(offset)
         with torch.inference_mode():
-            held = self._window_rows(name, rows, step)
+            index = self._window_indices.held(name, lambda: self._window_index_of(held))
             asked = torch.tensor(query, device=self._device)
-            found = torch.full((len(query), rows.shape[1], len(WINDOW)), torch.inf, device=self._device)
+            found = torch.full((*index.halves.shape, len(WINDOW)), torch.inf, device=self._device)
             for place, cell in enumerate(torch.tensor(windows.T.copy(), device=self._device)):
-                products = (held.rows[cell] @ asked[:, :, None]).squeeze(2)
-                found[:, :, place] = (held.halves[cell] - products).masked_fill((cell < 0)[:, None], torch.inf)
+                products = (index.rows[cell] @ asked[:, :, None]).squeeze(2)
+                found[:, :, place] = (index.halves[cell] - products).masked_fill((cell < 0)[:, None], torch.inf)
             nearest, places = found.min(dim=2)
             nearest += 0.5 * asked.square().sum(dim=1)[:, None]
         return nearest.cpu().numpy(), np.take_along_axis(windows, places.cpu().numpy(), axis=1)
 
-    def _window_rows(
-        self, name: str, rows: NDArray[np.int8] | NDArray[np.int16], step: NDArray[np.float32]
-    ) -> _WindowRows:
-        with self._lock:
-            if name not in self._window_rows_by_name:
-                held = torch.tensor(rows, device=self._device).float() * torch.tensor(step, device=self._device)
-                self._window_rows_by_name[name] = _WindowRows(held, 0.5 * held.square().sum(dim=2))
-                while len(self._window_rows_by_name) > 1 and self._held_in_windows() > _KEPT_NUMBERS:
-                    self._window_rows_by_name.popitem(last=False)
-            self._window_rows_by_name.move_to_end(name)
-            return self._window_rows_by_name[name]
+    def _index_of(self, vectors: NDArray[np.float32]) -> _Index:
+        norms = half_squared_norms(vectors)
+        return _Index(
+            torch.tensor(vectors, device=self._device),
+            torch.tensor(norms, device=self._device),
+            float(norms.max()),
+        )
 
-    def _held_in_windows(self) -> int:
-        return sum(held.rows.numel() for held in self._window_rows_by_name.values())
-
-    def _index(self, name: str, vectors: NDArray[np.float32]) -> _Index:
-        with self._lock:
-            if name not in self._indices:
-                norms = half_squared_norms(vectors)
-                self._indices[name] = _Index(
-                    torch.tensor(vectors, device=self._device),
-                    torch.tensor(norms, device=self._device),
-                    float(norms.max()),
-                )
-                while len(self._indices) > 1 and self._held() > _KEPT_NUMBERS:
-                    self._indices.popitem(last=False)
-            self._indices.move_to_end(name)
-            return self._indices[name]
-
-    def _held(self) -> int:
-        return sum(index.vectors.numel() for index in self._indices.values())
+    def _window_index_of(self, held: WindowRows) -> _WindowIndex:
+        rows = torch.tensor(held.rows, device=self._device).float() * torch.tensor(held.step, device=self._device)
+        return _WindowIndex(rows, 0.5 * rows.square().sum(dim=2))
 
 
 class DeviceRows:
@@ -148,17 +154,9 @@ class DeviceRows:
         """Return distances and indices [N, k] of the k nearest of vectors [M, D]; see ``DeviceSearch.nearest``."""
         return self._search.nearest(self._rows, name, vectors, k)
 
-    def nearest_in_windows(
-        self,
-        name: str,
-        query: NDArray[np.float32],
-        rows: NDArray[np.int8] | NDArray[np.int16],
-        step: NDArray[np.float32],
-        cells: LearnedCells,
-        offset: Offset,
-    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """Return the nearest rows of windows; see ``DeviceSearch.nearest_in_windows``."""
-        return self._search.nearest_in_windows(name, query, rows, step, cells, offset)
+    def window_search(self, name: str) -> WindowSearch:
+        """Return ``DeviceSearch.nearest_in_windows`` for a local bank of a name."""
+        return partial(self._search.nearest_in_windows, name)
 
 
 def _nearest(rows: torch.Tensor, index: _Index, k: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -263,7 +263,7 @@ class MemoryBank:
             found = GlobalEvidence(
                 distances=distances.mean(axis=1, dtype=np.float32)[self.mask_cells], chosen=chosen[self.mask_cells, 0]
             )
-            search = partial(embeddings.nearest_in_windows, self.checksum)
+            search = embeddings.window_search(self.checksum)
         else:
             found = evidence(self.vectors, self.index, rows, k)
         scores = np.full(len(self.mask_cells), np.nan, dtype=np.float32)

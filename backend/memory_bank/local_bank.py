@@ -37,7 +37,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backend.memory_bank.global_evidence import GlobalEvidence
-from backend.memory_bank.windows import LearnedCells, Offset, WindowSearch, nearest_in_windows
+from backend.memory_bank.windows import FixedPoint, LearnedCells, Offset, WindowRows, WindowSearch, nearest_in_windows
 
 ALPHA: Final = 0.3
 """Weight of what is usual everywhere beside what is usual nearby. Below, rows that happen to lie close make noise;
@@ -117,7 +117,7 @@ class LocalBank:
         slack: See ``slack``.
     """
 
-    rows: NDArray[np.int16] | NDArray[np.int8] = field(compare=False)
+    rows: FixedPoint = field(compare=False)
     step: NDArray[np.float32] = field(compare=False)
     centre: NDArray[np.float32] = field(compare=False)
     basis: NDArray[np.float32] = field(compare=False)
@@ -188,10 +188,14 @@ class LocalBank:
         query = self.reduced(unit_rows)
         others = None if part is None else self.parts != part
         offset = self.offset(query, others)
-        likely, place = search(query, self.rows, self.step, self.cells, offset)
+        likely, place = search(query, self._window_rows, offset)
         local = self._local(query, likely, place, part, others)
         moved_in = self.cells.near_edge(offset, _REACH) | (self.cells.at(offset) < 0) | np.isinf(local)
         return Terms(local=local, globally=self._globally(evidence, others), moved_in=moved_in)
+
+    @cached_property
+    def _window_rows(self) -> WindowRows:
+        return WindowRows(rows=self.rows, step=self.step, cells=self.cells)
 
     @cached_property
     def scale(self) -> float:

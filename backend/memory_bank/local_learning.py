@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from backend.memory_bank.global_evidence import GlobalEvidence
 from backend.memory_bank.local_bank import LocalBank, slack
 from backend.memory_bank.whitening import SHRINKAGE
-from backend.memory_bank.windows import LearnedCells, nearest_in_windows
+from backend.memory_bank.windows import FixedPoint, LearnedCells, WindowRows, nearest_in_windows
 from backend.utils import generator
 
 _PRINCIPAL: Final = 64
@@ -52,9 +52,10 @@ def learn_locally(
     numbers = np.array([names[part] for part in parts], dtype=np.int32)
     rows = np.stack(rows_by_image, axis=1)
     centre = rows.reshape(-1, rows.shape[2]).mean(axis=0, dtype=np.float64).astype(np.float32)
-    basis = _basis(rows - centre, noise)
-    fixed, step = _fixed_point((rows - centre) @ basis, np.int16 if rows.shape[2] <= _WHOLE else np.int8)
-    spread, spread_part = _spread(fixed, step, numbers, cells)
+    centred = rows - centre
+    basis = _basis(centred, noise)
+    fixed, step = _fixed_point(centred @ basis, np.int16 if rows.shape[2] <= _WHOLE else np.int8)
+    spread, spread_part = _spread(WindowRows(rows=fixed, step=step, cells=cells), numbers)
     bank = LocalBank(
         rows=fixed,
         step=step,
@@ -132,24 +133,22 @@ def _directions(centred: NDArray[np.float32]) -> NDArray[np.float32] | None:
 
 def _fixed_point(
     values: NDArray[np.float32], dtype: type[np.int8] | type[np.int16]
-) -> tuple[NDArray[np.int8] | NDArray[np.int16], NDArray[np.float32]]:
+) -> tuple[FixedPoint, NDArray[np.float32]]:
     """Return values [..., P] as integers, and what one is worth [P]."""
     largest = np.abs(values).reshape(-1, values.shape[-1]).max(axis=0)
     step = (np.maximum(largest, np.finfo(np.float32).tiny) / np.iinfo(dtype).max).astype(np.float32)
     return np.rint(values / step).astype(dtype), step
 
 
-def _spread(
-    rows: NDArray[np.int8] | NDArray[np.int16], step: NDArray[np.float32], parts: NDArray[np.int32], cells: LearnedCells
-) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+def _spread(held: WindowRows, parts: NDArray[np.int32]) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
     """Return the distances [L, n, 2] of each row to the nearest rows of two other parts in its window, and the nearer
     one's part [L, n]."""
-    n_cells, n, _ = rows.shape
+    n_cells, n, _ = held.rows.shape
     spread, spread_part = np.empty((n_cells, n, 2), np.float32), np.empty((n_cells, n), np.int32)
     members = [np.flatnonzero(parts == part) for part in range(int(parts.max()) + 1)]
     for image in range(n):
-        query = rows[:, image].astype(np.float32) * step
-        by_image, _ = nearest_in_windows(query, rows, step, cells, (0, 0))
+        query = held.rows[:, image].astype(np.float32) * held.step
+        by_image, _ = nearest_in_windows(query, held, (0, 0))
         by_part = np.stack([by_image[:, images].min(axis=1) for images in members], axis=1)
         by_part[:, parts[image]] = np.inf
         two = np.argpartition(by_part, 1, axis=1)[:, :2]

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from backend.memory_bank.distances import half_squared_norms, pair_distances, quick_norms, rounding_bound
 from backend.memory_bank.projection import Space, projected
 from backend.memory_bank.threads import parallel_map, parallel_width
-from backend.memory_bank.windows import LearnedCells, Offset
+from backend.memory_bank.windows import WindowSearch
 
 _PRODUCTS_AT_ONCE = 1 << 21
 """Products that a thread holds at one time: 8 MiB."""
@@ -53,16 +53,8 @@ class RowsOnDevice(Protocol):
         """
         ...
 
-    def nearest_in_windows(
-        self,
-        name: str,
-        query: NDArray[np.float32],
-        rows: NDArray[np.int8] | NDArray[np.int16],
-        step: NDArray[np.float32],
-        cells: LearnedCells,
-        offset: Offset,
-    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """Return what ``windows.nearest_in_windows`` does, computed on the device."""
+    def window_search(self, name: str) -> WindowSearch:
+        """Return ``windows.nearest_in_windows``, computed on the device; the name tells local banks apart."""
         ...
 
 

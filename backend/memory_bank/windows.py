@@ -29,7 +29,7 @@ Offset = tuple[int, int]
 """Rows and columns of the grid."""
 
 
-Rows = NDArray[np.int8] | NDArray[np.int16]
+FixedPoint = NDArray[np.int8] | NDArray[np.int16]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,12 +88,40 @@ class LearnedCells:
         return near
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class WindowRows:
+    """What windows are searched in: the rows of n images at L learned cells.
+
+    Attributes:
+        rows: [L, n, D], integers in units of ``step``.
+        step: [D] float32, what one of ``rows`` is worth in each dimension.
+        cells: The learned cells.
+    """
+
+    rows: FixedPoint
+    step: NDArray[np.float32]
+    cells: LearnedCells
+
+    @property
+    def parts(self) -> list[slice]:
+        """Slices of the cells whose rows a thread holds at one time."""
+        return [slice(start, start + _CELLS_AT_ONCE) for start in range(0, len(self.rows), _CELLS_AT_ONCE)]
+
+    def values(self, part: slice) -> NDArray[np.float32]:
+        """Return the rows of some cells [l, n, D] float32."""
+        values = self.rows[part].astype(np.float32)
+        values *= self.step
+        return values
+
+    @cached_property
+    def halves(self) -> NDArray[np.float32]:
+        """Half the squared norm [L, n] float32 of each row."""
+        norms = [np.einsum("lnd,lnd->ln", values, values) for values in map(self.values, self.parts)]
+        return np.asarray(0.5 * np.concatenate(norms), dtype=np.float32)
+
+
 def nearest_in_windows(
-    query: NDArray[np.float32],
-    rows: Rows,
-    step: NDArray[np.float32],
-    cells: LearnedCells,
-    offset: Offset,
+    query: NDArray[np.float32], held: WindowRows, offset: Offset
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Return half the squared distance [L, n] of each query row to the nearest row of each image in its window.
 
@@ -101,25 +129,21 @@ def nearest_in_windows(
 
     Args:
         query: [L, D] float32.
-        rows: [L, n, D], integers in units of ``step``.
-        step: [D] float32, what one of ``rows`` is worth in each dimension.
-        cells: The learned cells.
+        held: What is searched.
         offset: Where the windows lie.
 
     Returns:
         The halves, inf where a window holds no cell; and the cell [L, n] that each nearest row lies in.
     """
-    windows = cells.windows(offset)
-    lookers = cells.windows((-offset[0], -offset[1]))  # the query rows that look at each cell, in the opposite order
+    windows = held.cells.windows(offset)
+    lookers = held.cells.windows((-offset[0], -offset[1]))  # the query rows that look at each cell, in opposite order
+    halves = held.halves
 
-    def of_cells(start: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        part = slice(start, start + _CELLS_AT_ONCE)
-        held = rows[part].astype(np.float32)
-        held *= step
-        return query[lookers[part]] @ held.transpose(0, 2, 1), 0.5 * np.einsum("lnd,lnd->ln", held, held)
+    def of_cells(part: slice) -> NDArray[np.float32]:
+        products: NDArray[np.float32] = query[lookers[part]] @ held.values(part).transpose(0, 2, 1)
+        return products
 
-    starts = range(0, len(rows), _CELLS_AT_ONCE)
-    products, halves = (np.concatenate(found) for found in zip(*parallel_map(of_cells, starts), strict=True))
+    products = np.concatenate(parallel_map(of_cells, held.parts))
 
     def of_queries(start: int) -> tuple[NDArray[np.float32], NDArray[np.int8]]:
         part = slice(start, start + _QUERIES_AT_ONCE)
@@ -139,8 +163,5 @@ def nearest_in_windows(
     return nearest, np.take_along_axis(windows, place.astype(np.int64), axis=1)
 
 
-WindowSearch = Callable[
-    [NDArray[np.float32], Rows, NDArray[np.float32], LearnedCells, Offset],
-    tuple[NDArray[np.float32], NDArray[np.int64]],
-]
+WindowSearch = Callable[[NDArray[np.float32], WindowRows, Offset], tuple[NDArray[np.float32], NDArray[np.int64]]]
 """``nearest_in_windows``, or the same on another device."""

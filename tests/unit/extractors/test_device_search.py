@@ -8,7 +8,7 @@ torch = pytest.importorskip("torch")
 from backend.extractors import device_search  # noqa: E402
 from backend.extractors.device_search import DeviceRows, DeviceSearch  # noqa: E402
 from backend.memory_bank.index import build_index  # noqa: E402
-from backend.memory_bank.windows import LearnedCells, nearest_in_windows  # noqa: E402
+from backend.memory_bank.windows import LearnedCells, WindowRows, nearest_in_windows  # noqa: E402
 from backend.services.fit_request import Upload  # noqa: E402
 from tests.testkit.fakes import FakeExtractor, defective_image, encoded, good_image  # noqa: E402
 
@@ -117,8 +117,9 @@ def test_windows_are_searched_as_on_the_processor(offset):
     rows = rng.integers(-127, 128, (int(mask.sum()), 5, 16)).astype(np.int8)
     step, query = rng.uniform(0.01, 0.02, 16).astype(np.float32), rng.standard_normal((len(rows), 16), np.float32)
     on_device = DeviceRows(torch.tensor(MEMORY[:1]), search())
-    found = on_device.nearest_in_windows("memory", query, rows, step, cells, offset)
-    expected = nearest_in_windows(query, rows, step, cells, offset)
+    held = WindowRows(rows=rows, step=step, cells=cells)
+    found = on_device.window_search("memory")(query, held, offset)
+    expected = nearest_in_windows(query, held, offset)
     np.testing.assert_allclose(found[0], expected[0], rtol=1e-5)
     there = np.isfinite(expected[0])
     np.testing.assert_array_equal(found[1][there], expected[1][there])
@@ -127,7 +128,8 @@ def test_windows_are_searched_as_on_the_processor(offset):
 def test_local_banks_stay_on_the_device_until_others_need_the_place(monkeypatch):
     monkeypatch.setattr(device_search, "_KEPT_NUMBERS", 2 * 4 * 3 * 2)
     cells = LearnedCells(grid_hw=(2, 2), mask_cells=np.ones(4, bool))
-    on_device, rows, query = search(), np.ones((4, 3, 2), np.int8), np.zeros((4, 2), np.float32)
+    on_device, query = search(), np.zeros((4, 2), np.float32)
+    held = WindowRows(rows=np.ones((4, 3, 2), np.int8), step=np.ones(2, np.float32), cells=cells)
     for name in ("a", "b", "a", "c"):
-        on_device.nearest_in_windows(name, query, rows, np.ones(2, np.float32), cells, (0, 0))
-    assert list(on_device._window_rows_by_name) == ["a", "c"]
+        on_device.nearest_in_windows(name, query, held, (0, 0))
+    assert list(on_device._window_indices) == ["a", "c"]

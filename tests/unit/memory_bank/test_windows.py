@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from backend.memory_bank.windows import LearnedCells, nearest_in_windows
+from backend.memory_bank.windows import LearnedCells, WindowRows, nearest_in_windows
 
 # Cells of a 3 × 4 grid, of which one was not learned:   0 1 2 3
 #                                                        4 - 5 6
@@ -39,7 +39,7 @@ def test_the_cells_at_an_edge_that_is_crossed_are_those_of_that_axis():
 def test_the_nearest_row_of_each_image_is_found_in_the_window_alone():
     rows = on_a_line([[0, 10, 20, 30, 40, 50, 60, 70, 80, 90, 100], [5, 15, 25, 35, 45, 55, 65, 75, 85, 95, 105]])
     query = np.full((11, 1), 46, np.float32)
-    halves, cell = nearest_in_windows(query, rows, ONE, CELLS, (0, 0))
+    halves, cell = nearest_in_windows(query, WindowRows(rows=rows, step=ONE, cells=CELLS), (0, 0))
     assert cell[0].tolist() == [4, 4]
     np.testing.assert_allclose(np.sqrt(2 * halves[0]), [6, 1], atol=1e-3)
     assert cell[10].tolist() == [5, 5]
@@ -55,7 +55,7 @@ def test_it_agrees_with_a_search_cell_by_cell(offset):
     rows = rng.integers(-100, 100, (len(places), 4, 6)).astype(np.int8)
     step = rng.uniform(0.01, 0.02, 6).astype(np.float32)
     query = rng.standard_normal((len(places), 6)).astype(np.float32)
-    halves, cell = nearest_in_windows(query, rows, step, cells, offset)
+    halves, cell = nearest_in_windows(query, WindowRows(rows=rows, step=step, cells=cells), offset)
     values = rows * step
     for x, place in enumerate(places):
         inside = np.flatnonzero(np.abs(places - place - offset).max(axis=1) <= 1)
