@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Collection
+
+import numpy as np
+from numpy.typing import NDArray
 
 from backend.artifacts.formats import LearnedFacts
 from backend.artifacts.model_key import ModelKey
@@ -11,7 +15,7 @@ from backend.errors import AspectRatioMismatch, Conflict, ExtractorMismatch, Ins
 from backend.extractors.base import FeatureExtractor
 from backend.extractors.extraction import Extraction
 from backend.imaging.image_codec import decode_image
-from backend.imaging.placement import Placement
+from backend.imaging.placement import Placement, resized
 from backend.memory_bank.bank import MemoryBank
 from backend.scoring.leave_one_out import learned_image_score, learned_mask, leave_one_out_scores
 from backend.storage import ArtefactStore
@@ -56,14 +60,44 @@ def check_same_scale(mm_per_px: float, of_image: float | None, name: str) -> Non
 
 
 def check_aspect_ratio(fitted: Placement, placement: Placement, name: str = "image") -> None:
-    """Raise AspectRatioMismatch if an image does not share the aspect ratio and grid of those that were learned."""
+    """Raise AspectRatioMismatch if an image's aspect ratio differs by more than 2 % from that of those learned."""
     (h0, w0), (h1, w1) = fitted.image_hw, placement.image_hw
-    if placement.grid_hw != fitted.grid_hw or abs((w1 / h1) / (w0 / h0) - 1) > ASPECT_TOLERANCE:
-        raise AspectRatioMismatch(
-            f"The image {name!r} is {w1}×{h1} px; the images of this ROI are {w0}×{h0} px. "
-            "All images of a ROI must have one aspect ratio: cut it out the same way, or use another roi_id.",
-            details={"fitted_width": w0, "fitted_height": h0, "width": w1, "height": h1},
-        )
+    if abs((w1 / h1) / (w0 / h0) - 1) > ASPECT_TOLERANCE + 1e-9:
+        raise _aspect_ratio_mismatch(fitted, placement.image_hw, name)
+
+
+def on_fitted_grid(
+    image_bgr: NDArray[np.uint8], extractor: FeatureExtractor, fitted: Placement, name: str = "image"
+) -> NDArray[np.uint8]:
+    """Return an image of the fitted aspect ratio at a size that the extractor brings to the fitted grid.
+
+    Cuts that differ by a pixel may round to another number of cells. Such an image is resized as a whole, to the
+    nearest width that does not; any other is returned as it is.
+
+    Args:
+        image_bgr: [H, W, 3] uint8.
+        extractor: Says which grid a size has.
+        fitted: Of the ROI.
+        name: What an error calls the image.
+
+    Raises:
+        AspectRatioMismatch: If the image is so small that no whole number of pixels is near enough.
+    """
+    height, width = image_bgr.shape[:2]
+    for change in range(math.ceil(width * ASPECT_TOLERANCE) + 1):
+        for wanted in (width - change, width + change):
+            if extractor.placement((height, wanted)).grid_hw == fitted.grid_hw:
+                return image_bgr if change == 0 else resized(image_bgr, (height, wanted))
+    raise _aspect_ratio_mismatch(fitted, (height, width), name)
+
+
+def _aspect_ratio_mismatch(fitted: Placement, image_hw: tuple[int, int], name: str) -> AspectRatioMismatch:
+    (h0, w0), (h1, w1) = fitted.image_hw, image_hw
+    return AspectRatioMismatch(
+        f"The image {name!r} is {w1}×{h1} px; the images of this ROI are {w0}×{h0} px. "
+        "All images of a ROI must have one aspect ratio: cut it out the same way, or use another roi_id.",
+        details={"fitted_width": w0, "fitted_height": h0, "width": w1, "height": h1},
+    )
 
 
 def check_memory(bank: MemoryBank, measured_with: Collection[str]) -> None:
@@ -132,6 +166,7 @@ class PrecisionCheck:
                 image = decode_image(images.read(stored), max_pixels=self._max_pixels, name=stored.file_name)
             except InspectionError:
                 continue  # a damaged image tells nothing; the others may
+            image = on_fitted_grid(image, extractor, bank.placement, stored.file_name)
             rows = self._extraction.learn(extractor, [image])[0]
             distances = bank.cell_scores_without(rows, bank.part_of(digest) or digest)
             if distances is not None:

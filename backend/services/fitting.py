@@ -102,19 +102,23 @@ class Fitter:
         before = self._before(key, request)
         _check(before.known, request, extractor, first)
         training.know(before.memory)
-        fresh = training.of_uploads(request.uploads)
+        fitted = first if before.known is None else before.known.placement
+        fresh = training.of_uploads(request.uploads, fitted)
         # Before the lock, so that nobody waits for it; under it the rows are there.
         scale = request.mm_per_px if request.use_dataset else None
-        training.of_stored(of_dataset, first, mm_per_px=scale)
+        training.of_stored(of_dataset, fitted, mm_per_px=scale)
         with self.store.lock(key), images.all_or_none():
             before = self._before(key, request)
             _check(before.known, request, extractor, first)
             training.know(before.memory)
+            if before.known is not None and before.known.placement.grid_hw != fitted.grid_hw:
+                fitted = before.known.placement  # somebody else's fit came first, and fixed the grid
+                fresh = training.of_uploads(request.uploads, fitted)
             for digest, image in fresh.items():
                 images.check_label(digest, "ok", image.name)
             with watch.lap("store"):
                 fresh = {digest: training.keep(digest, image, request.mm_per_px) for digest, image in fresh.items()}
-                stored = training.of_stored(_stored_before(images, before, request), first, mm_per_px=scale)
+                stored = training.of_stored(_stored_before(images, before, request), fitted, mm_per_px=scale)
             with watch.lap("coreset"):
                 bank = memory_of({**stored, **fresh}, before.known, request, extractor, first.image_hw, steps)
             unused = self._unused(key, request, before, bank)

@@ -37,6 +37,7 @@ from backend.services.consistency import (
     check_extractor,
     check_memory,
     check_mm_per_px,
+    on_fitted_grid,
 )
 from backend.services.fit_request import FitReport, FitRequest, Mode, Upload
 from backend.services.fitting import Fitter
@@ -239,8 +240,10 @@ class InspectionService:
         self._precision.check(key, bank, extractor)
         placement = extractor.placement((pixels.shape[0], pixels.shape[1]))
         check_aspect_ratio(bank.placement, placement, name)
+        on_grid = on_fitted_grid(pixels, extractor, bank.placement, name)
+        placement = replace(bank.placement, image_hw=placement.image_hw)
         mask = inspected_mask(shape, bank, placement.image_hw)
-        rows = self._extraction.inspect(extractor, pixels, watch)
+        rows = self._extraction.inspect(extractor, on_grid, watch)
         with watch.lap("search"):
             distances, scoring = _distances(bank, rows, digest, terms.k)
         facts = {

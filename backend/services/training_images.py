@@ -23,7 +23,7 @@ from backend.memory_bank.learning import learn
 from backend.memory_bank.whitening import fit_whitening
 from backend.roi_mask import Shape, scale_shape, shape_fields, shape_from_fields, shape_mask
 from backend.services.alignment_choice import choose_alignment
-from backend.services.consistency import check_aspect_ratio, check_same_scale
+from backend.services.consistency import check_aspect_ratio, check_same_scale, on_fitted_grid
 from backend.services.fit_request import FitProgress, FitRequest, Upload
 from backend.utils import Stopwatch, sha256_hex
 
@@ -91,8 +91,8 @@ class TrainingImages:
             raise ArtefactCorrupt(f"The stored image {image.file_name!r} is damaged. Upload it again, or delete it.")
         return self.extractor.placement(image.image_hw)
 
-    def of_uploads(self, uploads: Sequence[Upload]) -> dict[str, TrainingImage]:
-        """Return uploads by digest; one that comes twice is extracted once.
+    def of_uploads(self, uploads: Sequence[Upload], fitted: Placement) -> dict[str, TrainingImage]:
+        """Return uploads by digest on the grid of ``fitted``; one that comes twice is extracted once.
 
         Raises:
             BadImage: If one cannot be decoded; the sentence names it.
@@ -110,7 +110,7 @@ class TrainingImages:
                     part_ids[digest] = upload.part_id
                 yield digest, image
 
-        grids = self._load_or_extract(decoded())
+        grids = self._load_or_extract(decoded(), fitted)
         return {
             digest: TrainingImage(
                 part_id=part_ids.get(digest, digest),
@@ -129,7 +129,7 @@ class TrainingImages:
 
         Args:
             stored: The images.
-            first: The placement that all must agree with.
+            first: The placement that all must agree with; its grid is that of all.
             mm_per_px: The scale that all must have been stored with; None for whatever it was.
 
         Raises:
@@ -140,7 +140,7 @@ class TrainingImages:
             check_aspect_ratio(first, self.placement_of(image), image.file_name)
             if mm_per_px is not None:
                 check_same_scale(mm_per_px, image.mm_per_px, image.file_name)
-        grids = self._load_or_extract((image.digest, image) for image in stored)
+        grids = self._load_or_extract(((image.digest, image) for image in stored), first)
         return {
             image.digest: TrainingImage(
                 part_id=image.part_id, grid=grids[image.digest], position_map=self.position_maps[image.digest]
@@ -163,7 +163,9 @@ class TrainingImages:
         )
         return replace(image, part_id=self.images.put(stored, image.data).part_id)
 
-    def _load_or_extract(self, sources: Iterable[tuple[str, NDArray[np.uint8] | StoredImage]]) -> dict[str, PatchGrid]:
+    def _load_or_extract(
+        self, sources: Iterable[tuple[str, NDArray[np.uint8] | StoredImage]], fitted: Placement
+    ) -> dict[str, PatchGrid]:
         """Return the grids of images by digest, from the store or from the device in batches of one size.
 
         Afterwards their position maps are at hand, too.
@@ -171,24 +173,27 @@ class TrainingImages:
         Args:
             sources: Digest of each image, and its pixels or, to be read only where something is missing, its facts.
                 What is extracted of an image that the store holds is kept there.
+            fitted: Has the grid that all are brought to.
         """
+        n_cells = fitted.grid_hw[0] * fitted.grid_hw[1]
         made_by = embeddings_key(self.extractor)
         grids: dict[str, PatchGrid] = {}
         batch: dict[str, NDArray[np.uint8]] = {}
+        sizes: dict[str, tuple[int, int]] = {}
         in_store: set[str] = set()
 
         def add(digest: str, rows: NDArray[np.float32], image_hw: tuple[int, int]) -> None:
-            placement = self.extractor.placement(image_hw)
+            placement = replace(fitted, image_hw=image_hw)
             grids[digest] = PatchGrid(embeddings=rows, placement=placement, extractor_id=self.extractor.extractor_id)
             self.progress.image_done()
 
         def extract() -> None:
             with self.watch.lap("extract"):
                 extracted = self.extraction.learn(self.extractor, list(batch.values()))
-            for (digest, image), rows in zip(batch.items(), extracted, strict=True):
+            for digest, rows in zip(batch, extracted, strict=True):
                 if digest in in_store:
                     self.images.put_embeddings(digest, made_by, rows)
-                add(digest, rows, (image.shape[0], image.shape[1]))
+                add(digest, rows, sizes[digest])
             batch.clear()
 
         for digest, source in sources:
@@ -196,6 +201,8 @@ class TrainingImages:
                 self.progress.image_done()
                 continue
             rows = self.images.get_embeddings(digest, made_by)
+            if rows is not None and len(rows) != n_cells:
+                rows = None  # made for another ROI's grid, or before this one was fitted anew
             if isinstance(source, StoredImage):
                 if rows is not None and digest in self.position_maps:
                     add(digest, rows, source.image_hw)
@@ -209,6 +216,8 @@ class TrainingImages:
             if rows is not None:
                 add(digest, rows, (source.shape[0], source.shape[1]))
                 continue
+            sizes[digest] = (source.shape[0], source.shape[1])
+            source = on_fitted_grid(source, self.extractor, fitted)
             if batch and next(iter(batch.values())).shape != source.shape:
                 extract()
             batch[digest] = source

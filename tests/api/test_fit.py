@@ -217,6 +217,21 @@ def test_one_image_of_another_aspect_ratio_spoils_the_whole_call(api: Api) -> No
     assert not api.roi_folder().exists()
 
 
+def test_cuts_that_differ_by_a_pixel_share_the_grid_of_the_first(api: Api) -> None:
+    """At 300×266 px the grid is 8×8, at 300×265 px an extractor by itself would take 9×8."""
+    first, narrower = (300, 266), (300, 265)
+    fitted = answer_of(api.fit(plates(range(3), first)))
+    assert fitted["token_shape"] == [8, 8]
+    more = answer_of(api.fit(plates([3], narrower)))
+    assert (more["n_ok_total"], more["token_shape"]) == (4, [8, 8])
+    part = plate(7, first)
+    whole, cut = (answer_of(api.infer(encoded(pixels))) for pixels in (part, np.ascontiguousarray(part[:, :-1])))
+    assert cut["token_shape"] == [8, 8]
+    assert cut["score"] == pytest.approx(whole["score"], rel=0.05)
+    both_at_once = answer_of(api.fit([*plates([4], narrower), *plates([5], first)], mode="replace"))
+    assert both_at_once["n_ok_total"] == 2
+
+
 def test_a_memory_of_another_extractor_is_refused_after_a_restart(tmp_path: Path) -> None:
     with running_app(tmp_path / "models") as api:
         answer_of(api.fit(plates(range(3))))
