@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -27,7 +28,7 @@ from backend.serving.limits import RequestLimits
 from backend.serving.logs import json_lines
 from backend.serving.metrics import Metrics
 from backend.serving.middleware import Cors, RequestFrame
-from backend.settings import Settings
+from backend.settings import Settings, unknown_variables
 from backend.wiring import (
     build_api_keys,
     build_audit,
@@ -42,6 +43,8 @@ from backend.wiring import (
 ROUTERS = tuple(
     module.router for module in (inspection, models, datasets, dataset_runs, refitting, jobs, audit, monitoring)
 )
+
+_log = logging.getLogger(__name__)
 
 _ALL_METHODS = ["OPTIONS", "GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "TRACE"]
 _THREADS_BESIDE_INSPECTIONS = 24  # fits, calibrations, listings
@@ -96,6 +99,9 @@ async def _running(app: FastAPI, settings: Settings, service: InspectionService 
     state.settings = settings
     state.api_keys = build_api_keys(settings)
     check_requirements(settings)
+    for name in unknown_variables():
+        _log.warning("%s is set, but there is no such setting: it has no effect. See docs/configuration.md.", name)
+    _log.info("the models folder is %s", settings.models_dir.absolute())
     state.service = service or build_service(settings)
     state.datasets = build_datasets(settings, state.service.store)
     state.recipes = build_recipes(settings, state.service.store)

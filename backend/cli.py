@@ -7,14 +7,35 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from backend import __version__
+
+_BAD_SETTING = 2
+"""Exit status, as argparse's for a bad argument."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return the exit status of the process."""
     arguments = _parser().parse_args(argv)
-    status: int = arguments.run(arguments)
+    try:
+        status: int = arguments.run(arguments)
+    except ValidationError as error:
+        if error.title != "Settings":
+            raise
+        for problem in error.errors():
+            print(_of_setting(problem["loc"], problem["msg"], problem["input"]), file=sys.stderr)
+        return _BAD_SETTING
     return status
+
+
+def _of_setting(location: Sequence[int | str], reason: str, value: object) -> str:
+    """Return one sentence about a setting whose value cannot be used."""
+    name = f"BDI_{location[0]}".upper() if location else "A BDI_ setting"
+    # What a secret holds is nobody's business.
+    shown = "" if name == "BDI_API_KEYS" or not isinstance(value, str | int | float) else f" is {value!r}, which"
+    reason = reason.removeprefix("Value error, ")
+    return f"{name}{shown or ' has a value that'} cannot be used: {reason[:1].lower()}{reason[1:]}."
 
 
 def _parser() -> argparse.ArgumentParser:

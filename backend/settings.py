@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from backend.calib import ScoreMode
@@ -92,6 +93,14 @@ class Settings(BaseSettings):
         (), description="Web origins that may call, separated by commas; none by default."
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _strip(cls, values: object) -> object:
+        """Take blanks and quotes from around texts: ``set NAME="value" `` of Windows makes them part of the value."""
+        if not isinstance(values, dict):
+            return values
+        return {name: _stripped(value) if isinstance(value, str) else value for name, value in values.items()}
+
     @field_validator("cors_origins", mode="before")
     @classmethod
     def _split_origins(cls, value: object) -> object:
@@ -113,3 +122,16 @@ class Settings(BaseSettings):
     @classmethod
     def _empty_is_unset(cls, value: object) -> object:
         return None if value == "" else value
+
+
+def unknown_variables() -> list[str]:
+    """Return the names in the environment that begin like those of settings, and that no setting has."""
+    known = {f"BDI_{name}".upper() for name in Settings.model_fields}
+    return sorted(name for name in os.environ if name.upper().startswith("BDI_") and name.upper() not in known)
+
+
+def _stripped(text: str) -> str:
+    text = text.strip()
+    if len(text) >= 2 and text[0] == text[-1] and text[0] in "\"'":
+        text = text[1:-1].strip()
+    return text

@@ -16,8 +16,8 @@ import backend
 ROOT = Path(backend.__file__).parent
 MODULES = {path.relative_to(ROOT).as_posix(): ast.parse(path.read_text("utf-8")) for path in sorted(ROOT.rglob("*.py"))}
 
-# Hands its own environment on to the server that it starts, and reports it.
-MAY_KNOW_THE_ENVIRONMENT = {"demo/tour.py", "demo/service_process.py"}
+# The settings, and the demo, which hands its own environment on to the server that it starts, and reports it.
+MAY_KNOW_THE_ENVIRONMENT = {"settings.py", "demo/tour.py", "demo/service_process.py"}
 
 
 def test_the_contracts_of_pyproject_hold():

@@ -10,10 +10,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from fastapi.testclient import TestClient
 from pydantic import ValidationError
 
 from backend.app import create_app
 from backend.calib import SCORE_MODES
+from backend.cli import main
 from backend.demo.service_process import ServiceProcess, environment_with
 from backend.settings import Settings
 from backend.wiring import build_service
@@ -161,6 +163,40 @@ def test_names_of_other_programs_and_unknown_ones_are_left_alone(monkeypatch: py
     assert Settings() == Settings(coreset_rate=0.02)
 
 
+@pytest.mark.parametrize("text", ["filter-bank ", '"filter-bank"', " 'filter-bank' "])
+def test_blanks_and_quotes_around_a_value_do_not_count(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.setenv("BDI_EXTRACTOR", text)
+    monkeypatch.setenv("BDI_MODELS_DIR", text)
+    settings = Settings()
+    assert (settings.extractor, settings.models_dir) == ("filter-bank", Path("filter-bank"))
+
+
+def test_a_name_that_no_setting_has_is_logged_at_start_up(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("BDI_BLUR_SIGMAS", "2")
+    monkeypatch.setenv("BDI_K", "2")
+    with caplog.at_level("INFO"), TestClient(create_app(Settings(models_dir=tmp_path, extractor="filter-bank"))):
+        pass
+    lines = [record.getMessage() for record in caplog.records]
+    assert [line for line in lines if "no such setting" in line] == [
+        "BDI_BLUR_SIGMAS is set, but there is no such setting: it has no effect. See docs/configuration.md."
+    ]
+    assert f"the models folder is {tmp_path}" in lines
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [("BDI_EXTRACTOR", "filter-bonk"), ("BDI_BLUR_SIGMA", "wide"), ("BDI_SCALES", "0.5")]
+)
+def test_serve_says_in_one_sentence_which_value_is_wrong(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str, text: str
+) -> None:
+    monkeypatch.setenv(name, text)
+    assert main(["serve"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"{name} is '{text}', which cannot be used: ")
+
+
 def test_the_environment_is_read_at_start_up_and_not_at_import(tmp_path: Path) -> None:
     script = (
         "import os, backend.app\n"
@@ -179,10 +215,11 @@ def test_the_environment_is_read_at_start_up_and_not_at_import(tmp_path: Path) -
 
 def test_a_wrong_value_stops_the_start_and_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     environment = {**os.environ, "BDI_CORESET_RATE": "2", "BDI_BACKEND_PORT": "0"}
-    command = [sys.executable, "-c", "from backend.cli import main; main(['serve'])"]
+    command = [sys.executable, "-c", "import sys; from backend.cli import main; sys.exit(main(['serve']))"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode != 0
-    assert "coreset_rate" in done.stderr
+    assert done.returncode == 2
+    assert "BDI_CORESET_RATE" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize("present", [True, False])
