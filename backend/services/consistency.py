@@ -59,11 +59,11 @@ def check_same_scale(mm_per_px: float, of_image: float | None, name: str) -> Non
         )
 
 
-def check_aspect_ratio(fitted: Placement, placement: Placement, name: str = "image") -> None:
+def check_aspect_ratio(fitted: Placement, image_hw: tuple[int, int], name: str = "image") -> None:
     """Raise AspectRatioMismatch if an image's aspect ratio differs by more than 2 % from that of those learned."""
-    (h0, w0), (h1, w1) = fitted.image_hw, placement.image_hw
-    if abs((w1 / h1) / (w0 / h0) - 1) > ASPECT_TOLERANCE + 1e-9:
-        raise _aspect_ratio_mismatch(fitted, placement.image_hw, name)
+    (h0, w0), (h1, w1) = fitted.image_hw, image_hw
+    if abs((w1 / h1) / (w0 / h0) - 1) > ASPECT_TOLERANCE:
+        raise _aspect_ratio_mismatch(fitted, image_hw, name)
 
 
 def on_fitted_grid(

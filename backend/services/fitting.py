@@ -240,7 +240,7 @@ def _check(
     if known is not None:
         check_extractor(known, extractor)
         check_mm_per_px(known, request.mm_per_px)
-        check_aspect_ratio(known.placement, first, request.uploads[0].name if request.uploads else "data set")
+        check_aspect_ratio(known.placement, first.image_hw, request.uploads[0].name if request.uploads else "data set")
 
 
 def _stored_before(images: ImageStore, before: _Before, request: FitRequest) -> Sequence[StoredImage]:

@@ -238,10 +238,9 @@ class InspectionService:
         extractor = self.extractor.get()
         check_extractor(bank, extractor)
         self._precision.check(key, bank, extractor)
-        placement = extractor.placement((pixels.shape[0], pixels.shape[1]))
-        check_aspect_ratio(bank.placement, placement, name)
+        placement = replace(bank.placement, image_hw=(pixels.shape[0], pixels.shape[1]))
+        check_aspect_ratio(bank.placement, placement.image_hw, name)
         on_grid = on_fitted_grid(pixels, extractor, bank.placement, name)
-        placement = replace(bank.placement, image_hw=placement.image_hw)
         mask = inspected_mask(shape, bank, placement.image_hw)
         rows = self._extraction.inspect(extractor, on_grid, watch)
         with watch.lap("search"):

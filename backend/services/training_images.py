@@ -78,7 +78,7 @@ class TrainingImages:
             for upload in uploads
         ]
         for upload, placement in zip(uploads, found, strict=True):
-            check_aspect_ratio(found[0], placement, upload.name)
+            check_aspect_ratio(found[0], placement.image_hw, upload.name)
         return found
 
     def placement_of(self, image: StoredImage) -> Placement:
@@ -96,6 +96,7 @@ class TrainingImages:
 
         Raises:
             BadImage: If one cannot be decoded; the sentence names it.
+            AspectRatioMismatch: If one is unlike ``fitted``.
         """
         by_digest: dict[str, Upload] = {}
         part_ids: dict[str, str] = {}
@@ -105,6 +106,7 @@ class TrainingImages:
                 with self.watch.lap("decode"):
                     image = decode_image(upload.data, max_pixels=self.max_pixels, name=upload.name)
                     digest = pixel_digest(image)
+                check_aspect_ratio(fitted, (image.shape[0], image.shape[1]), upload.name)
                 by_digest[digest] = upload
                 if upload.part_id:
                     part_ids[digest] = upload.part_id
@@ -137,7 +139,7 @@ class TrainingImages:
             ArtefactCorrupt, NotFound: If one is damaged or gone; the sentence names it.
         """
         for image in stored:
-            check_aspect_ratio(first, self.placement_of(image), image.file_name)
+            check_aspect_ratio(first, self.placement_of(image).image_hw, image.file_name)
             if mm_per_px is not None:
                 check_same_scale(mm_per_px, image.mm_per_px, image.file_name)
         grids = self._load_or_extract(((image.digest, image) for image in stored), first)
@@ -179,7 +181,6 @@ class TrainingImages:
         made_by = embeddings_key(self.extractor)
         grids: dict[str, PatchGrid] = {}
         batch: dict[str, NDArray[np.uint8]] = {}
-        sizes: dict[str, tuple[int, int]] = {}
         in_store: set[str] = set()
 
         def add(digest: str, rows: NDArray[np.float32], image_hw: tuple[int, int]) -> None:
@@ -189,11 +190,12 @@ class TrainingImages:
 
         def extract() -> None:
             with self.watch.lap("extract"):
-                extracted = self.extraction.learn(self.extractor, list(batch.values()))
-            for digest, rows in zip(batch, extracted, strict=True):
+                images = [on_fitted_grid(image, self.extractor, fitted) for image in batch.values()]
+                extracted = self.extraction.learn(self.extractor, images)
+            for (digest, image), rows in zip(batch.items(), extracted, strict=True):
                 if digest in in_store:
                     self.images.put_embeddings(digest, made_by, rows)
-                add(digest, rows, sizes[digest])
+                add(digest, rows, (image.shape[0], image.shape[1]))
             batch.clear()
 
         for digest, source in sources:
@@ -216,8 +218,6 @@ class TrainingImages:
             if rows is not None:
                 add(digest, rows, (source.shape[0], source.shape[1]))
                 continue
-            sizes[digest] = (source.shape[0], source.shape[1])
-            source = on_fitted_grid(source, self.extractor, fitted)
             if batch and next(iter(batch.values())).shape != source.shape:
                 extract()
             batch[digest] = source

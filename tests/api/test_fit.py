@@ -232,6 +232,12 @@ def test_cuts_that_differ_by_a_pixel_share_the_grid_of_the_first(api: Api) -> No
     assert both_at_once["n_ok_total"] == 2
 
 
+def test_each_image_of_a_call_is_compared_with_the_roi_and_not_with_the_first_of_the_call(api: Api) -> None:
+    answer_of(api.fit(plates(range(3), (300, 266))))
+    images = [*plates([3], (300, 271)), *plates([4], (300, 276))]  # 1.9 and 3.8 % wider than those of the ROI
+    assert "good-1.png" in error_of(api.fit(images), 409, "aspect_ratio_mismatch")["error"]
+
+
 def test_a_memory_of_another_extractor_is_refused_after_a_restart(tmp_path: Path) -> None:
     with running_app(tmp_path / "models") as api:
         answer_of(api.fit(plates(range(3))))
