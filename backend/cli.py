@@ -6,13 +6,19 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-
-from pydantic import ValidationError
+from typing import TYPE_CHECKING
 
 from backend import __version__
 
+if TYPE_CHECKING:
+    from backend.settings import Settings
+
 _BAD_SETTING = 2
 """Exit status, as argparse's for a bad argument."""
+
+
+class _BadSetting(Exception):
+    """A setting's value cannot be used; says which in a sentence, a line for each."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -20,22 +26,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     try:
         status: int = arguments.run(arguments)
-    except ValidationError as error:
-        if error.title != "Settings":
-            raise
-        for problem in error.errors():
-            print(_of_setting(problem["loc"], problem["msg"], problem["input"]), file=sys.stderr)
+    except _BadSetting as error:
+        print(error, file=sys.stderr)
         return _BAD_SETTING
     return status
-
-
-def _of_setting(location: Sequence[int | str], reason: str, value: object) -> str:
-    """Return one sentence about a setting whose value cannot be used."""
-    name = f"BDI_{location[0]}".upper() if location else "A BDI_ setting"
-    # What a secret holds is nobody's business.
-    shown = "" if name == "BDI_API_KEYS" or not isinstance(value, str | int | float) else f" is {value!r}, which"
-    reason = reason.removeprefix("Value error, ")
-    return f"{name}{shown or ' has a value that'} cannot be used: {reason[:1].lower()}{reason[1:]}."
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -97,9 +91,8 @@ def _parser() -> argparse.ArgumentParser:
 def _serve(arguments: argparse.Namespace) -> int:
     # Imported here, as below: the other commands do not need what one command needs.
     from backend.server import serve
-    from backend.settings import Settings
 
-    settings = Settings()
+    settings = _settings()
     port = settings.backend_port if arguments.port is None else arguments.port
     return serve(settings, host=arguments.host or settings.backend_host, port=port)
 
@@ -160,10 +153,9 @@ def _restore(arguments: argparse.Namespace) -> int:
 
 def _refit(arguments: argparse.Namespace) -> int:
     from backend.maintenance.refit_command import run_refit
-    from backend.settings import Settings
     from backend.wiring import build_service
 
-    settings = Settings() if arguments.models is None else Settings(models_dir=arguments.models)
+    settings = _settings(arguments.models)
     service = build_service(settings)
     try:
         return run_refit(service, arguments.rois, of_all=arguments.all, force=arguments.force)
@@ -172,6 +164,31 @@ def _refit(arguments: argparse.Namespace) -> int:
 
 
 def _models_dir(arguments: argparse.Namespace) -> Path:
-    from backend.settings import Settings
+    return Path(arguments.models or _settings().models_dir)
 
-    return Path(arguments.models or Settings().models_dir)
+
+def _settings(models_dir: Path | None = None) -> Settings:
+    """Return the settings of the environment, with another models folder if one is given.
+
+    Raises:
+        _BadSetting: If a value cannot be used.
+    """
+    from pydantic import ValidationError
+
+    from backend.settings import Settings
+    from backend.utils import reason_of
+
+    try:
+        return Settings() if models_dir is None else Settings(models_dir=models_dir)
+    except ValidationError as error:
+        sentences = [
+            f"{_named(str(each['loc'][0]), each['input'])} cannot be used: {reason_of(each['msg'])}."
+            for each in error.errors()
+        ]
+        raise _BadSetting("\n".join(sentences)) from error
+
+
+def _named(field: str, value: object) -> str:
+    """Return the name of a setting and its value, unless that is a secret."""
+    shown = field != "api_keys" and isinstance(value, str | int | float)
+    return f"BDI_{field.upper()} {f'is {value!r}, which' if shown else 'has a value that'}"

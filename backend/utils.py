@@ -31,6 +31,12 @@ def generator(seed: int) -> np.random.Generator:
     return np.random.Generator(np.random.PCG64(seed))
 
 
+def reason_of(message: str) -> str:
+    """Return a message of pydantic as a part of a sentence: without its prefix, and in lower case."""
+    message = message.removeprefix("Value error, ")
+    return message[:1].lower() + message[1:]
+
+
 def sha256_hex(*parts: bytes | memoryview) -> str:
     """Return the SHA-256 of the parts, each preceded by its length so that no two lists of parts agree by accident."""
     digest = hashlib.sha256()

@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from backend.api.schemas import ErrorBody
 from backend.artifacts.model_key import DEFAULT_RECIPE
 from backend.errors import InspectionError, ShuttingDown, Unauthorized, Unavailable, status_of
+from backend.utils import reason_of
 
 _log = logging.getLogger(__name__)
 
@@ -152,10 +153,9 @@ def _field(location: Sequence[int | str]) -> str:
 
 def _reason(problem: Mapping[str, Any]) -> str:
     """Return pydantic's message with what was sent, where that is short: it names the allowed range."""
-    message = str(problem["msg"]).removeprefix("Value error, ")
-    if message.startswith("Expected UploadFile"):
+    message = reason_of(str(problem["msg"]))
+    if message.startswith("expected UploadFile"):
         return "must be a file: give its part a filename"
-    message = message[:1].lower() + message[1:]
     sent = problem.get("input")
     shown = isinstance(sent, str | int | float) and problem["type"] != "missing" and len(str(sent)) <= 40
     return f"{message}, got {sent!r}" if shown else message
