@@ -366,17 +366,19 @@ def test_two_processes_that_tidy_up_at_once_do_not_stumble(
     monkeypatch.setattr(jobs_module, "KEPT_JOBS", 2)
     runners = [make(concurrent=4) for _ in range(2)]
 
-    def start(jobs: Jobs) -> str:
+    def start(jobs: Jobs, steps: Steps) -> Job:
         while True:
             try:
-                return jobs.start("fit_ok", Steps(0)).job_id
+                return jobs.start("fit_ok", steps)
             except QueueFull:
                 time.sleep(0.005)
 
     with ThreadPoolExecutor(8) as pool:
-        ids = list(pool.map(start, runners * 40))
-    assert len(set(ids)) == 80
-    last = runners[0].start("fit_ok", Steps(0))
+        jobs = list(pool.map(start, runners * 40, [Steps(0)] * 80))
+    assert len({job.job_id for job in jobs}) == 80
+    steps = Steps(1)
+    last = start(runners[0], steps)
+    steps.allow()  # only now: one that ended before jobs of earlier calls would be tidied up by its own call
     assert _ended(runners[0], last).state == "done"
 
 
