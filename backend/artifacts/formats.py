@@ -20,12 +20,13 @@ from backend.memory_bank.whitening import Whitening
 from backend.memory_bank.windows import LearnedCells
 from backend.utils import canonical_json, sealed_json, sha256_hex, unsealed_json
 
-FORMAT_VERSION: Final = 3
+FORMAT_VERSION: Final = 4
 """What each version brought.
 
 2: the memory holds its ``FitOptions`` and the calibration its blur.
 3: the area that counts is part of the ``ScoreRule``, the options name the first calibration's score mode, and the
    memory holds the position maps of its images and whether the ROI is aligned.
+4: the position maps also hold how the images look (light, detail, colour).
 """
 
 _WHITENING: Final = "whitening_"

@@ -1,7 +1,7 @@
 """What an image shows at each place, coarsely: what tells whether the parts of a ROI always lie in the same place.
 
-Four plain numbers per cell, made from the pixels alone, so that they mean the same whatever the extractor. A memory
-keeps them of every image that it has learned; a change of the arithmetic is a change of the memory's format.
+Plain numbers per cell, made from the pixels alone, so that they mean the same whatever the extractor. A memory keeps
+them of every image that it has learned; a change of the arithmetic is a change of the memory's format.
 """
 
 from __future__ import annotations
@@ -12,11 +12,15 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from backend.imaging import appearance
 from backend.imaging.placement import Placement, place
 from backend.imaging.tone import tone_of
 
-CHANNELS: Final = ("tone", "log gradient", "gradient along x", "gradient along y")
-"""What each cell holds, as its mean; the second is the logarithm of the mean."""
+PLACE_CHANNELS: Final = ("tone", "log gradient", "gradient along x", "gradient along y")
+"""What tells one place from another, as the mean of a cell; the second is the logarithm of the mean."""
+
+CHANNELS: Final = PLACE_CHANNELS + appearance.CHANNELS
+"""What each cell holds."""
 
 INPUT_PX: Final = 384
 CELL_PX: Final = 14
@@ -42,8 +46,8 @@ def position_map(image_bgr: NDArray[np.uint8]) -> NDArray[np.float16]:
         image_bgr: [H, W, 3] uint8, BGR.
 
     Returns:
-        [cells, 4] float16, row-major over the grid of ``position_placement``; the columns are ``CHANNELS``: tone in
-        grey levels, log(1 + gradient), and the gradient in grey levels per pixel.
+        [cells, 17] float16, row-major over the grid of ``position_placement``; the columns are ``CHANNELS``: tone in
+        grey levels, log(1 + gradient), the gradient in grey levels per pixel, and those of ``appearance_map``.
     """
     placement = position_placement((image_bgr.shape[0], image_bgr.shape[1]))
     tone = tone_of(image_bgr, placement.input_hw)  # a change of light is taken out of it with the image's mean
@@ -57,4 +61,5 @@ def position_map(image_bgr: NDArray[np.uint8]) -> NDArray[np.float16]:
     ]
     means[1] = np.log1p(means[1])
     # Plain areas have no gradient, and not the crumbs of float32 either, which are at the same place in all images.
-    return np.round(np.stack(means, axis=1), _DECIMALS).astype(np.float16)
+    place_values = np.round(np.stack(means, axis=1), _DECIMALS).astype(np.float16)
+    return np.concatenate([place_values, appearance.appearance_map(image_bgr)], axis=1)

@@ -11,6 +11,8 @@ from typing import Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from backend.imaging.position_map import PLACE_CHANNELS
+
 Aligned = Literal["auto", "yes", "no"]
 """What a fit is asked: to find out whether the ROI is aligned, or to take somebody's word for it."""
 
@@ -73,4 +75,5 @@ def alignment_of_parts(
         digest_by_part.setdefault(part_ids.get(digest, digest), digest)
     if len(digest_by_part) < MIN_PARTS_ALIGNED:
         return None
-    return alignment(np.stack([maps[digest] for digest in digest_by_part.values()]), mask_cells)
+    of_parts = np.stack([maps[digest] for digest in digest_by_part.values()])
+    return alignment(of_parts[:, :, : len(PLACE_CHANNELS)], mask_cells)

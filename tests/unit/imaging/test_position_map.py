@@ -35,14 +35,14 @@ def test_a_plain_image_has_its_tone_everywhere_and_no_gradient(grey):
     found = position_map(image_of(np.full((90, 120), grey)))
     assert found[0, 0] == pytest.approx(tone(grey), rel=1e-3)
     assert (found == found[0]).all()
-    assert not found[:, 1:].any()
+    assert not found[:, 1:4].any()
 
 
 @pytest.mark.parametrize("axis", [0, 1])
 def test_a_slope_has_its_gradient_along_the_axis_that_it_rises_on(axis):
     # 378 px are brought to 378 px, so one grey level per 3 px it stays; tone rises by 228 / (100 + grey) of that.
     ramp = np.broadcast_to(np.arange(378) // 3 + 60, (378, 378))
-    found = position_map(image_of(ramp.T if axis == 0 else ramp)).reshape(27, 27, 4)
+    found = position_map(image_of(ramp.T if axis == 0 else ramp)).reshape(27, 27, -1)
     middle = found[13, 13]
     rises, flat = (2, 3) if axis == 1 else (3, 2)
     grey = 60 + (13.5 * 14) / 3
@@ -56,14 +56,14 @@ def test_a_slope_has_its_gradient_along_the_axis_that_it_rises_on(axis):
 def test_what_lies_in_one_corner_is_seen_in_that_corner_alone():
     grey = np.full((378, 378), 100)
     grey[:14, -28:-14] = 200
-    found = position_map(image_of(grey)).reshape(27, 27, 4).astype(np.float32)
+    found = position_map(image_of(grey)).reshape(27, 27, -1).astype(np.float32)
     assert found[0, 25, 0] == pytest.approx(tone(200), abs=0.2)
     assert found[0, 24, 2] > 0 > found[0, 26, 2]
     assert found[1, 25, 3] < 0
     far = np.ones((27, 27), bool)
     far[:2, 24:] = False
     assert (found[far][:, 0] == np.float16(tone(100))).all()
-    assert not found[far][:, 1:].any()
+    assert not found[far][:, 1:4].any()
 
 
 def test_light_moves_the_tone_by_nearly_the_same_everywhere():
