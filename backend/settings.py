@@ -54,6 +54,11 @@ class Settings(BaseSettings):
     score_percentile: float = Field(99.0, gt=0, le=100, description="Percentile of the map that is the score.")
     area_mm2_thr: float = Field(1.0, ge=0, le=1e6, description="Area that counts, mm²: smaller regions are dropped.")
 
+    image_check: Literal["reject", "warn", "off"] = Field(
+        "reject",
+        description="What happens to an image whose light, sharpness, contrast, colour or layout are far from those of "
+        "all good parts: `ng` with reject_reason `image`, only a warning, or nothing.",
+    )
     min_ok_samples: int = Field(
         2, ge=0, le=100_000, description="Good parts that a threshold from the service's own scores needs; at least 2."
     )

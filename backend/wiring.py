@@ -43,6 +43,7 @@ def build_service(settings: Settings, *, extractor: ExtractorLoader | None = Non
         ),
         max_pixels=settings.max_pixels,
         min_ok_samples=max(settings.min_ok_samples, 2),  # one part says nothing of how parts differ
+        image_check=settings.image_check,
     )
     return InspectionService(
         store=build_store(settings),

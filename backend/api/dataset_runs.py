@@ -119,6 +119,7 @@ def _item(item: DatasetItem, include_heatmap: bool) -> DatasetItemAnswer:
             "score": found.score,
             "threshold": found.threshold,
             "decision": found.decision,
+            "reject_reason": found.reject_reason,
             "scoring": found.params["scoring"],
             "regions": [RegionAnswer.of(region) for region in found.regions],
             "n_regions": len(found.regions),

@@ -20,6 +20,7 @@ from backend.api.dependencies import (
     model_key_of,
 )
 from backend.api.fields import ImageFile, MemoryFacts, MmPerPx, PartId, ShapeText
+from backend.api.image_check_schemas import ImageCheckAnswer
 from backend.api.schemas import (
     CalibrateAnswer,
     CalibrateBody,
@@ -166,6 +167,7 @@ def infer(
         "score": inspection.score,
         "threshold": inspection.threshold,
         "decision": inspection.decision or "none",
+        "reject_reason": inspection.reject_reason,
         "image_digest": digest,
         "timings_ms": {stage: round(elapsed_ms, 3) for stage, elapsed_ms in timings_ms.items()},
     }
@@ -175,6 +177,8 @@ def infer(
         score=inspection.score,
         threshold=inspection.threshold,
         decision=inspection.decision,
+        reject_reason=inspection.reject_reason,
+        image_check=ImageCheckAnswer.of(inspection.image_check),
         heatmap_png_base64=text,
         heatmap_path=path,
         regions=[RegionAnswer.of(region) for region in inspection.regions],

@@ -27,6 +27,7 @@ from backend.api.fields import (
     Size,
     Stale,
 )
+from backend.api.image_check_schemas import ImageCheckAnswer
 from backend.calib import MARGIN_RANGE, ScoreMode
 from backend.scoring.regions import Region
 
@@ -207,6 +208,7 @@ class InferParams(BaseModel):
         description="All statistics of the map.",
         examples=[{"percentile": 0.47, "top_mean": 0.52, "max": 0.61, "area": 0.58}],
     )
+    measured_score: Score = Field(description="The score before an image that is none raises it.", examples=[0.47])
     scoring: Literal["new", "leave_one_out", "own_image_only"] = Field(
         description="`leave_one_out`: the image is in the memory and was scored without its own part. "
         "`own_image_only`: it is the only part there is, and its score says nothing.",
@@ -236,6 +238,13 @@ class InferAnswer(ModelReply):
     score: Score = Field(description="Larger is more anomalous.", examples=[0.47])
     threshold: Score | None = Field(description="null: not calibrated.", examples=[0.56])
     decision: Literal["ok", "ng"] | None = Field(None, description="`ng` if score > threshold.", examples=["ok"])
+    reject_reason: Literal["defect", "image"] | None = Field(
+        None,
+        description="Why it is `ng`: a `defect`, or because the `image` is none of this ROI; then `score` is raised "
+        "above the threshold, and `params.measured_score` is the measured one.",
+        examples=[None],
+    )
+    image_check: ImageCheckAnswer | None = Field(None, description="null where images are not checked.")
     heatmap_png_base64: str | None = Field(
         description="8-bit grey PNG of the image's size: 0 = distance 0 or outside, 128 = threshold, 255 = twice it.",
         examples=["iVBORw0KGgo…"],
@@ -248,10 +257,13 @@ class InferAnswer(ModelReply):
         "least one."
     )
     warnings: list[str] = Field(
-        description="Where regions and decision contradict each other, and what would resolve it.", examples=[[]]
+        description="What is strange about the image; where regions and decision contradict each other, and what would "
+        "resolve it.",
+        examples=[[]],
     )
     token_shape: Pair = Field(description="Rows and columns of the patch grid.", examples=[[27, 27]])
     params: InferParams = Field(description="How the score came about.")
     timings_ms: dict[str, Amount] = Field(
-        description="Milliseconds: decode, queue, extract, search, post, encode, total.", examples=[{"total": 161.2}]
+        description="Milliseconds: decode, queue, extract, search, post, image_check, encode, total.",
+        examples=[{"total": 161.2}],
     )

@@ -204,6 +204,7 @@ class DatasetItemAnswer(BaseModel):
     score: Score | None = Field(None, description="null with an error.", examples=[0.47])
     threshold: Score | None = Field(None, description="null: not calibrated.", examples=[0.56])
     decision: Literal["ok", "ng"] | None = Field(None, description="null: not calibrated.", examples=["ok"])
+    reject_reason: Literal["defect", "image"] | None = Field(None, description="As in /infer.", examples=[None])
     scoring: Literal["new", "leave_one_out", "own_image_only"] | None = Field(
         None, description="As in /infer.", examples=["new"]
     )

@@ -16,11 +16,19 @@ from backend.memory_bank.bank import MemoryBank
 from backend.roi_mask import Shape, shape_mask
 from backend.scoring.agreement import contradictions, regions_of
 from backend.scoring.anomaly_map import anomaly_map, heatmap
+from backend.scoring.image_check import ImageCheck
 from backend.scoring.image_score import image_score, image_scores
 from backend.scoring.leave_one_out import learned_mask
 from backend.scoring.regions import Region
 
 Decision = Literal["ok", "ng"]
+RejectReason = Literal["defect", "image"]
+
+_RAISED_BY = 1.01
+"""What a threshold is multiplied by for the score of an image that is none of the ROI: enough for whoever rounds."""
+
+_LEAST_RAISED = 1e-3
+"""The same for a threshold of 0."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,26 +36,36 @@ class Inspection:
     """What was found on one image.
 
     Attributes:
-        score: The image score; larger is more anomalous; in [0, 2].
+        measured_score: The statistic of the map; larger is more anomalous; in [0, 2].
         calibration: What the score was judged by; None when the ROI is not calibrated.
         map: [H, W] float32 anomaly map in pixels of the uploaded image; 0 outside the mask.
         mask: [H, W] bool, the pixels that count.
         regions: See ``regions_of``; empty when not calibrated.
-        warnings: Where the regions and the decision say different things, and what would resolve it.
+        warnings: Where the regions and the decision say different things, and what would resolve it; what is strange
+            about the image.
+        image_check: Whether it can be an image of the ROI; None where that is not checked.
+        rejects_images: Whether an image that is none is ``ng``, whatever its score.
         heatmap_full_scale: The map value that the heat map shows as 255.
         params: Facts about how this came about, JSON types.
     """
 
-    score: float
+    measured_score: float
     calibration: Calibration | None
     map: NDArray[np.float32] = field(compare=False)
     mask: NDArray[np.bool_] = field(compare=False)
     regions: tuple[Region, ...]
     warnings: tuple[str, ...] = ()
+    image_check: ImageCheck | None = None
+    rejects_images: bool = False
     grid_hw: tuple[int, int]
     heatmap_full_scale: float
     params: Mapping[str, Any]
     timings_ms: Mapping[str, float] = field(default_factory=dict, compare=False)
+
+    def with_image_check(self, check: ImageCheck, *, rejects: bool) -> Inspection:
+        """Return the inspection with what is strange about its image, which decides where images are rejected."""
+        warnings = (check.sentence, *self.warnings) if check.sentence else self.warnings
+        return replace(self, image_check=check, rejects_images=rejects, warnings=warnings)
 
     @property
     def threshold(self) -> float | None:
@@ -55,11 +73,31 @@ class Inspection:
         return None if self.calibration is None else self.calibration.threshold
 
     @property
+    def is_foreign(self) -> bool:
+        """Whether it is rejected because it is no image of the ROI."""
+        foreign = self.image_check is not None and self.image_check.verdict == "foreign"
+        return foreign and self.rejects_images and self.calibration is not None
+
+    @property
+    def score(self) -> float:
+        """The measured score; above the threshold for an image that is none, so that no client takes it for good."""
+        if self.calibration is None or not self.is_foreign:
+            return self.measured_score
+        return max(self.measured_score, self.calibration.threshold * _RAISED_BY, _LEAST_RAISED)
+
+    @property
     def decision(self) -> Decision | None:
         """``ok``, ``ng``, or None without a calibration."""
         if self.calibration is None:
             return None
         return "ng" if self.score > self.calibration.threshold else "ok"
+
+    @property
+    def reject_reason(self) -> RejectReason | None:
+        """Why it is ``ng``; None where it is not."""
+        if self.decision != "ng":
+            return None
+        return "image" if self.is_foreign else "defect"
 
     @property
     def heatmap(self) -> NDArray[np.uint8]:
@@ -197,7 +235,7 @@ def judge(
         regions = regions_of(image_map, mask, rule, **judged)
         warnings = tuple(contradictions(mask, rule, regions, **judged))
     return Inspection(
-        score=score,
+        measured_score=score,
         calibration=calibration,
         map=image_map,
         mask=mask,
@@ -213,6 +251,7 @@ def judge(
             "score_percentile": rule.percentile,
             "score_mode": rule.mode,
             "scores": scores,
+            "measured_score": score,
             "area_mm2_thr": rule.area_mm2_thr,
             "heatmap_scale": heatmap_full_scale,
             "calibration_stale": terms.is_stale,

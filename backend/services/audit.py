@@ -108,6 +108,7 @@ class Audit:
         if not self.keeps:
             return
         params = dict(inspection.params)
+        params["reject_reason"] = inspection.reject_reason
         if inspection.calibration is not None:
             params["calibration"] = inspection.calibration.to_fields()
         self.write(

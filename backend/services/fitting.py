@@ -24,6 +24,7 @@ from backend.scoring.leave_one_out import leave_one_out_scores
 from backend.services.calibration import renewed
 from backend.services.consistency import check_aspect_ratio, check_extractor, check_mm_per_px
 from backend.services.fit_request import FitProgress, FitReport, FitRequest, fit_warnings
+from backend.services.image_checking import strange_images
 from backend.services.model_cache import ModelCache
 from backend.services.training_images import TrainingImages, memory_of
 from backend.storage import ArtefactStore
@@ -190,6 +191,7 @@ class Fitter:
             threshold=None if in_force is None else in_force.threshold,
             warnings=(
                 *fit_warnings(bank, scores, rule.area_mm2_thr),
+                *strange_images(bank, self.store.images(key)),
                 *_warnings_about(before, bank, is_stale=previous is not None and in_force is None),
             ),
             timings_ms=watch.timings_ms(),

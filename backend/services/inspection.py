@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +41,7 @@ from backend.services.consistency import (
 )
 from backend.services.fit_request import FitReport, FitRequest, Mode, Upload
 from backend.services.fitting import Fitter
+from backend.services.image_checking import check_image
 from backend.services.model_cache import LoadedModel, ModelCache
 from backend.services.refitting import Refitter
 from backend.services.rule_choice import RuleChoice, choose_rule
@@ -53,6 +54,9 @@ _CALIBRATION_LOST = (
 )
 
 
+ImageCheckMode = Literal["reject", "warn", "off"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Defaults:
     """What holds where a request or a ROI says nothing; units as in ``Settings``."""
@@ -60,6 +64,7 @@ class Defaults:
     options: FitOptions
     max_pixels: int
     min_ok_samples: int
+    image_check: ImageCheckMode
 
 
 class InspectionService:
@@ -254,6 +259,10 @@ class InspectionService:
         with watch.lap("post"):
             scale = model.heatmap_full_scale
             found = judge(bank, distances, placement, mask, terms, heatmap_full_scale=scale, facts=facts)
+        if self.defaults.image_check != "off" and not for_calibration:
+            with watch.lap("image_check"):
+                checked = check_image(model, bank, pixels, mask)
+            found = found.with_image_check(checked, rejects=self.defaults.image_check == "reject")
         return replace(found, timings_ms=watch.timings_ms())
 
 

@@ -6,12 +6,19 @@ import threading
 from collections import OrderedDict
 from functools import cached_property
 
+import numpy as np
+from numpy.typing import NDArray
+
 from backend.artifacts.model_key import ModelKey
 from backend.calib import Calibration
 from backend.errors import MemoryNotFound
 from backend.memory_bank.bank import MemoryBank
+from backend.memory_bank.image_statistics import LearnedRanges, learn_ranges
 from backend.scoring.leave_one_out import leave_one_out_scores
 from backend.storage import ArtefactStore, StoredModel
+
+_SHAPES_KEPT = 8
+"""A ROI is inspected under one shape or a few; whoever sends another one each time costs himself some milliseconds."""
 
 _WHOLE_RANGE = 2.0  # the largest distance between unit rows
 
@@ -37,6 +44,21 @@ class LoadedModel(StoredModel):
             return 2 * self.calibration.threshold
         summary = None if self.bank is None else leave_one_out_scores(self.bank, self.bank.options.rule).summary()
         return _WHOLE_RANGE if summary is None or summary["p99"] <= 0 else 2 * float(summary["p99"])
+
+    @cached_property
+    def _ranges_by_area(self) -> dict[bytes, LearnedRanges]:
+        return {}
+
+    def image_ranges(self, bank: MemoryBank, mask_cells: NDArray[np.bool_]) -> LearnedRanges:
+        """Return the ranges of the good images' statistics in an area, [cells] bool of their position maps."""
+        key = mask_cells.tobytes()
+        found = self._ranges_by_area.get(key)
+        if found is None:
+            found = learn_ranges(bank.position_maps, bank.part_ids, mask_cells)
+            if len(self._ranges_by_area) >= _SHAPES_KEPT:
+                self._ranges_by_area.clear()
+            self._ranges_by_area[key] = found
+        return found
 
     def fitted_bank(self, key: ModelKey) -> MemoryBank:
         """Return the memory.

@@ -20,7 +20,7 @@ DEFECTIVE = encoded(with_defect(plate(20), (24, 36, 24, 24)))
 def fitted_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A models folder with a ROI that has learned six plates under the default settings."""
     models = tmp_path_factory.mktemp("modes") / "models"
-    with running_app(models) as api:
+    with running_app(models, image_check="off") as api:
         answer_of(api.fit(plates(range(N_OK))))
     return models
 
@@ -28,7 +28,7 @@ def fitted_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def api(fitted_models: Path, tmp_path: Path) -> Iterator[Api]:
     shutil.copytree(fitted_models, tmp_path / "models")
-    with running_app(tmp_path / "models") as started:
+    with running_app(tmp_path / "models", image_check="off") as started:
         yield started
 
 

@@ -14,7 +14,7 @@ def test_the_heat_map_of_an_inspection_is_black_outside_the_mask():
     mask = shape_mask(Circle(cx=30, cy=30, r=20), (64, 64))
     image_map = anomaly_map(np.full(64, 0.9, np.float32), grid_placement(8, 8, cell_px=8), mask)
     inspection = Inspection(
-        score=0.9,
+        measured_score=0.9,
         calibration=None,
         map=image_map,
         mask=mask,
