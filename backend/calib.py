@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from dataclasses import fields as dataclass_fields
 from typing import Any, Literal, get_args
 
 from backend.thresholds import (
@@ -14,26 +15,33 @@ from backend.thresholds import (
     Method,
     Threshold,
     false_alarm_bounds,
+    manual_threshold,
     set_threshold,
 )
 
 __all__ = [
     "MARGIN_RANGE",
     "OK_PERCENTILE",
+    "OWN_SHAPES",
     "SCORE_MODES",
     "Bounds",
     "Calibration",
     "Method",
     "ScoreMode",
     "ScoreRule",
+    "ScoresFrom",
     "Threshold",
     "calibrate",
     "false_alarm_bounds",
+    "manual_threshold",
     "set_threshold",
 ]
 
 ScoreMode = Literal["percentile", "top_mean", "max", "area"]
 SCORE_MODES: tuple[str, ...] = get_args(ScoreMode)
+ScoresFrom = Literal["stored", "request", "dataset"]
+
+OWN_SHAPES: Mapping[str, Any] = {"kind": "own"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +72,12 @@ class Calibration(Threshold):
         blur_sigma: Blur of the map, px of the image.
         area_mm2_thr: Regions below it are dropped, mm²; for ``area`` it makes the score.
         ok_scores_from: ``stored`` leave-one-image-out scores, those of the ``request``, or of the ``dataset``.
+        ng_scores_from: ``stored`` bad images, the ``request``, or the ``dataset``; None without NG scores.
         memory_checksum: The memory whose scores these are.
+        ok_images: Digests of the good images of the ``dataset``.
+        ng_images: Digests of the bad images, ``stored`` or of the ``dataset``.
+        shape: The area that its scores are of: None for all that was learned; JSON object of a shape in pixels of the
+            memory's ``placement``; ``OWN_SHAPES`` where images of the data set have different shapes of their own.
     """
 
     ok_percentile: float
@@ -73,8 +86,12 @@ class Calibration(Threshold):
     blur_sigma: float
     area_mm2_thr: float
     mm_per_px: float
-    ok_scores_from: Literal["stored", "request", "dataset"]
+    ok_scores_from: ScoresFrom
+    ng_scores_from: ScoresFrom | None = None
     memory_checksum: str
+    ok_images: tuple[str, ...] = ()
+    ng_images: tuple[str, ...] = ()
+    shape: Mapping[str, Any] | None = None
 
     @property
     def rule(self) -> ScoreRule:
@@ -86,11 +103,17 @@ class Calibration(Threshold):
             area_mm2_thr=self.area_mm2_thr,
         )
 
+    @property
+    def rests_on_sent_scores(self) -> bool:
+        """Whether scores that a caller sent have set the threshold, so that nobody here can measure them again."""
+        return self.method != "manual" and "request" in (self.ok_scores_from, self.ng_scores_from)
+
     def to_fields(self) -> dict[str, Any]:
         """Return the calibration as a flat JSON object; ``from_fields`` reads it back."""
         fields = asdict(self)
         fields.update(fields.pop("bounds"))
-        fields["warnings"] = list(self.warnings)
+        for name in ("warnings", "ok_images", "ng_images"):
+            fields[name] = list(fields[name])
         return fields
 
     @classmethod
@@ -102,8 +125,9 @@ class Calibration(Threshold):
         """
         values = dict(fields)
         values["bounds"] = Bounds(**{name: float(values.pop(name)) for name in Bounds.__dataclass_fields__})
-        values["warnings"] = tuple(values["warnings"])
-        calibration = cls(**values)
+        for name in ("warnings", "ok_images", "ng_images"):
+            values[name] = tuple(values[name])
+        calibration = cls(**{field.name: values.pop(field.name) for field in dataclass_fields(cls)}, **values)
         if calibration.score_mode not in SCORE_MODES or not math.isfinite(float(calibration.threshold)):
             raise ValueError("not a calibration")
         return calibration

@@ -8,9 +8,10 @@ al. 2005). So what n good parts can prove is known before the first part is insp
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +19,7 @@ from scipy.special import betaincinv
 
 from backend.errors import InvalidInput, InvalidScores
 
-Method = Literal["ok_percentile", "between_ok_and_ng", "fewest_errors"]
+Method = Literal["ok_percentile", "between_ok_and_ng", "fewest_errors", "manual"]
 
 OK_PERCENTILE = 99.0
 NG_PERCENTILE = 5.0
@@ -44,11 +45,14 @@ class Threshold:
 
     Attributes:
         threshold: Scores above it are ``ng``; on the scale of the distances, [0, 2].
-        p99_ok: 99th percentile (an order statistic) of the OK scores.
+        p99_ok: 99th percentile (an order statistic) of the OK scores; 0.0 without any.
         p5_ng: 5th percentile of the NG scores, None without any.
-        n_ok: Independent OK scores (parts).
+        method: ``manual`` for one that was set by hand; the scores say only what it means.
+        n_ok: Independent OK scores (parts); 0 only for a manual one.
+        ok_rejected: OK scores above the threshold: false alarms.
         ng_caught: NG scores above the threshold.
-        margin: Factor on the percentile of the OK scores.
+        margin: Factor on what the OK scores call for.
+        ok_mean: Mean of the OK scores, 0.0 without any.
         ng_mean: Mean of the NG scores, 0.0 without any.
         bounds: What the threshold promises.
         warnings: What the engineer should know.
@@ -59,6 +63,7 @@ class Threshold:
     p5_ng: float | None
     method: Method
     n_ok: int
+    ok_rejected: int = 0
     n_ng: int
     ng_caught: int
     margin: float
@@ -77,13 +82,17 @@ def set_threshold(
 ) -> Threshold:
     """Return the threshold that a ROI's good and few bad scores call for.
 
-    Without NG: the percentile of the OK scores, times ``margin``. With NG that lie above it: between it and p5(NG), the
+    Without NG: the percentile of the OK scores. With NG that lie above it: between it and p5(NG), the
     nearer to the OK scores the more of them there are, since n scores leave the edge of their kind open by about 1/n of
     its range: two easily seen defects must not push the threshold away from fifty good parts. The way between is
     divided by ratios, because that is how scores compare: a defect that scores five times the threshold tells no more
     about those that are hard to see than one that scores twice as much. With NG that do not: the
     threshold, among the midpoints of neighbouring scores, that makes the fewest false alarms and misses; of several,
     the one that catches most NG, and a warning.
+
+    ``margin`` is never without effect, and a larger one never gives a lower threshold. It multiplies the percentile of
+    the OK scores, with NG above as well, where the threshold lies between that product and p5(NG); or at the product,
+    where that is larger. Where the NG are not above, it multiplies the threshold that makes the fewest errors.
 
     A percentile of n scores is the order statistic ``ceil(percentile/100 · (n - 1))`` (numpy's ``higher``), and p5 of
     the NG its mirror image. Interpolation between the two largest scores, numpy's default, would put the threshold
@@ -93,7 +102,7 @@ def set_threshold(
         ok_scores: Scores of good images that the memory has not seen, one per independent part; ≥ 1.
         ng_scores: Scores of bad images, if any.
         percentile: Of the OK scores, in (0, 100].
-        margin: Factor on the percentile, in ``MARGIN_RANGE``.
+        margin: In ``MARGIN_RANGE``.
 
     Raises:
         InvalidScores: If a list that is given is empty or a score is negative or not finite.
@@ -117,17 +126,20 @@ def _set_threshold(ok: NDArray[np.float64], ng: NDArray[np.float64], percentile:
     n = len(ok)
     rank = int(np.percentile(np.arange(1, n + 1), percentile, method="higher"))
     p_ok = float(ok[rank - 1])
-    p5_ng: float | None = None
     warnings: list[str] = []
     method: Method = "ok_percentile"
-    threshold, rank_was_chosen = margin * p_ok, margin < 1
+    low = threshold = margin * p_ok
     if len(ng):
         p5_ng = float(np.percentile(ng, NG_PERCENTILE, method="lower"))
-        if p5_ng > p_ok:
-            method, rank_was_chosen = "between_ok_and_ng", False
-            threshold = _between(p_ok, p5_ng, len(ng) / (n + len(ng)))
+        if p5_ng <= p_ok:
+            method, threshold = "fewest_errors", margin * _fewest_errors(ok, ng)
+        elif p5_ng > low:
+            method, threshold = "between_ok_and_ng", _between(low, p5_ng, len(ng) / (n + len(ng)))
         else:
-            method, threshold, rank_was_chosen = "fewest_errors", _fewest_errors(ok, ng), True
+            warnings.append(
+                f"The margin {margin:g} lifts the threshold to the 5th percentile of the NG scores or above; a margin "
+                f"that leaves it below is smaller than {p5_ng / p_ok:.3g}."
+            )
         if hidden := int((ng <= ok[-1]).sum()):
             warnings.append(
                 f"{hidden} of {len(ng)} NG scores lie below the largest OK score: this ROI does not tell these defects "
@@ -140,25 +152,69 @@ def _set_threshold(ok: NDArray[np.float64], ng: NDArray[np.float64], percentile:
         )
     # A threshold at or above the order statistic that was fixed beforehand has that one's guarantee. Counting how many
     # scores happen to lie below it would let the scores choose the rank: with ties, 8 % of such bounds were too small.
+    rank_was_chosen = method == "fewest_errors" or threshold < p_ok
     if rank_was_chosen:
         rank = int((ok <= threshold).sum())
-    ng_caught = int((ng > threshold).sum())
-    if ng_caught < len(ng):
-        warnings.append(f"{len(ng) - ng_caught} of {len(ng)} NG images stay below the threshold and pass as good.")
+    warnings += _of_missed(ng, threshold)
     return Threshold(
         threshold=threshold,
-        p99_ok=float(np.percentile(ok, OK_PERCENTILE, method="higher")),
-        p5_ng=p5_ng,
         method=method,
-        n_ok=n,
-        n_ng=len(ng),
-        ng_caught=ng_caught,
         margin=margin,
-        ok_mean=float(ok.mean()),
-        ng_mean=float(ng.mean()) if len(ng) else 0.0,
         bounds=false_alarm_bounds(n, rank, rank_was_chosen=rank_was_chosen),
         warnings=tuple(warnings),
+        **_summary(ok, ng, threshold),
     )
+
+
+def manual_threshold(
+    threshold: float, ok_scores: Sequence[float] | None, ng_scores: Sequence[float] | None = None
+) -> Threshold:
+    """Return a threshold that was set by hand, with what it means on scores of good and bad images.
+
+    The bounds count for any rank: whoever sets a threshold has seen the scores.
+
+    Args:
+        threshold: Larger than 0.
+        ok_scores: As of ``set_threshold``, or None without any.
+        ng_scores: As of ``set_threshold``.
+
+    Raises:
+        InvalidInput: If the threshold is no positive number.
+        InvalidScores: If a list that is given is empty, or a score is negative or not finite.
+    """
+    if not 0 < threshold < math.inf:
+        raise InvalidInput(
+            f"The threshold is {threshold:g}; it must be greater than 0.", details={"field": "threshold", "gt": 0}
+        )
+    ok = np.empty(0) if ok_scores is None else np.sort(_checked_scores(ok_scores, "ok_scores"))
+    ng = np.empty(0) if ng_scores is None or not len(ng_scores) else np.sort(_checked_scores(ng_scores, "ng_scores"))
+    return Threshold(
+        threshold=threshold,
+        method="manual",
+        margin=1.0,
+        bounds=false_alarm_bounds(len(ok), int((ok <= threshold).sum()), rank_was_chosen=True),
+        warnings=tuple(_of_missed(ng, threshold)),
+        **_summary(ok, ng, threshold),
+    )
+
+
+def _summary(ok: NDArray[np.float64], ng: NDArray[np.float64], threshold: float) -> dict[str, Any]:
+    """Return what a ``Threshold`` says of ascending scores."""
+    return {
+        "p99_ok": float(np.percentile(ok, OK_PERCENTILE, method="higher")) if len(ok) else 0.0,
+        "p5_ng": float(np.percentile(ng, NG_PERCENTILE, method="lower")) if len(ng) else None,
+        "n_ok": len(ok),
+        "ok_rejected": int((ok > threshold).sum()),
+        "n_ng": len(ng),
+        "ng_caught": int((ng > threshold).sum()),
+        "ok_mean": float(ok.mean()) if len(ok) else 0.0,
+        "ng_mean": float(ng.mean()) if len(ng) else 0.0,
+    }
+
+
+def _of_missed(ng: NDArray[np.float64], threshold: float) -> Iterable[str]:
+    if missed := int((ng <= threshold).sum()):
+        yield f"{missed} of {len(ng)} NG images stay below the threshold and pass as good."
 
 
 def _between(low: float, high: float, share: float) -> float:

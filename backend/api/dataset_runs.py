@@ -50,12 +50,17 @@ def calibrate_dataset(
             score_mode=body.score_mode,
             score_percentile=body.score_percentile,
             area_mm2_thr=body.area_mm2_thr,
+            ok_percentile=body.ok_percentile,
+            margin=body.margin,
+            threshold=body.threshold,
+            dry_run=body.dry_run,
             require_ng=body.require_ng,
             progress=progress,
         )
         return CalibrateDatasetAnswer(
             **answer_fields,
             **calibration.to_fields(),
+            dry_run=body.dry_run,
             failed=[
                 FailedItem(label=item.image.label, filename=item.image.file_name, error=item.error or "")
                 for item in failed

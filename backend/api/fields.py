@@ -8,7 +8,7 @@ from fastapi import UploadFile
 from pydantic import BaseModel, Field, PlainSerializer, WithJsonSchema
 
 from backend.artifacts.model_key import MAX_ID_CHARS
-from backend.calib import ScoreMode
+from backend.calib import MARGIN_RANGE, ScoreMode
 from backend.memory_bank.bank import MemoryBank
 from backend.utils import MAX_MM_PER_PX, MIN_MM_PER_PX
 
@@ -33,6 +33,8 @@ RecipeId = Annotated[
         examples=["default"],
     ),
 ]
+LARGEST_THRESHOLD = 2.0
+"""The largest distance, and so the largest score."""
 MM_PER_PX_TEXT = "Millimetres per pixel of the image; fixed at the first fit of a ROI (1 % tolerance)."
 MmPerPx = Annotated[
     float, Field(ge=MIN_MM_PER_PX, le=MAX_MM_PER_PX, allow_inf_nan=False, description=MM_PER_PX_TEXT, examples=[0.2])
@@ -178,3 +180,29 @@ class ScoringBody(ModelBody):
         "before.",
         examples=[99],
     )
+    ok_percentile: float | None = Field(
+        None,
+        gt=0,
+        le=100,
+        allow_inf_nan=False,
+        description="Percentile of the OK scores that is the threshold; left out: 99.",
+        examples=[99],
+    )
+    margin: float | None = Field(
+        None,
+        ge=MARGIN_RANGE[0],
+        le=MARGIN_RANGE[1],
+        allow_inf_nan=False,
+        description="Factor on what the OK scores call for, with NG scores and without; left out: 1. A larger one "
+        "never lowers the threshold.",
+        examples=[1.0],
+    )
+    threshold: float | None = Field(
+        None,
+        gt=0,
+        le=LARGEST_THRESHOLD,
+        allow_inf_nan=False,
+        description="Set by hand, and kept as method `manual`; the scores then only say what it means.",
+        examples=[None],
+    )
+    dry_run: bool = Field(False, description="Say what these settings would do, and store nothing.", examples=[False])

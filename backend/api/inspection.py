@@ -127,7 +127,7 @@ def calibrate_ng(request: Request, service: ServiceOf, body: CalibrateBody) -> C
     """Set the threshold from good scores, and from up to a few bad ones, and say what it is worth."""
     key = model_key_of(request, body.role_id, body.roi_id, body.model_key, body.recipe_id)
     calibration = service.calibrate(key, **body.model_dump(exclude={"role_id", "roi_id", "model_key", "recipe_id"}))
-    return CalibrateAnswer(**identity(request, key), **calibration.to_fields())
+    return CalibrateAnswer(**identity(request, key), **calibration.to_fields(), dry_run=body.dry_run)
 
 
 @router.post("/infer", summary="Inspect one image", **INSPECT)

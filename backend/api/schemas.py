@@ -28,7 +28,7 @@ from backend.api.fields import (
     Stale,
 )
 from backend.api.image_check_schemas import ImageCheckAnswer
-from backend.calib import MARGIN_RANGE, ScoreMode
+from backend.calib import MARGIN_RANGE, Method, ScoreMode
 from backend.scoring.regions import Region
 
 
@@ -92,22 +92,10 @@ class CalibrateBody(ScoringBody):
     ok_scores: Scores | None = Field(
         None, description="Scores of good images; left out: the stored leave-one-image-out scores.", examples=[None]
     )
-    ng_scores: Scores | None = Field(None, description="Scores of bad images, if any.", examples=[[0.92]])
-    ok_percentile: float = Field(
-        99,
-        gt=0,
-        le=100,
-        allow_inf_nan=False,
-        description="Percentile of the OK scores that is the threshold.",
-        examples=[99],
-    )
-    margin: float = Field(
-        1.0,
-        ge=MARGIN_RANGE[0],
-        le=MARGIN_RANGE[1],
-        allow_inf_nan=False,
-        description="Factor on p99(OK), without NG.",
-        examples=[1.0],
+    ng_scores: Scores | None = Field(
+        None,
+        description="Scores of bad images. Left out, and without ok_scores: those of the stored bad images.",
+        examples=[[0.92]],
     )
 
 
@@ -129,17 +117,19 @@ class CalibrationFacts(BaseModel):
     blur_sigma: Amount = Field(description="Blur of the map, px; that of the fit.", examples=[1.0])
     ok_percentile: Percent = Field(description="Percentile of the OK scores that was asked for.", examples=[99.0])
     margin: float = Field(
-        description="Factor on p99(OK).",
+        description="Factor on what the OK scores call for.",
         examples=[1.0],
         json_schema_extra={"minimum": MARGIN_RANGE[0], "maximum": MARGIN_RANGE[1]},
     )
-    method: Literal["ok_percentile", "between_ok_and_ng", "fewest_errors"] = Field(
-        description="How it was set.", examples=["ok_percentile"]
-    )
+    method: Method = Field(description="How it was set; `manual`: by hand.", examples=["ok_percentile"])
     ok_scores_from: Literal["stored", "request", "dataset"] = Field(
         description="Where the OK scores came from.", examples=["stored"]
     )
+    ng_scores_from: Literal["stored", "request", "dataset"] | None = Field(
+        description="Where the NG scores came from; null without any.", examples=[None]
+    )
     n_ok: Count = Field(description="Independent OK scores (parts).", examples=[30])
+    ok_rejected: Count = Field(description="OK scores above the threshold: false alarms.", examples=[0])
     n_ng: Count = Field(description="NG scores.", examples=[0])
     ng_caught: Count = Field(description="NG scores above the threshold.", examples=[0])
     expected_false_alarm_rate: Share = Field(
@@ -154,6 +144,8 @@ class CalibrationFacts(BaseModel):
 
 class CalibrateAnswer(Answer, CalibrationFacts):
     """A ROI's new threshold, and what it is worth."""
+
+    dry_run: bool = Field(False, description="Nothing was stored.", examples=[False])
 
 
 class RegionAnswer(BaseModel):

@@ -4,6 +4,7 @@
 |---|---|---|
 | 1 | ``k``, ``coreset_rate``, ``seed`` among its facts; how maps become scores was a setting of the service | no blur |
 | 2 | ``options``: all of that, the rule of the scores, ``area_mm2_thr`` beside it | with ``blur_sigma`` |
+| 3 | the area that counts is part of the rule | does not say which images its NG scores are of |
 
 Fields are found by their names, wherever a version keeps them; what a version did not know is taken from elsewhere.
 """
@@ -19,7 +20,13 @@ from backend.calib import SCORE_MODES, Calibration
 from backend.memory_bank.bank import FitOptions
 from backend.utils import canonical_json, sha256_hex
 
-_ADDED_TO_CALIBRATIONS: Final[Mapping[str, Any]] = {"blur_sigma": 0.0}
+_ADDED_TO_CALIBRATIONS: Final[Mapping[str, Any]] = {
+    "blur_sigma": 0.0,
+    "ok_rejected": 0,
+    "ok_images": (),
+    "ng_images": (),
+    "shape": None,
+}
 """Fields that not every version has, and what stands for them. The blur that holds is the memory's in any case."""
 
 _FORMER_DEFAULT_MODE: Final = "percentile"
@@ -56,6 +63,12 @@ def older_calibrations(data: bytes) -> list[Calibration]:
             return []
         del document["format_version"]
         others = document.pop("other_memories")
-        return [Calibration.from_fields({**_ADDED_TO_CALIBRATIONS, **fields}) for fields in [document, *others]]
+        return [_calibration(fields) for fields in [document, *others]]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return []
+
+
+def _calibration(fields: Mapping[str, Any]) -> Calibration:
+    # No version before 4 kept which images NG scores are of: nobody can measure them again, as if they had been sent.
+    ng_scores_from = "request" if fields["n_ng"] else None
+    return Calibration.from_fields({**_ADDED_TO_CALIBRATIONS, "ng_scores_from": ng_scores_from, **fields})

@@ -29,21 +29,46 @@ def anomaly_map(
     Returns:
         [H, W] float32, 0 outside the mask.
     """
-    grid = distances.reshape(placement.grid_hw)
-    known = np.isfinite(grid)
-    if mask.all() and known.all():
-        return _blurred(placement.to_image(grid), blur_sigma)
-    weights = (known & (placement.cell_coverage(mask) > 0)).astype(np.float32)
-    if not weights.any():
-        weights = known.astype(np.float32)
-    numerator = placement.to_image(np.where(weights > 0, grid, 0).astype(np.float32))
-    denominator = placement.to_image(weights)
-    # Pixels that no known cell reaches take no part either.
-    inside = mask & (denominator > _MIN_WEIGHT)
-    image_map = np.where(inside, numerator / np.maximum(denominator, _MIN_WEIGHT), 0).astype(np.float32)
-    reach = _blurred(inside.astype(np.float32), blur_sigma)
-    blurred = _blurred(image_map, blur_sigma) / np.maximum(reach, _MIN_WEIGHT)
-    return np.where(inside, blurred, 0).astype(np.float32)
+    return AnomalyMaps(np.isfinite(distances), placement, mask, blur_sigma=blur_sigma).of(distances)
+
+
+class AnomalyMaps:
+    """Makes the maps of images that are known at the same cells, as ``anomaly_map`` does.
+
+    What depends on cells and mask alone is computed once.
+
+    Args:
+        known: [Ht*Wt] bool, the cells whose distances are numbers.
+        placement: As of ``anomaly_map``, and so are the others.
+    """
+
+    def __init__(
+        self, known: NDArray[np.bool_], placement: Placement, mask: NDArray[np.bool_], *, blur_sigma: float
+    ) -> None:
+        self._placement, self._blur_sigma = placement, blur_sigma
+        grid = known.reshape(placement.grid_hw)
+        self._weights: NDArray[np.float32] | None = None
+        if mask.all() and grid.all():
+            return
+        weights = (grid & (placement.cell_coverage(mask) > 0)).astype(np.float32)
+        if not weights.any():
+            weights = grid.astype(np.float32)
+        self._weights = weights
+        denominator = placement.to_image(weights)
+        # Pixels that no known cell reaches take no part either.
+        inside = (mask & (denominator > _MIN_WEIGHT)).astype(np.float32)
+        self._before_blur = inside / np.maximum(denominator, _MIN_WEIGHT)
+        self._after_blur = inside / np.maximum(_blurred(inside, blur_sigma), _MIN_WEIGHT)
+
+    def of(self, distances: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the map [H, W] float32 of distances [Ht*Wt] float32; see ``anomaly_map``."""
+        grid = distances.reshape(self._placement.grid_hw)
+        if self._weights is None:
+            return _blurred(self._placement.to_image(grid), self._blur_sigma)
+        numerator = self._placement.to_image(np.where(self._weights > 0, grid, 0).astype(np.float32))
+        image_map = np.multiply(numerator, self._before_blur, out=numerator)
+        blurred = _blurred(image_map, self._blur_sigma)
+        return np.multiply(blurred, self._after_blur, out=blurred)
 
 
 def _blurred(image_map: NDArray[np.float32], sigma: float) -> NDArray[np.float32]:

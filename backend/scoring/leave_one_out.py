@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from backend.calib import ScoreRule, set_threshold
 from backend.memory_bank.bank import MemoryBank
 from backend.roi_mask import scale_shape, shape_from_fields, shape_mask
-from backend.scoring.anomaly_map import anomaly_map
+from backend.scoring.anomaly_map import AnomalyMaps, anomaly_map
 from backend.scoring.image_score import image_score
 
 
@@ -46,15 +46,26 @@ def learned_mask(bank: MemoryBank, image_hw: tuple[int, int]) -> NDArray[np.bool
     return shape_mask(scale_shape(shape_from_fields(bank.shape), bank.placement.image_hw, image_hw), image_hw)
 
 
-def leave_one_out_scores(bank: MemoryBank, rule: ScoreRule) -> LeaveOneOutScores:
-    """Return the scores of a memory's images, from the distances that were kept at the fit: nothing is extracted."""
-    mask = learned_mask(bank, bank.placement.image_hw)
+def leave_one_out_scores(bank: MemoryBank, rule: ScoreRule, mask: NDArray[np.bool_] | None = None) -> LeaveOneOutScores:
+    """Return the scores of a memory's images, from the distances that were kept at the fit: nothing is extracted.
+
+    Args:
+        bank: The memory.
+        rule: How maps become scores.
+        mask: [H, W] bool, what counts, in pixels of ``bank.placement`` and within what was learned; None for all of it.
+    """
+    mask = learned_mask(bank, bank.placement.image_hw) if mask is None else mask
+    maps: AnomalyMaps | None = None
+    known: NDArray[np.bool_] = np.zeros(0, np.bool_)
     by_image: dict[str, float] = {}
     by_part: dict[str, float] = {}
     for digest, part, distances in zip(bank.image_digests, bank.part_ids, bank.loo_scores, strict=True):
-        if not np.isfinite(distances).any():
+        finite = np.isfinite(distances)
+        if not finite.any():
             continue
-        score = learned_image_score(bank, distances, mask, rule)
+        if maps is None or not np.array_equal(finite, known):
+            maps, known = AnomalyMaps(finite, bank.placement, mask, blur_sigma=rule.blur_sigma), finite
+        score = image_score(maps.of(distances), mask, rule, mm_per_px=bank.mm_per_px)
         by_image[digest] = score
         by_part[part] = max(score, by_part.get(part, 0.0))
     return LeaveOneOutScores(by_image=by_image, by_part=tuple(by_part.values()))

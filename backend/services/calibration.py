@@ -1,19 +1,39 @@
-"""Giving a memory its threshold: the use case behind ``/calibrate_ng``, and its renewal after a fit."""
+"""Giving a memory its threshold, and its renewal after a fit: what ``/calibrate_ng``, fits and refits share."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 
-from backend.calib import OK_PERCENTILE, Calibration, ScoreRule, set_threshold
+from backend.calib import (
+    OK_PERCENTILE,
+    OWN_SHAPES,
+    Calibration,
+    ScoreRule,
+    ScoresFrom,
+    manual_threshold,
+    set_threshold,
+)
 from backend.errors import InvalidInput
+from backend.imaging.placement import Placement
 from backend.memory_bank.bank import MemoryBank
 from backend.scoring.inspection import rule_in_force
 from backend.scoring.leave_one_out import LeaveOneOutScores
+from backend.services.stored_scores import LabelScores, StoredScores
 
 _FIT_SCORE_RATIO = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredUsed:
+    """Which stored images scores are of; attributes as of ``Calibration``."""
+
+    ok_images: tuple[str, ...] = ()
+    ng_images: tuple[str, ...] = ()
+    shape: Mapping[str, Any] | None = None
 
 
 def calibrated(
@@ -23,9 +43,12 @@ def calibrated(
     rule: ScoreRule,
     ok_scores: Sequence[float] | None = None,
     ng_scores: Sequence[float] | None = None,
+    stored_ng: LabelScores | None = None,
     scores_from: Literal["request", "dataset"] = "request",
+    of_dataset: StoredUsed | None = None,
     ok_percentile: float = OK_PERCENTILE,
     margin: float = 1.0,
+    threshold: float | None = None,
     min_parts: int = 2,
     warnings: Sequence[str] = (),
 ) -> Calibration:
@@ -37,26 +60,39 @@ def calibrated(
         rule: How maps become scores from now on, and how those given were measured.
         ok_scores: Scores of good images; None takes the memory's own.
         ng_scores: Scores of bad images.
+        stored_ng: Those of the stored bad images, in their place where none are given.
         scores_from: Where the scores given came from.
+        of_dataset: The images that they are of, where they came from the data set.
         ok_percentile: Percentile of the OK scores that the threshold is.
         margin: Factor on it.
+        threshold: Set by hand; the scores then only say what it means.
         min_parts: Parts that the memory's own scores must come from.
         warnings: What is known of the call already.
 
     Raises:
-        InvalidInput: If no scores are given and the memory has none of its own (fewer than two parts).
+        InvalidInput: If no scores are given and the memory has none of its own (fewer than two parts), unless
+            ``threshold`` is set by hand.
         InvalidScores: If scores are empty, negative or not finite.
     """
     stored = scores.by_part
-    if ok_scores is None and len(stored) < min_parts:
+    if ok_scores is None and len(stored) < min_parts and threshold is None:
         raise InvalidInput(
             "The field ok_scores is missing, and the memory has no leave-one-image-out scores of its own: it needs "
             f"good images of at least {min_parts} parts. Fit more good images, or send ok_scores.",
             details={"field": "ok_scores", "stored_scores": len(stored)},
         )
-    source: Literal["stored", "request", "dataset"] = "stored" if ok_scores is None else scores_from
+    source: ScoresFrom = "stored" if ok_scores is None else scores_from
     used = stored if ok_scores is None else ok_scores
-    found = set_threshold(used, ng_scores, percentile=ok_percentile, margin=margin)
+    ng_source: ScoresFrom | None = scores_from if ng_scores else None
+    images = of_dataset or StoredUsed()
+    if stored_ng is not None and not ng_scores:
+        ng_source = "stored" if stored_ng.by_part else None
+        ng_scores, images = stored_ng.by_part, StoredUsed(ng_images=stored_ng.images)
+        warnings = [*warnings, *stored_ng.warnings]
+    if threshold is None:
+        found = set_threshold(used, ng_scores, percentile=ok_percentile, margin=margin)
+    else:
+        found = manual_threshold(threshold, used if len(used) else None, ng_scores)
     warnings = [*warnings, *found.warnings]
     if source == "request" and len(stored) >= 2 and _look_like_fit_scores(used, stored):
         warnings.append(
@@ -73,28 +109,128 @@ def calibrated(
         area_mm2_thr=rule.area_mm2_thr,
         mm_per_px=bank.mm_per_px,
         ok_scores_from=source,
+        ng_scores_from=ng_source,
         memory_checksum=bank.checksum,
+        **vars(images),
     )
 
 
-def renewed(previous: Calibration, bank: MemoryBank, scores: LeaveOneOutScores) -> Calibration | None:
+def rests_on_stored_images(calibration: Calibration | None) -> bool:
+    """Return whether a renewal scores stored images beside those that the memory has learned."""
+    if calibration is None:
+        return False
+    return calibration.method == "manual" or bool(calibration.ng_images or calibration.ok_images)
+
+
+def prepare_renewal(calibration: Calibration | None, stored: StoredScores, fitted: Placement) -> None:
+    """Make the embeddings that a renewal needs, before the ROI's lock is taken: nobody waits for them then.
+
+    Raises:
+        Unavailable: If they cannot be made now.
+    """
+    if calibration is None or not rests_on_stored_images(calibration):
+        return
+    stored.prepare(stored.images.labelled("ng"), fitted)
+    if calibration.ok_images:
+        stored.prepare(stored.images.labelled("ok"), fitted)
+
+
+def warnings_of_renewal(calibration: Calibration) -> tuple[str, ...]:
+    """Return what a renewed calibration says that whoever fitted should know."""
+    return calibration.warnings if rests_on_stored_images(calibration) else ()
+
+
+def renewed(
+    previous: Calibration, bank: MemoryBank, scores: LeaveOneOutScores, stored: StoredScores | None = None
+) -> Calibration | None:
     """Return the calibration of a new memory with the settings of the previous one, or None where it cannot be renewed.
 
-    A calibration that rests on NG scores cannot: those were measured with the old memory.
+    One that rests on NG scores that a caller sent cannot: they were measured with the old memory. One that rests on
+    stored images is renewed from what is stored of them now. A threshold that was set by hand stays, and a warning says
+    what it means now.
 
     Args:
         previous: The calibration of the memory before.
         bank: The new memory.
         scores: The new memory's own, under ``rule_in_force(bank, previous)``.
+        stored: Scores the stored images; needed where ``rests_on_stored_images(previous)``.
     """
-    if previous.n_ng or len(scores.by_part) < 2:
+    rule = rule_in_force(bank, previous)
+    settings: dict[str, Any] = {"rule": rule, "ok_percentile": previous.ok_percentile, "margin": previous.margin}
+    if previous.method == "manual":
+        return _kept_by_hand(previous, bank, scores, stored)
+    if previous.ng_scores_from == "request" or (stored is None and rests_on_stored_images(previous)):
+        return None
+    if previous.ok_scores_from == "dataset" and previous.ok_images and stored is not None:
+        return _renewed_from_dataset(bank, scores, stored, settings)
+    if previous.ng_scores_from is not None and not previous.ng_images:
+        return None
+    if len(scores.by_part) < 2:
+        return None
+    if not previous.ng_images or stored is None:
+        return calibrated(bank, scores, **settings)
+    ng = stored.scores(stored.images.labelled("ng"), bank, rule)
+    gone = [] if ng.by_part else [_NG_GONE]
+    return calibrated(bank, scores, stored_ng=ng, warnings=gone, **settings)
+
+
+_NG_GONE = (
+    "The NG images that the threshold rested on are no longer stored, or cannot be scored: it now rests on good parts "
+    "alone."
+)
+
+
+def dataset_shape(shapes: Sequence[Mapping[str, Any] | None]) -> Mapping[str, Any] | None:
+    """Return the ``Calibration.shape`` of scores of images within these shapes, in pixels of the memory's images."""
+    first = shapes[0] if shapes else None
+    return first if all(shape == first for shape in shapes) else OWN_SHAPES
+
+
+def _renewed_from_dataset(
+    bank: MemoryBank, scores: LeaveOneOutScores, stored: StoredScores, settings: Mapping[str, Any]
+) -> Calibration | None:
+    """Return what ``/calibrate_dataset`` would set now."""
+    rule: ScoreRule = settings["rule"]
+    ok = stored.scores(stored.images.labelled("ok"), bank, rule, within_own_shapes=True)
+    ng = stored.scores(stored.images.labelled("ng"), bank, rule, within_own_shapes=True)
+    if len(ok.by_part) < 2:
         return None
     return calibrated(
         bank,
         scores,
+        ok_scores=ok.by_part,
+        ng_scores=ng.by_part,
+        scores_from="dataset",
+        of_dataset=StoredUsed(ok_images=ok.images, ng_images=ng.images, shape=dataset_shape([*ok.shapes, *ng.shapes])),
+        warnings=[*ok.warnings, *ng.warnings],
+        **settings,
+    )
+
+
+def _kept_by_hand(
+    previous: Calibration, bank: MemoryBank, scores: LeaveOneOutScores, stored: StoredScores | None
+) -> Calibration:
+    ng = None
+    if stored is not None:
+        ng = stored.scores(stored.images.labelled("ng"), bank, rule_in_force(bank, previous))
+    kept = calibrated(
+        bank,
+        scores,
         rule=rule_in_force(bank, previous),
+        stored_ng=ng,
+        threshold=previous.threshold,
         ok_percentile=previous.ok_percentile,
-        margin=previous.margin,
+    )
+    return replace(kept, warnings=(*kept.warnings, _of_kept(kept, max(scores.by_part, default=None))))
+
+
+def _of_kept(kept: Calibration, largest_ok: float | None) -> str:
+    of_ng = f" and {kept.ng_caught} of {kept.n_ng} stored NG images are found" if kept.n_ng else ""
+    largest = "" if largest_ok is None else f" (the largest is {largest_ok:.4g})"
+    return (
+        f"The threshold {kept.threshold:.4g} was set by hand and stays, but this fit has moved the scores that it is "
+        f"compared with: {kept.ok_rejected} of {kept.n_ok} stored good parts lie above it now{largest}{of_ng}. See "
+        "that it is still right, or calibrate without threshold."
     )
 
 

@@ -12,11 +12,13 @@ from backend.artifacts.stored_image import Label, StoredImage
 from backend.calib import Calibration, ScoreMode
 from backend.errors import InspectionError, InvalidInput, QueueFull, StorageFailed, Unavailable
 from backend.memory_bank.coreset import Progress
-from backend.roi_mask import Shape, parse_shape, shape_from_fields
 from backend.scoring.inspection import Inspection
+from backend.services.calibrating import MeasuredScores
+from backend.services.calibration import StoredUsed, dataset_shape
 from backend.services.datasets import Datasets
 from backend.services.inspection import InspectionService
 from backend.services.rule_choice import choose_rule
+from backend.services.stored_scores import learned_fields, own_shape
 
 _QUEUE_PATIENCE_S = 60.0
 _QUEUE_POLL_S = 0.05
@@ -71,7 +73,7 @@ def inspect_dataset(
                 key,
                 datasets.read(key, image),
                 mm_per_px=item.mm_per_px,
-                shape=_shape_of(image),
+                shape=own_shape(image),
                 name=image.file_name,
                 for_calibration=for_calibration,
             )
@@ -94,6 +96,10 @@ def calibrate_from_dataset(
     score_mode: ScoreMode | None = None,
     score_percentile: float | None = None,
     area_mm2_thr: float | None = None,
+    ok_percentile: float | None = None,
+    margin: float | None = None,
+    threshold: float | None = None,
+    dry_run: bool = False,
     require_ng: bool = False,
     progress: Progress | None = None,
 ) -> tuple[Calibration, list[DatasetItem]]:
@@ -130,6 +136,8 @@ def calibrate_from_dataset(
         for_calibration=True,
     )
     worst: dict[tuple[Label, str], float] = {}
+    used: dict[Label, list[str]] = {"ok": [], "ng": []}
+    shapes = []
     failed: list[DatasetItem] = []
     memories = {bank.checksum}
     for item in items:
@@ -140,6 +148,8 @@ def calibrate_from_dataset(
         if item.inspection is not None and item.inspection.params["scoring"] != "own_image_only":
             part = (item.image.label, item.image.part_id)
             worst[part] = max(worst.get(part, 0.0), item.inspection.score_under(choice.rule))
+            used[item.image.label].append(item.image.digest)
+            shapes.append(learned_fields(own_shape(item.image), item.image.image_hw, bank))
     ok_scores = [score for (label, _), score in worst.items() if label == "ok"]
     ng_scores = [score for (label, _), score in worst.items() if label == "ng"]
     if len(ok_scores) < service.defaults.min_ok_samples:
@@ -149,8 +159,16 @@ def calibrate_from_dataset(
             f"{service.defaults.min_ok_samples} are needed. Upload more ok images and fit them.{because}",
             details={"ok_parts": len(ok_scores), "needed": service.defaults.min_ok_samples},
         )
+    of = StoredUsed(ok_images=tuple(used["ok"]), ng_images=tuple(used["ng"]), shape=dataset_shape(shapes))
     calibration = service.calibrate(
-        key, ok_scores=ok_scores, ng_scores=ng_scores or None, measured_by=choice, measured_with=memories
+        key,
+        ok_scores=ok_scores,
+        ng_scores=ng_scores or None,
+        ok_percentile=ok_percentile,
+        margin=margin,
+        threshold=threshold,
+        dry_run=dry_run,
+        measured=MeasuredScores(by=choice, with_memories=memories, of=of),
     )
     return calibration, failed
 
@@ -165,9 +183,3 @@ def _patiently(infer: Callable[[], Inspection]) -> Inspection:
             if time.monotonic() > waited_until:
                 raise
             time.sleep(_QUEUE_POLL_S)
-
-
-def _shape_of(image: StoredImage) -> Shape | None:
-    """Return the shape in an image's metadata, an object or a JSON text; the published client says ``shape_json``."""
-    shape = next((image.meta[name] for name in ("shape", "shape_json") if image.meta.get(name) is not None), None)
-    return parse_shape(shape) if shape is None or isinstance(shape, str) else shape_from_fields(shape)

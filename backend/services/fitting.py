@@ -21,11 +21,12 @@ from backend.memory_bank.coreset import Progress
 from backend.roi_mask import shape_mask
 from backend.scoring.inspection import rule_in_force
 from backend.scoring.leave_one_out import leave_one_out_scores
-from backend.services.calibration import renewed
+from backend.services.calibration import prepare_renewal, renewed, warnings_of_renewal
 from backend.services.consistency import check_aspect_ratio, check_extractor, check_mm_per_px
 from backend.services.fit_request import FitProgress, FitReport, FitRequest, fit_warnings
 from backend.services.image_checking import strange_images
 from backend.services.model_cache import ModelCache
+from backend.services.stored_scores import StoredScores
 from backend.services.training_images import TrainingImages, memory_of
 from backend.storage import ArtefactStore
 from backend.utils import Stopwatch
@@ -108,6 +109,8 @@ class Fitter:
         # Before the lock, so that nobody waits for it; under it the rows are there.
         scale = request.mm_per_px if request.use_dataset else None
         training.of_stored(of_dataset, fitted, mm_per_px=scale)
+        scorer = StoredScores(images, extractor, self.extraction, max_pixels=self.max_pixels)
+        prepare_renewal(next(iter(before.calibrations), None), scorer, fitted)
         with self.store.lock(key), images.all_or_none():
             before = self._before(key, request)
             _check(before.known, request, extractor, first)
@@ -125,7 +128,7 @@ class Fitter:
             unused = self._unused(key, request, before, bank)
             n_repeats = len(request.uploads) - len(set(fresh) - before.known_digests)
             try:
-                report = self._switch(key, before, bank, n_repeats, watch)
+                report = self._switch(key, before, bank, n_repeats, scorer, watch)
             except BaseException:
                 if self._is_in_force(key, bank):  # and may not outlive a power cut; its images stay with it
                     images.keep()
@@ -171,14 +174,22 @@ class Fitter:
             calibration_fault=stored.calibration_fault,
         )
 
-    def _switch(self, key: ModelKey, before: _Before, bank: MemoryBank, n_repeats: int, watch: Stopwatch) -> FitReport:
+    def _switch(
+        self,
+        key: ModelKey,
+        before: _Before,
+        bank: MemoryBank,
+        n_repeats: int,
+        scorer: StoredScores,
+        watch: Stopwatch,
+    ) -> FitReport:
         """Make the memory the ROI's own, with its calibration renewed where that can be done, and report."""
         previous = next(iter(before.calibrations), None)
         own = next((each for each in before.calibrations if each.memory_checksum == bank.checksum), None)
         with watch.lap("scores"):
             rule = rule_in_force(bank, previous)
             scores = leave_one_out_scores(bank, rule)
-        new = None if previous is None or previous is own else renewed(previous, bank, scores)
+            new = None if previous is None or previous is own else renewed(previous, bank, scores, scorer)
         with watch.lap("write"):
             self.store.save_bank(key, bank, new, stored=before.calibrations)
         in_force = new or own
@@ -193,6 +204,7 @@ class Fitter:
                 *fit_warnings(bank, scores, rule.area_mm2_thr),
                 *strange_images(bank, self.store.images(key)),
                 *_warnings_about(before, bank, is_stale=previous is not None and in_force is None),
+                *(() if new is None else warnings_of_renewal(new)),
             ),
             timings_ms=watch.timings_ms(),
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backend.artifacts.model_key import ModelKey
-from backend.calib import OK_PERCENTILE, Calibration, ScoreMode
+from backend.calib import Calibration
 from backend.extractors.base import FeatureExtractor
 from backend.extractors.device_queue import DeviceQueue
 from backend.extractors.extraction import Extraction, Rows
@@ -29,13 +29,11 @@ from backend.scoring.inspection import (
     judge,
     scoring_terms,
 )
-from backend.scoring.leave_one_out import leave_one_out_scores
-from backend.services.calibration import calibrated
+from backend.services.calibrating import CalibrationRequest, Calibrator, MeasuredScores
 from backend.services.consistency import (
     PrecisionCheck,
     check_aspect_ratio,
     check_extractor,
-    check_memory,
     check_mm_per_px,
     on_fitted_grid,
 )
@@ -44,14 +42,8 @@ from backend.services.fitting import Fitter
 from backend.services.image_checking import check_image
 from backend.services.model_cache import LoadedModel, ModelCache
 from backend.services.refitting import Refitter
-from backend.services.rule_choice import RuleChoice, choose_rule
 from backend.storage import ArtefactStore
 from backend.utils import Stopwatch
-
-_CALIBRATION_LOST = (
-    "The calibration before this one was damaged: settings that this call does not name (score_mode, "
-    "score_percentile, area_mm2_thr) are the defaults of the fit now."
-)
 
 
 ImageCheckMode = Literal["reject", "warn", "off"]
@@ -93,6 +85,15 @@ class InspectionService:
             extractor=extractor,
             extraction=self._extraction,
             max_pixels=defaults.max_pixels,
+        )
+        self.calibrator = Calibrator(
+            store=store,
+            models=self._models,
+            extractor=extractor,
+            extraction=self._extraction,
+            precision=self._precision,
+            max_pixels=defaults.max_pixels,
+            min_ok_samples=defaults.min_ok_samples,
         )
         self.refitter = Refitter(fitter=self._fitter, defaults=defaults.options)
 
@@ -138,64 +139,9 @@ class InspectionService:
         )
         return self._fitter.fit(key, request, progress=progress)
 
-    def calibrate(
-        self,
-        key: ModelKey,
-        *,
-        mm_per_px: float | None = None,
-        ok_scores: Sequence[float] | None = None,
-        ng_scores: Sequence[float] | None = None,
-        score_mode: ScoreMode | None = None,
-        score_percentile: float | None = None,
-        area_mm2_thr: float | None = None,
-        ok_percentile: float = OK_PERCENTILE,
-        margin: float = 1.0,
-        measured_by: RuleChoice | None = None,
-        measured_with: Collection[str] = (),
-    ) -> Calibration:
-        """Set and store a ROI's threshold. A setting left out keeps what is in force; see ``choose_rule``.
-
-        ``measured_by`` says how scores were measured that this service has taken of the data set, and ``measured_with``
-        the checksums of the memories that it was done with; None: the scores in the call come from the caller, and were
-        measured as the ROI is scored.
-
-        Raises:
-            MemoryNotFound: If the ROI was never fitted.
-            Conflict: If scores were measured with another memory than the ROI's own of now.
-            MmPerPxMismatch: If ``mm_per_px`` is not that of the fit.
-            InvalidInput: As ``calibrated``.
-        """
-        self._models.get(key).fitted_bank(key)  # before the lock, which makes the ROI's folder
-        with self.store.lock(key):
-            model = self._models.get(key)
-            bank, last = model.fitted_bank(key), model.last_calibration
-            if mm_per_px is not None:
-                check_mm_per_px(bank, mm_per_px)
-            check_memory(bank, measured_with)
-            choice = measured_by or choose_rule(
-                bank,
-                last,
-                brings_scores=ok_scores is not None or bool(ng_scores),
-                score_mode=score_mode,
-                score_percentile=score_percentile,
-                area_mm2_thr=area_mm2_thr,
-            )
-            calibration = calibrated(
-                bank,
-                leave_one_out_scores(bank, choice.rule),
-                rule=choice.rule,
-                ok_scores=ok_scores,
-                ng_scores=ng_scores,
-                scores_from="request" if measured_by is None else "dataset",
-                ok_percentile=ok_percentile,
-                margin=margin,
-                min_parts=self.defaults.min_ok_samples,
-                warnings=choice.warnings,
-            )
-            if model.calibration_fault is not None:
-                calibration = replace(calibration, warnings=(*calibration.warnings, _CALIBRATION_LOST))
-            self.store.save_calibration(key, calibration, stored=model.calibrations)
-        return calibration
+    def calibrate(self, key: ModelKey, *, measured: MeasuredScores | None = None, **request: Any) -> Calibration:
+        """Set and store a ROI's threshold; see ``Calibrator.calibrate``, and ``CalibrationRequest`` for the fields."""
+        return self.calibrator.calibrate(key, CalibrationRequest(**request), measured)
 
     def infer(
         self,

@@ -24,10 +24,11 @@ from backend.memory_bank.bank import FitOptions, MemoryBank
 from backend.memory_bank.coreset import Progress
 from backend.scoring.inspection import rule_in_force
 from backend.scoring.leave_one_out import leave_one_out_scores
-from backend.services.calibration import renewed
+from backend.services.calibration import prepare_renewal, renewed, warnings_of_renewal
 from backend.services.fit_request import FitProgress, FitRequest, fit_warnings
 from backend.services.fitting import Fitter
 from backend.services.model_cache import LoadedModel
+from backend.services.stored_scores import StoredScores
 from backend.services.training_images import TrainingImages, memory_of
 from backend.utils import Stopwatch
 
@@ -139,7 +140,10 @@ class Refitter:
         )
         # Before the lock, so that nobody waits for it; under it the rows are there.
         training.know(before.known)
-        training.of_stored(learned, training.placement_of(learned[0]))
+        first = training.placement_of(learned[0])
+        training.of_stored(learned, first)
+        scorer = StoredScores(images, extractor, self.fitter.extraction, max_pixels=self.fitter.max_pixels)
+        prepare_renewal(next(iter(before.calibrations), None), scorer, first)
         with store.lock(key):
             before = self._before(key)
             if not force and before.is_usable_by(extractor):
@@ -155,7 +159,7 @@ class Refitter:
                 first.image_hw,
                 steps,
             )
-            report = self._switch(key, before, bank, len(images.labelled("ng")))
+            report = self._switch(key, before, bank, scorer)
             try:
                 images.keep_embeddings_of(embeddings_key(extractor))
             except Unavailable:  # The new memory is in force and on disk: the refit has not failed.
@@ -197,15 +201,15 @@ class Refitter:
         except ArtefactCorrupt as error:
             return _Before(known=known, calibrations=(), calibration_fault=type(error))
 
-    def _switch(self, key: ModelKey, before: _Before, bank: MemoryBank, n_bad_images: int) -> RefitReport:
+    def _switch(self, key: ModelKey, before: _Before, bank: MemoryBank, scorer: StoredScores) -> RefitReport:
         """Make the memory the model's own, with its calibration renewed where that can be done, and report."""
         previous = next(iter(before.calibrations), None)
         own = next((each for each in before.calibrations if each.memory_checksum == bank.checksum), None)
         rule = rule_in_force(bank, previous)
         scores = leave_one_out_scores(bank, rule)
         new = None
-        if previous is not None and previous is not own and not _rests_on_other_scores(previous):
-            new = renewed(previous, bank, scores)
+        if previous is not None and previous is not own and _is_measurable(previous, before.known, bank):
+            new = renewed(previous, bank, scores, scorer)
         # One of an older format that cannot be renewed is written in this one: it still says what the next is to be.
         carried = previous if before.calibrations_are_older else None
         self.fitter.store.save_bank(key, bank, new or carried, stored=before.calibrations)
@@ -217,8 +221,9 @@ class Refitter:
             threshold=None if in_force is None else in_force.threshold,
             set_aside=set_aside,
             warnings=(
-                *_warnings_about(before, bank, set_aside, n_bad_images),
+                *_warnings_about(before, bank, set_aside, len(scorer.images.labelled("ng"))),
                 *fit_warnings(bank, scores, rule.area_mm2_thr),
+                *(() if new is None else warnings_of_renewal(new)),
             ),
         )
 
@@ -240,9 +245,16 @@ def _still_stored(images: ImageStore, before: _Before, key: ModelKey) -> list[St
     return learned
 
 
-def _rests_on_other_scores(calibration: Calibration) -> bool:
-    """Return whether a calibration rests on scores that the memory's own images cannot give again."""
-    return calibration.n_ng > 0 or calibration.ok_scores_from != "stored"
+def _is_measurable(calibration: Calibration, known: MemoryBank | LearnedFacts, bank: MemoryBank) -> bool:
+    """Return whether the images that are stored can say what a calibration is with the new memory.
+
+    A threshold that was set by hand means nothing on the scale of another extractor.
+    """
+    if calibration.method == "manual":
+        return known.extractor_id == bank.extractor_id
+    if calibration.ok_scores_from == "dataset" and not calibration.ok_images:
+        return False
+    return not calibration.rests_on_sent_scores
 
 
 def _warnings_about(
@@ -272,6 +284,11 @@ def _of_set_aside(calibration: Calibration, n_bad_images: int) -> str:
         "request": f"{calibration.n_ok} OK scores that were sent",
         "dataset": f"{calibration.n_ok} OK scores of the data set",
     }
+    if calibration.method == "manual":
+        return (
+            f"The threshold {calibration.threshold:.4g} was set by hand, for scores of another extractor. It is set "
+            "aside; until you calibrate again, inspections have no decision."
+        )
     n_ng = calibration.n_ng
     of_bad = f" and {n_ng} NG score{'' if n_ng == 1 else 's'}" if n_ng else ""
     return (

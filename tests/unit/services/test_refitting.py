@@ -23,6 +23,7 @@ from backend.errors import (
 from backend.extractors.loader import ExtractorLoader
 from backend.imaging.image_codec import pixel_digest
 from backend.roi_mask import Rect
+from backend.services.calibrating import MeasuredScores
 from backend.services.datasets import Datasets, DatasetUpload
 from backend.services.fit_request import Upload
 from backend.services.inspection import InspectionService
@@ -152,7 +153,7 @@ def test_a_calibration_from_the_roi_s_own_scores_is_renewed_with_its_settings(se
         ({"ok_scores": [0.3, 0.4], "ng_scores": None}, "2 OK scores that were sent"),
         ({"ng_scores": [5.0, 6.0]}, "the scores of 3 good parts and 2 NG scores"),
         (
-            {"ok_scores": [0.3, 0.4], "ng_scores": [5.0], "measured_by": RuleChoice(rule=RULE)},
+            {"ok_scores": [0.3, 0.4], "ng_scores": [5.0], "measured": MeasuredScores(by=RuleChoice(rule=RULE))},
             "2 OK scores of the data set and 1 ",
         ),
     ],

@@ -1,0 +1,178 @@
+"""Setting a ROI's threshold: the use case behind ``/calibrate_ng``, and the last step of ``/calibrate_dataset``."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+
+from backend.artifacts.model_key import ModelKey
+from backend.calib import OK_PERCENTILE, Calibration, ScoreMode
+from backend.extractors.extraction import Extraction
+from backend.extractors.loader import ExtractorLoader
+from backend.memory_bank.bank import MemoryBank
+from backend.scoring.leave_one_out import leave_one_out_scores
+from backend.services.calibration import StoredUsed, calibrated
+from backend.services.consistency import PrecisionCheck, check_extractor, check_memory, check_mm_per_px
+from backend.services.model_cache import ModelCache
+from backend.services.rule_choice import RuleChoice, choose_rule
+from backend.services.stored_scores import LabelScores, StoredScores
+from backend.storage import ArtefactStore
+
+_CALIBRATION_LOST = (
+    "The calibration before this one was damaged: settings that this call does not name (score_mode, "
+    "score_percentile, area_mm2_thr) are the defaults of the fit now."
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrationRequest:
+    """What to calibrate with. A setting left out keeps what is in force; see ``choose_rule``.
+
+    Attributes:
+        mm_per_px: Must be that of the fit.
+        ok_scores: Scores of good images; None takes the memory's own.
+        ng_scores: Scores of bad images; without any, and without ``ok_scores``, those of the stored bad images.
+        score_mode: The statistic of the map.
+        score_percentile: The percentile of the map.
+        area_mm2_thr: The area that counts, mm².
+        ok_percentile: Percentile of the OK scores that the threshold is; None for the 99th.
+        margin: Factor on what the OK scores call for; None for 1.
+        threshold: Set by hand.
+        dry_run: Say what it would be, and store nothing.
+    """
+
+    mm_per_px: float | None = None
+    ok_scores: Sequence[float] | None = None
+    ng_scores: Sequence[float] | None = None
+    score_mode: ScoreMode | None = None
+    score_percentile: float | None = None
+    area_mm2_thr: float | None = None
+    ok_percentile: float | None = None
+    margin: float | None = None
+    threshold: float | None = None
+    dry_run: bool = False
+
+    @property
+    def brings_scores(self) -> bool:
+        """Whether the caller sends scores."""
+        return self.ok_scores is not None or bool(self.ng_scores)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasuredScores:
+    """How this service has measured the scores of a request.
+
+    Attributes:
+        by: The rule.
+        with_memories: Checksums of the memories that it was done with.
+        of: The stored images, where they are known.
+    """
+
+    by: RuleChoice
+    with_memories: Collection[str] = ()
+    of: StoredUsed | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibrator:
+    """Sets thresholds, under the lock of the ROI."""
+
+    store: ArtefactStore
+    models: ModelCache
+    extractor: ExtractorLoader
+    extraction: Extraction
+    precision: PrecisionCheck
+    max_pixels: int
+    min_ok_samples: int
+
+    def calibrate(
+        self, key: ModelKey, request: CalibrationRequest, measured: MeasuredScores | None = None
+    ) -> Calibration:
+        """Set a ROI's threshold, and store it unless the request is a dry run.
+
+        Args:
+            key: The model.
+            request: What to calibrate with.
+            measured: How its scores were measured; None for those of a caller, which were measured as the ROI is
+                scored.
+
+        Raises:
+            MemoryNotFound: If the ROI was never fitted.
+            Conflict: If scores were measured with another memory than the ROI's own of now.
+            MmPerPxMismatch: If ``mm_per_px`` is not that of the fit.
+            ExtractorMismatch, WeightsUnavailable: If bad images are stored that cannot be scored with its memory.
+            InvalidInput: As ``calibrated``.
+        """
+        bank = self.models.get(key).fitted_bank(key)  # before the lock, which makes the ROI's folder
+        stored = None if measured is not None or request.brings_scores else self._stored(key, bank, request)
+        with self.store.lock(key):
+            model = self.models.get(key)
+            bank, last = model.fitted_bank(key), model.last_calibration
+            if request.mm_per_px is not None:
+                check_mm_per_px(bank, request.mm_per_px)
+            check_memory(bank, () if measured is None else measured.with_memories)
+            choice = self._choice(bank, last, request) if measured is None else measured.by
+            stored_ng: LabelScores | None = None
+            if stored is not None:
+                stored_ng = stored.scores(stored.images.labelled("ng"), bank, choice.rule)
+            calibration = calibrated(
+                bank,
+                leave_one_out_scores(bank, choice.rule),
+                rule=choice.rule,
+                ok_scores=request.ok_scores,
+                ng_scores=request.ng_scores,
+                stored_ng=stored_ng,
+                scores_from="request" if measured is None else "dataset",
+                of_dataset=None if measured is None else measured.of,
+                ok_percentile=OK_PERCENTILE if request.ok_percentile is None else request.ok_percentile,
+                margin=1.0 if request.margin is None else request.margin,
+                threshold=request.threshold,
+                min_parts=self.min_ok_samples,
+                warnings=(*choice.warnings, *_without_effect(request)),
+            )
+            if model.calibration_fault is not None:
+                calibration = replace(calibration, warnings=(*calibration.warnings, _CALIBRATION_LOST))
+            if not request.dry_run:
+                self.store.save_calibration(key, calibration, stored=model.calibrations)
+        return calibration
+
+    def stored_scores(self, key: ModelKey, bank: MemoryBank, *, keeps: bool = True) -> StoredScores:
+        """Return what scores the stored images of a ROI with its memory.
+
+        Raises:
+            ExtractorMismatch, WeightsUnavailable: If the extractor of now cannot.
+        """
+        extractor = self.extractor.get()
+        check_extractor(bank, extractor)
+        self.precision.check(key, bank, extractor)
+        images = self.store.images(key)
+        return StoredScores(images, extractor, self.extraction, max_pixels=self.max_pixels, keeps=keeps)
+
+    def _stored(self, key: ModelKey, bank: MemoryBank, request: CalibrationRequest) -> StoredScores | None:
+        """Return what scores the bad images that are stored, with their embeddings at hand; None where there are none.
+
+        Not under the lock: nobody waits for it.
+        """
+        bad = self.store.images(key).labelled("ng")
+        if not bad:
+            return None
+        stored = self.stored_scores(key, bank, keeps=not request.dry_run)
+        stored.prepare(bad, bank.placement)
+        return stored
+
+    def _choice(self, bank: MemoryBank, last: Calibration | None, request: CalibrationRequest) -> RuleChoice:
+        return choose_rule(
+            bank,
+            last,
+            brings_scores=request.brings_scores,
+            score_mode=request.score_mode,
+            score_percentile=request.score_percentile,
+            area_mm2_thr=request.area_mm2_thr,
+        )
+
+
+def _without_effect(request: CalibrationRequest) -> list[str]:
+    if request.threshold is None:
+        return []
+    sent = [name for name in ("ok_percentile", "margin") if getattr(request, name) is not None]
+    return [f"{name}={getattr(request, name):g} has no effect: the threshold is set by hand." for name in sent]
