@@ -82,7 +82,8 @@ class ImageStore:
         """Store an image's original bytes and facts, and return the facts.
 
         What is there under the same digest and label keeps its name and bytes; a part, a scale or metadata that come
-        with the repeat take the place of the old ones. What is there but missing or damaged is stored anew.
+        with the repeat take the place of the old ones. What is there but missing or damaged is stored anew. What was
+        uploaded to the data set once stays of it, whatever fits bring it again.
 
         Raises:
             StorageFull, StorageFailed: If it cannot be written.
@@ -105,7 +106,10 @@ class ImageStore:
                 part_id=known.part_id if image.part_id == image.digest else image.part_id,
                 mm_per_px=image.mm_per_px or known.mm_per_px,
                 meta=image.meta or known.meta,
+                is_of_dataset=image.is_of_dataset or known.is_of_dataset,
             )
+        elif known is not None:
+            image = replace(image, is_of_dataset=True)  # nobody knows any more
         if image != known:
             self._write(folder / f"{image.digest}.json", facts_bytes(image))
         return image

@@ -29,6 +29,7 @@ class StoredImage:
         bytes_sha256: Digest of the file's bytes; empty where the facts are damaged.
         suffix: Of the file, ``.png`` or another of ``SUFFIX_BY_FORMAT``.
         meta: What the client sent along, JSON types.
+        is_of_dataset: Whether it was uploaded to the data set, or nobody knows; False where only fits brought it.
     """
 
     digest: str
@@ -40,6 +41,7 @@ class StoredImage:
     bytes_sha256: str
     suffix: str
     meta: Mapping[str, Any] = field(default_factory=dict)
+    is_of_dataset: bool = True
 
     @property
     def file_name(self) -> str:

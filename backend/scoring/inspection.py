@@ -41,8 +41,8 @@ class Inspection:
         map: [H, W] float32 anomaly map in pixels of the uploaded image; 0 outside the mask.
         mask: [H, W] bool, the pixels that count.
         regions: See ``regions_of``; empty when not calibrated.
-        warnings: Where the regions and the decision say different things, and what would resolve it; what is strange
-            about the image.
+        warnings: What is strange about the image, what is weak about the threshold, and where the regions and the
+            decision say different things.
         image_check: Whether it can be an image of the ROI; None where that is not checked.
         rejects_images: Whether an image that is none is ``ng``, whatever its score.
         heatmap_full_scale: The map value that the heat map shows as 255.
@@ -118,12 +118,14 @@ class ScoringTerms:
         is_stale: There is a calibration, but only of another memory.
         rule: How the map becomes a score.
         k: Neighbours that a distance is the mean of.
+        warnings: What is weak about the threshold.
     """
 
     calibration: Calibration | None
     is_stale: bool
     rule: ScoreRule
     k: int
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,11 +231,11 @@ def judge(
     scores = image_scores(image_map, mask, rule, mm_per_px=bank.mm_per_px)
     score = scores[rule.mode]
     regions: tuple[Region, ...] = ()
-    warnings: tuple[str, ...] = ()
+    warnings = terms.warnings
     if calibration is not None:
         judged = {"score": score, "threshold": calibration.threshold, "mm_per_px": bank.mm_per_px}
         regions = regions_of(image_map, mask, rule, **judged)
-        warnings = tuple(contradictions(mask, rule, regions, **judged))
+        warnings = (*warnings, *contradictions(mask, rule, regions, **judged))
     return Inspection(
         measured_score=score,
         calibration=calibration,

@@ -135,9 +135,9 @@ def prepare_renewal(calibration: Calibration | None, stored: StoredScores, fitte
         stored.prepare(stored.images.labelled("ok"), fitted)
 
 
-def warnings_of_renewal(calibration: Calibration) -> tuple[str, ...]:
+def warnings_of_renewal(previous: Calibration | None, new: Calibration | None) -> tuple[str, ...]:
     """Return what a renewed calibration says that whoever fitted should know."""
-    return calibration.warnings if rests_on_stored_images(calibration) else ()
+    return () if new is None or not rests_on_stored_images(previous) else new.warnings
 
 
 def renewed(

@@ -18,7 +18,7 @@ from backend.services.calibration import StoredUsed, dataset_shape
 from backend.services.datasets import Datasets
 from backend.services.inspection import InspectionService
 from backend.services.rule_choice import choose_rule
-from backend.services.stored_scores import learned_fields, own_shape
+from backend.services.stored_scores import learned_fields, own_shape, worst_by_part
 
 _QUEUE_PATIENCE_S = 60.0
 _QUEUE_POLL_S = 0.05
@@ -135,8 +135,7 @@ def calibrate_from_dataset(
         progress=progress,
         for_calibration=True,
     )
-    worst: dict[tuple[Label, str], float] = {}
-    used: dict[Label, list[str]] = {"ok": [], "ng": []}
+    scored: dict[Label, list[tuple[StoredImage, float]]] = {"ok": [], "ng": []}
     shapes = []
     failed: list[DatasetItem] = []
     memories = {bank.checksum}
@@ -146,12 +145,9 @@ def calibrate_from_dataset(
         if item.inspection is not None:
             memories.add(item.inspection.params["memory_checksum"])
         if item.inspection is not None and item.inspection.params["scoring"] != "own_image_only":
-            part = (item.image.label, item.image.part_id)
-            worst[part] = max(worst.get(part, 0.0), item.inspection.score_under(choice.rule))
-            used[item.image.label].append(item.image.digest)
+            scored[item.image.label].append((item.image, item.inspection.score_under(choice.rule)))
             shapes.append(learned_fields(own_shape(item.image), item.image.image_hw, bank))
-    ok_scores = [score for (label, _), score in worst.items() if label == "ok"]
-    ng_scores = [score for (label, _), score in worst.items() if label == "ng"]
+    ok_scores, ng_scores = worst_by_part(bank, scored["ok"]), worst_by_part(bank, scored["ng"])
     if len(ok_scores) < service.defaults.min_ok_samples:
         because = f" {len(failed)} images failed, the first with: {failed[0].error}" if failed else ""
         raise InvalidInput(
@@ -159,7 +155,8 @@ def calibrate_from_dataset(
             f"{service.defaults.min_ok_samples} are needed. Upload more ok images and fit them.{because}",
             details={"ok_parts": len(ok_scores), "needed": service.defaults.min_ok_samples},
         )
-    of = StoredUsed(ok_images=tuple(used["ok"]), ng_images=tuple(used["ng"]), shape=dataset_shape(shapes))
+    used = {label: tuple(image.digest for image, _ in of_label) for label, of_label in scored.items()}
+    of = StoredUsed(ok_images=used["ok"], ng_images=used["ng"], shape=dataset_shape(shapes))
     calibration = service.calibrate(
         key,
         ok_scores=ok_scores,

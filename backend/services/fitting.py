@@ -125,7 +125,7 @@ class Fitter:
                 stored = training.of_stored(_stored_before(images, before, request), fitted, mm_per_px=scale)
             with watch.lap("coreset"):
                 bank = memory_of({**stored, **fresh}, before.known, request, extractor, first.image_hw, steps)
-            unused = self._unused(key, request, before, bank)
+            unused = self._unused(key, request, before, bank, images)
             n_repeats = len(request.uploads) - len(set(fresh) - before.known_digests)
             try:
                 report = self._switch(key, before, bank, n_repeats, scorer, watch)
@@ -204,20 +204,24 @@ class Fitter:
                 *fit_warnings(bank, scores, rule.area_mm2_thr),
                 *strange_images(bank, self.store.images(key)),
                 *_warnings_about(before, bank, is_stale=previous is not None and in_force is None),
-                *(() if new is None else warnings_of_renewal(new)),
+                *warnings_of_renewal(previous, new),
             ),
             timings_ms=watch.timings_ms(),
         )
 
-    def _unused(self, key: ModelKey, request: FitRequest, before: _Before, bank: MemoryBank) -> set[str]:
-        """Return the images that were learned and that this fit leaves without a use."""
+    def _unused(
+        self, key: ModelKey, request: FitRequest, before: _Before, bank: MemoryBank, images: ImageStore
+    ) -> set[str]:
+        """Return the images that were learned and that this fit leaves without a use; none of the data set is."""
         if request.mode == "add" or request.use_dataset or before.memory is None:
             return set()
         try:
             others = self.store.learned_by_other_models(key)
         except ArtefactCorrupt:
             return set()  # Nobody knows what else needs them.
-        return set(before.memory.image_digests) - set(bank.image_digests) - others
+        unused = set(before.memory.image_digests) - set(bank.image_digests) - others
+        of_fits = {digest: images.get(digest, "ok") for digest in unused}
+        return {digest for digest, image in of_fits.items() if image is not None and not image.is_of_dataset}
 
     def _is_in_force(self, key: ModelKey, bank: MemoryBank) -> bool:
         try:

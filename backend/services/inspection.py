@@ -25,6 +25,7 @@ from backend.scoring.inspection import (
     NO_OVERRIDES,
     Inspection,
     Overrides,
+    ScoringTerms,
     inspected_mask,
     judge,
     scoring_terms,
@@ -193,6 +194,7 @@ class InspectionService:
         check_aspect_ratio(bank.placement, placement.image_hw, name)
         on_grid = on_fitted_grid(pixels, extractor, bank.placement, name)
         mask = inspected_mask(shape, bank, placement.image_hw)
+        terms = self._terms_within(key, model, terms, shape, mask)
         rows = self._extraction.inspect(extractor, on_grid, watch)
         with watch.lap("search"):
             distances, scoring = _distances(bank, rows, digest, terms.k)
@@ -203,13 +205,24 @@ class InspectionService:
             "image_digest": digest,
         }
         with watch.lap("post"):
-            scale = model.heatmap_full_scale
+            scale = model.heatmap_full_scale if terms.calibration is None else 2 * terms.calibration.threshold
             found = judge(bank, distances, placement, mask, terms, heatmap_full_scale=scale, facts=facts)
         if self.defaults.image_check != "off" and not for_calibration:
             with watch.lap("image_check"):
                 checked = check_image(model, bank, pixels, mask)
             found = found.with_image_check(checked, rejects=self.defaults.image_check == "reject")
         return replace(found, timings_ms=watch.timings_ms())
+
+    def _terms_within(
+        self, key: ModelKey, model: LoadedModel, terms: ScoringTerms, shape: Shape | None, mask: NDArray[np.bool_]
+    ) -> ScoringTerms:
+        """Return terms with the threshold that holds in the area that is inspected."""
+        thresholds = None if terms.calibration is None else model.shape_thresholds
+        if thresholds is None:
+            return terms
+        bank = model.fitted_bank(key)
+        found = thresholds.within(shape, mask, lambda: self.calibrator.stored_scores(key, bank))
+        return replace(terms, calibration=found.calibration, warnings=found.warnings)
 
 
 def _distances(bank: MemoryBank, rows: Rows, digest: str, k: int) -> tuple[NDArray[np.float32], str]:

@@ -15,6 +15,7 @@ from backend.errors import MemoryNotFound
 from backend.memory_bank.bank import MemoryBank
 from backend.memory_bank.image_statistics import LearnedRanges, learn_ranges
 from backend.scoring.leave_one_out import leave_one_out_scores
+from backend.services.shape_thresholds import ShapeThresholds
 from backend.storage import ArtefactStore, StoredModel
 
 _SHAPES_KEPT = 8
@@ -59,6 +60,13 @@ class LoadedModel(StoredModel):
                 self._ranges_by_area.clear()
             self._ranges_by_area[key] = found
         return found
+
+    @cached_property
+    def shape_thresholds(self) -> ShapeThresholds | None:
+        """The thresholds under shapes; None without a memory or a calibration of it."""
+        if self.bank is None or self.calibration is None:
+            return None
+        return ShapeThresholds(self.bank, self.calibration)
 
     def fitted_bank(self, key: ModelKey) -> MemoryBank:
         """Return the memory.

@@ -223,7 +223,7 @@ class Refitter:
             warnings=(
                 *_warnings_about(before, bank, set_aside, len(scorer.images.labelled("ng"))),
                 *fit_warnings(bank, scores, rule.area_mm2_thr),
-                *(() if new is None else warnings_of_renewal(new)),
+                *warnings_of_renewal(previous, new),
             ),
         )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -156,8 +156,8 @@ class StoredScores:
                 that was learned, as the memory's own images are scored.
         """
         measured, warnings = self.all_of(stored, bank)
-        by_part: dict[str, float] = {}
-        images, shapes, failed = [], [], []
+        scored: list[tuple[StoredImage, float]] = []
+        shapes, failed = [], []
         for each in measured:
             try:
                 shape = own_shape(each.image) if within_own_shapes else None
@@ -165,12 +165,11 @@ class StoredScores:
             except InspectionError as error:  # a shape that is none, or that covers nothing
                 failed.append((each.image.file_name, error.sentence))
                 continue
-            images.append(each.image.digest)
+            scored.append((each.image, score))
             shapes.append(learned_fields(shape, each.image.image_hw, bank))
-            by_part[each.image.part_id] = max(score, by_part.get(each.image.part_id, 0.0))
         return LabelScores(
-            by_part=tuple(by_part.values()),
-            images=tuple(images),
+            by_part=worst_by_part(bank, scored),
+            images=tuple(image.digest for image, _ in scored),
             shapes=tuple(shapes),
             warnings=(*warnings, *_of_failed(failed, len(stored))),
         )
@@ -190,6 +189,15 @@ class StoredScores:
         if self._keeps:
             self.images.put_embeddings(image.digest, made_by, rows)
         return rows
+
+
+def worst_by_part(bank: MemoryBank, scores: Iterable[tuple[StoredImage, float]]) -> tuple[float, ...]:
+    """Return the largest score of each part, in the order of the images."""
+    worst: dict[str, float] = {}
+    for image, score in scores:
+        part = bank.part_of(image.digest) or image.part_id
+        worst[part] = max(score, worst.get(part, 0.0))
+    return tuple(worst.values())
 
 
 def learned_fields(shape: Shape | None, image_hw: tuple[int, int], bank: MemoryBank) -> Mapping[str, Any] | None:

@@ -162,6 +162,7 @@ class TrainingImages:
             mm_per_px=mm_per_px,
             bytes_sha256=sha256_hex(image.data),
             suffix=image_suffix(image.data),
+            is_of_dataset=False,
         )
         return replace(image, part_id=self.images.put(stored, image.data).part_id)
 
