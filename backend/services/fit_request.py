@@ -40,7 +40,8 @@ class FitRequest:
         shape: What counts, in pixels of the first upload; None keeps what the ROI has learned with.
         mode: ``add`` to what was learned, or ``replace`` it.
         use_dataset: Learn exactly the ``ok`` images of the data set, and the uploads.
-        options: Everything else that shapes the memory.
+        options: Everything else that shapes the memory, where the fit does not add to one.
+        coreset_rate: In place of that of the options; None for what holds.
         aligned: As in ``FitOptions``; None keeps what the ROI was fitted with, which for a new one ``options`` say.
     """
 
@@ -50,6 +51,7 @@ class FitRequest:
     mode: Mode
     use_dataset: bool
     options: FitOptions
+    coreset_rate: float | None = None
     aligned: Aligned | None = None
 
 

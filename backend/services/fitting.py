@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from backend.artifacts.formats import LearnedFacts
 from backend.artifacts.image_store import ImageStore
@@ -23,6 +23,7 @@ from backend.scoring.inspection import rule_in_force
 from backend.scoring.leave_one_out import leave_one_out_scores
 from backend.services.calibration import prepare_renewal, renewed, warnings_of_renewal
 from backend.services.consistency import check_aspect_ratio, check_extractor, check_mm_per_px
+from backend.services.fit_options import options_in_force, settings_not_taken
 from backend.services.fit_request import FitProgress, FitReport, FitRequest, fit_warnings
 from backend.services.image_checking import strange_images
 from backend.services.model_cache import ModelCache
@@ -124,11 +125,12 @@ class Fitter:
                 fresh = {digest: training.keep(digest, image, request.mm_per_px) for digest, image in fresh.items()}
                 stored = training.of_stored(_stored_before(images, before, request), fitted, mm_per_px=scale)
             with watch.lap("coreset"):
-                bank = memory_of({**stored, **fresh}, before.known, request, extractor, first.image_hw, steps)
+                learned_with = replace(request, options=options_in_force(request, before.known))
+                bank = memory_of({**stored, **fresh}, before.known, learned_with, extractor, first.image_hw, steps)
             unused = self._unused(key, request, before, bank, images)
             n_repeats = len(request.uploads) - len(set(fresh) - before.known_digests)
             try:
-                report = self._switch(key, before, bank, n_repeats, scorer, watch)
+                report = self._switch(key, request, before, bank, n_repeats, scorer, watch)
             except BaseException:
                 if self._is_in_force(key, bank):  # and may not outlive a power cut; its images stay with it
                     images.keep()
@@ -177,6 +179,7 @@ class Fitter:
     def _switch(
         self,
         key: ModelKey,
+        request: FitRequest,
         before: _Before,
         bank: MemoryBank,
         n_repeats: int,
@@ -204,6 +207,7 @@ class Fitter:
                 *fit_warnings(bank, scores, rule.area_mm2_thr),
                 *strange_images(bank, self.store.images(key)),
                 *_warnings_about(before, bank, is_stale=previous is not None and in_force is None),
+                *settings_not_taken(request, bank),
                 *warnings_of_renewal(previous, new),
             ),
             timings_ms=watch.timings_ms(),

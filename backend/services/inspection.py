@@ -128,14 +128,14 @@ class InspectionService:
         progress: Progress | None = None,
     ) -> FitReport:
         """Learn good images; see ``Fitter.fit``."""
-        options = self.defaults.options
         request = FitRequest(
             uploads=uploads,
             mm_per_px=mm_per_px,
             shape=shape,
             mode=mode,
             use_dataset=use_dataset,
-            options=options if coreset_rate is None else replace(options, coreset_rate=coreset_rate),
+            options=self.defaults.options,
+            coreset_rate=coreset_rate,
             aligned=aligned,
         )
         return self._fitter.fit(key, request, progress=progress)
