@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from backend.artifacts.formats import LearnedFacts
@@ -11,7 +11,7 @@ from backend.artifacts.image_store import ImageStore
 from backend.artifacts.model_key import ModelKey
 from backend.artifacts.stored_image import StoredImage
 from backend.calib import Calibration
-from backend.errors import ArtefactCorrupt, ArtefactOutdated, InspectionError, InvalidInput, Unavailable
+from backend.errors import ArtefactCorrupt, InspectionError, InvalidInput, Unavailable
 from backend.extractors.base import FeatureExtractor
 from backend.extractors.extraction import Extraction
 from backend.extractors.loader import ExtractorLoader
@@ -21,6 +21,7 @@ from backend.memory_bank.coreset import Progress
 from backend.roi_mask import shape_mask
 from backend.scoring.inspection import rule_in_force
 from backend.scoring.leave_one_out import leave_one_out_scores
+from backend.services.before_fit import BeforeFit, warnings_of_fit
 from backend.services.calibration import prepare_renewal, renewed, warnings_of_renewal
 from backend.services.consistency import check_aspect_ratio, check_extractor, check_mm_per_px
 from backend.services.fit_options import options_in_force, settings_not_taken
@@ -33,30 +34,6 @@ from backend.storage import ArtefactStore
 from backend.utils import Stopwatch
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Before:
-    """What a ROI has before a fit.
-
-    Attributes:
-        known: The memory that the fit adds to; of a damaged one only the facts that are certain, if any. None where
-            the fit begins anew.
-        memory: The memory in force, whether the fit adds to it or not.
-        memory_fault: Why the memory that the fit adds to cannot be read, if it cannot.
-        calibrations: Newest first.
-        calibration_fault: Why what is stored of a calibration cannot be read, if it cannot.
-    """
-
-    known: MemoryBank | LearnedFacts | None
-    memory: MemoryBank | None = None
-    memory_fault: type[ArtefactCorrupt] | None = None
-    calibrations: Sequence[Calibration]
-    calibration_fault: type[ArtefactCorrupt] | None = None
-
-    @property
-    def known_digests(self) -> set[str]:
-        return set() if self.known is None else set(self.known.image_digests)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +116,7 @@ class Fitter:
             self._forget(images, unused)
         return report
 
-    def _before(self, key: ModelKey, request: FitRequest) -> _Before:
+    def _before(self, key: ModelKey, request: FitRequest) -> BeforeFit:
         """Return what the ROI has.
 
         Raises:
@@ -163,13 +140,13 @@ class Fitter:
                 calibrations = self.store.calibrations(key)
             except ArtefactCorrupt as of_calibration:
                 calibration_fault = type(of_calibration)
-            return _Before(
+            return BeforeFit(
                 known=facts,
                 memory_fault=type(error) if adds else None,
                 calibrations=calibrations,
                 calibration_fault=calibration_fault,
             )
-        return _Before(
+        return BeforeFit(
             known=stored.bank if adds else None,
             memory=stored.bank,
             calibrations=stored.calibrations,
@@ -180,7 +157,7 @@ class Fitter:
         self,
         key: ModelKey,
         request: FitRequest,
-        before: _Before,
+        before: BeforeFit,
         bank: MemoryBank,
         n_repeats: int,
         scorer: StoredScores,
@@ -206,7 +183,7 @@ class Fitter:
             warnings=(
                 *fit_warnings(bank, scores, rule.area_mm2_thr),
                 *strange_images(bank, self.store.images(key)),
-                *_warnings_about(before, bank, is_stale=previous is not None and in_force is None),
+                *warnings_of_fit(before, bank, is_stale=previous is not None and in_force is None),
                 *settings_not_taken(request, bank),
                 *warnings_of_renewal(previous, new),
             ),
@@ -214,7 +191,7 @@ class Fitter:
         )
 
     def _unused(
-        self, key: ModelKey, request: FitRequest, before: _Before, bank: MemoryBank, images: ImageStore
+        self, key: ModelKey, request: FitRequest, before: BeforeFit, bank: MemoryBank, images: ImageStore
     ) -> set[str]:
         """Return the images that were learned and that this fit leaves without a use; none of the data set is."""
         if request.mode == "add" or request.use_dataset or before.memory is None:
@@ -242,10 +219,6 @@ class Fitter:
             _log.exception("images that are no longer learned could not be deleted")
 
 
-def _words(fault: type[ArtefactCorrupt]) -> str:
-    return "of an older format" if issubclass(fault, ArtefactOutdated) else "damaged"
-
-
 def _reference(training: TrainingImages, request: FitRequest, of_dataset: Sequence[StoredImage]) -> Placement:
     """Return the placement that all images of the fit must agree with: the first upload's, or the data set's."""
     if request.uploads:
@@ -265,37 +238,9 @@ def _check(
         check_aspect_ratio(known.placement, first.image_hw, request.uploads[0].name if request.uploads else "data set")
 
 
-def _stored_before(images: ImageStore, before: _Before, request: FitRequest) -> Sequence[StoredImage]:
+def _stored_before(images: ImageStore, before: BeforeFit, request: FitRequest) -> Sequence[StoredImage]:
     """Return the stored images that the fit learns beside its uploads: the data set's, or those learned before."""
     if request.use_dataset:
         return images.labelled("ok")
     learned = (images.get(digest, "ok") for digest in (() if before.known is None else before.known.image_digests))
     return [image for image in learned if image is not None]
-
-
-def _warnings_about(before: _Before, bank: MemoryBank, *, is_stale: bool) -> Iterable[str]:
-    """Yield what a fit has changed that its caller may not expect."""
-    if before.calibration_fault is not None:
-        yield (
-            f"The stored calibration is {_words(before.calibration_fault)}; until you calibrate again, inspections are "
-            "refused."
-        )
-    if n_gone := len(before.known_digests - set(bank.image_digests)):
-        yield f"{n_gone} learned images were deleted from the store and are no longer part of the memory."
-    if is_stale:
-        yield (
-            "The calibration belongs to the memory before this fit and is set aside; until you calibrate again, "
-            "inspections have no decision."
-        )
-    if before.memory_fault is not None and before.known is None:
-        yield (
-            f"The memory before this fit was {_words(before.memory_fault)}, and so was its list of the images that it "
-            f"had learned: {len(bank.image_digests)} images, all good ones that are stored, were learned in their "
-            "place."
-        )
-    elif before.memory_fault is not None:
-        n_again = len(before.known_digests & set(bank.image_digests))
-        yield (
-            f"The memory before this fit was {_words(before.memory_fault)}; {n_again} images that it had learned were "
-            "learned again."
-        )
