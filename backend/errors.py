@@ -4,7 +4,8 @@ InspectionError
 ├── InvalidInput                 a field is missing or out of range
 │   ├── InvalidId                a role, ROI or model id that cannot name a folder
 │   ├── InvalidScores            scores for a calibration that are empty or not finite
-│   └── ShapeOutsideImage        a shape that covers no pixel of the image
+│   ├── ShapeOutsideImage        a shape that covers no pixel of the image
+│   └── ShapeTooSmall            a shape that covers less than one patch cell
 ├── BadRequest                   the request cannot be understood
 │   ├── ReservedRecipe           the recipe id ``last``
 │   ├── BadImage                 bytes that are no image, or half of one
@@ -79,6 +80,10 @@ class ShapeOutsideImage(InvalidInput, code="shape_outside_image"):
     """A shape that covers no pixel of the image, or none of the area that was learned."""
 
 
+class ShapeTooSmall(InvalidInput, code="shape_too_small"):
+    """A shape that covers less than one patch cell: as a rule its numbers are no pixels."""
+
+
 class BadRequest(InspectionError, code="bad_request"):
     """The request cannot be understood."""
 
@@ -132,7 +137,7 @@ class Conflict(InspectionError, code="conflict"):
 
 
 class MmPerPxMismatch(Conflict, code="mm_per_px_mismatch"):
-    """mm_per_px differs by more than 1 % from that of the first fit."""
+    """mm_per_px, and the physical size, differ by more than 2 % from those of the first fit."""
 
 
 class AspectRatioMismatch(Conflict, code="aspect_ratio_mismatch"):

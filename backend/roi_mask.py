@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from backend.errors import BadShape, InvalidInput, ShapeOutsideImage
+from backend.errors import BadShape, InvalidInput, ShapeOutsideImage, ShapeTooSmall
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,10 +129,31 @@ def shape_mask(shape: Shape | None, image_hw: tuple[int, int]) -> NDArray[np.boo
             inside &= squared_distance >= shape.r_inner**2
     if not inside.any():
         raise ShapeOutsideImage(
-            f"The shape covers no pixel of the {width}×{height} px image. Give it in pixels of the uploaded image.",
+            f"The shape covers no pixel of the {width}×{height} px image. Give it in pixels of the uploaded image, not "
+            "in shares of its width and height.",
             details={"field": "shape", "shape": shape_fields(shape), "image_width": width, "image_height": height},
         )
     return inside
+
+
+def check_covers_cell(shape: Shape, mask: NDArray[np.bool_], grid_hw: tuple[int, int]) -> None:
+    """Raise ShapeTooSmall if a shape covers less than one patch cell, or lies in 0 … 1, as no shape in pixels does.
+
+    Args:
+        shape: In pixels of the image.
+        mask: [H, W] bool, the pixels of the image that it covers.
+        grid_hw: Rows and columns of the patch grid.
+    """
+    (height, width), (rows, columns) = mask.shape, grid_hw
+    n_pixels, cell_px = int(np.count_nonzero(mask)), height * width / (rows * columns)
+    if n_pixels >= cell_px and not all(0 <= value <= 1 for value in asdict(shape).values()):
+        return
+    raise ShapeTooSmall(
+        f"The shape covers {n_pixels} px of the {width}×{height} px image, less than one patch cell ({cell_px:.4g}). "
+        "Its coordinates are pixels of the uploaded image, not shares of its width and height in 0 … 1: send a larger "
+        "shape, or none for the whole image.",
+        details={"field": "shape", "shape": shape_fields(shape), "covered_px": n_pixels, "cell_px": cell_px},
+    )
 
 
 def _number(fields: Mapping[str, Any], name: str) -> float:

@@ -35,7 +35,10 @@ RecipeId = Annotated[
 ]
 LARGEST_THRESHOLD = 2.0
 """The largest distance, and so the largest score."""
-MM_PER_PX_TEXT = "Millimetres per pixel of the image; fixed at the first fit of a ROI (1 % tolerance)."
+MM_PER_PX_TEXT = (
+    "Millimetres per pixel of the image. A ROI's is fixed at its first fit (2 % tolerance); an image of the same "
+    "physical size may have another, as with binning."
+)
 MmPerPx = Annotated[
     float, Field(ge=MIN_MM_PER_PX, le=MAX_MM_PER_PX, allow_inf_nan=False, description=MM_PER_PX_TEXT, examples=[0.2])
 ]

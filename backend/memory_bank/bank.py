@@ -93,7 +93,7 @@ class MemoryBank:
         source: [M] int32, the image (index into ``image_digests``) that each vector came from.
         image_digests: Digests of the learned images, ascending.
         part_ids: For each image the physical part that it shows; images of one part share the string.
-        placement: Of the first learned image in digest order; all images of the ROI share its grid.
+        placement: Of the image that the ROI was first fitted with; all images of the ROI share its grid.
         mask_cells: [Ht*Wt] bool, the cells that were learned.
         shape: JSON object of the learned shape in pixels of ``placement.image_hw``, or None for the whole image.
         loo_distances: [n, Ht*Wt] float32, each image's distances to the vectors of *other* parts; NaN outside

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from backend.imaging.placement import Placement
 from backend.memory_bank.bank import FitOptions, MemoryBank, PatchGrid
 from backend.memory_bank.coreset import Progress, coreset_size, kcenter_greedy
 from backend.memory_bank.global_evidence import GlobalEvidence, evidence
@@ -30,6 +31,7 @@ def learn(
     alignment: float | None = None,
     aligned: bool | None = None,
     precision: str = "fp32",
+    placement: Placement | None = None,
     progress: Progress | None = None,
 ) -> MemoryBank:
     """Return the memory of a ROI. The same images give the same memory, in whatever order they came.
@@ -41,7 +43,8 @@ def learn(
         part_ids: The part of each image; an image that is missing here is a part of its own.
         position_maps: The position map of each image.
         mask_cells: [Ht*Wt] bool, the cells to learn; at least one.
-        shape: JSON object of the shape that ``mask_cells`` was made from, in pixels of the first image by digest.
+        shape: JSON object of the shape that ``mask_cells`` was made from, in pixels of ``placement``.
+        placement: That of the ROI; None for that of the first image by digest.
         progress: Called with (done, total) while the coreset is picked.
 
     Raises:
@@ -75,7 +78,7 @@ def learn(
         source=source,
         image_digests=digests,
         part_ids=parts,
-        placement=first.placement,
+        placement=placement or first.placement,
         mask_cells=mask_cells.copy(),
         shape=shape,
         loo_distances=loo_distances,

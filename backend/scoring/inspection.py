@@ -13,7 +13,7 @@ from backend.calib import Calibration, ScoreRule
 from backend.errors import ShapeOutsideImage
 from backend.imaging.placement import Placement
 from backend.memory_bank.bank import MemoryBank
-from backend.roi_mask import Shape, shape_mask
+from backend.roi_mask import Shape, check_covers_cell, shape_mask
 from backend.scoring.agreement import contradictions, regions_of
 from backend.scoring.anomaly_map import anomaly_map, heatmap
 from backend.scoring.image_check import ImageCheck
@@ -187,7 +187,20 @@ def scoring_terms(
 
 
 def inspected_mask(shape: Shape | None, bank: MemoryBank, image_hw: tuple[int, int]) -> NDArray[np.bool_]:
-    """Return the pixels [H, W] bool of an image that a shape covers and that the ROI has learned.
+    """Return the pixels [H, W] bool of an image that a shape of a request covers and that the ROI has learned.
+
+    Raises:
+        ShapeOutsideImage: If there is none.
+        ShapeTooSmall: If they are less than one patch cell, and not all that was learned.
+    """
+    mask = mask_within(shape, bank, image_hw)
+    if shape is not None and not np.array_equal(mask, learned_mask(bank, image_hw)):
+        check_covers_cell(shape, mask, bank.placement.grid_hw)
+    return mask
+
+
+def mask_within(shape: Shape | None, bank: MemoryBank, image_hw: tuple[int, int]) -> NDArray[np.bool_]:
+    """Return the pixels [H, W] bool of an image that a shape covers, however few, and that the ROI has learned.
 
     Raises:
         ShapeOutsideImage: If there is none.
@@ -204,6 +217,11 @@ def inspected_mask(shape: Shape | None, bank: MemoryBank, image_hw: tuple[int, i
     return mask
 
 
+def blur_px(rule: ScoreRule, bank: MemoryBank, mm_per_px: float) -> float:
+    """Return the blur of a map in its own pixels: as wide on the part as that of the images which were learned."""
+    return rule.blur_sigma * bank.mm_per_px / mm_per_px
+
+
 def judge(
     bank: MemoryBank,
     distances: NDArray[np.float32],
@@ -213,6 +231,7 @@ def judge(
     *,
     heatmap_full_scale: float,
     facts: Mapping[str, Any],
+    mm_per_px: float | None = None,
 ) -> Inspection:
     """Return the inspection of an image.
 
@@ -224,16 +243,18 @@ def judge(
         terms: What it is measured and judged by.
         heatmap_full_scale: The map value that the heat map shows as 255.
         facts: What ``params`` holds beside the terms.
+        mm_per_px: Millimetres per pixel of the image; None for the memory's own.
     """
     calibration, rule = terms.calibration, terms.rule
+    mm_per_px = bank.mm_per_px if mm_per_px is None else mm_per_px
     learned = np.where(bank.mask_cells, distances, np.nan).astype(np.float32)
-    image_map = anomaly_map(learned, placement, mask, blur_sigma=rule.blur_sigma)
-    scores = image_scores(image_map, mask, rule, mm_per_px=bank.mm_per_px)
+    image_map = anomaly_map(learned, placement, mask, blur_sigma=blur_px(rule, bank, mm_per_px))
+    scores = image_scores(image_map, mask, rule, mm_per_px=mm_per_px)
     score = scores[rule.mode]
     regions: tuple[Region, ...] = ()
     warnings = terms.warnings
     if calibration is not None:
-        judged = {"score": score, "threshold": calibration.threshold, "mm_per_px": bank.mm_per_px}
+        judged = {"score": score, "threshold": calibration.threshold, "mm_per_px": mm_per_px}
         regions = regions_of(image_map, mask, rule, **judged)
         warnings = (*warnings, *contradictions(mask, rule, regions, **judged))
     return Inspection(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Collection
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +21,7 @@ from backend.memory_bank.bank import MemoryBank
 from backend.scoring.leave_one_out import learned_image_score, learned_mask, leave_one_out_scores
 from backend.storage import ArtefactStore
 
-MM_PER_PX_TOLERANCE = 0.01
+SCALE_TOLERANCE = 0.02
 ASPECT_TOLERANCE = 0.02
 PRECISION_TOLERANCE = 0.01
 """Largest change of a score that another precision may make, as a share of the threshold."""
@@ -40,23 +41,93 @@ def check_extractor(bank: MemoryBank | LearnedFacts, extractor: FeatureExtractor
 
 
 def check_mm_per_px(bank: MemoryBank | LearnedFacts, mm_per_px: float) -> None:
-    """Raise MmPerPxMismatch if the scale differs by more than 1 % from that of the first fit."""
-    if abs(mm_per_px / bank.mm_per_px - 1) > MM_PER_PX_TOLERANCE + 1e-9:
-        raise MmPerPxMismatch(
-            f"mm_per_px is {mm_per_px:g}, but this ROI was fitted with {bank.mm_per_px:g}. "
-            "Send the fitted value, or fit again with mode=replace.",
-            details={"field": "mm_per_px", "fitted_with": bank.mm_per_px, "sent": mm_per_px},
+    """Raise MmPerPxMismatch if a scale without an image differs by more than 2 % from that of the first fit."""
+    if not _agree(mm_per_px, bank.mm_per_px):
+        raise _scale_mismatch(
+            f"mm_per_px is {mm_per_px:g}, but this ROI was fitted with {bank.mm_per_px:g}. ", bank.mm_per_px, mm_per_px
         )
 
 
-def check_same_scale(mm_per_px: float, of_image: float | None, name: str) -> None:
-    """Raise MmPerPxMismatch if a stored image was uploaded with another scale than it is now used with."""
-    if of_image is not None and abs(of_image / mm_per_px - 1) > MM_PER_PX_TOLERANCE + 1e-9:
-        raise MmPerPxMismatch(
-            f"mm_per_px is {mm_per_px:g}, but the stored image {name!r} has {of_image:g}. "
-            "Send its value, or delete the image and upload it again.",
-            details={"field": "mm_per_px", "image": name, "stored_with": of_image, "sent": mm_per_px},
+@dataclass(frozen=True, kw_only=True)
+class PhysicalSize:
+    """How large a part an image shows.
+
+    Attributes:
+        image_hw: Height and width, px.
+        mm_per_px: Millimetres per pixel.
+    """
+
+    image_hw: tuple[int, int]
+    mm_per_px: float
+
+    @classmethod
+    def of(cls, known: MemoryBank | LearnedFacts) -> PhysicalSize:
+        """Return the size that was fixed at a ROI's first fit."""
+        return cls(image_hw=known.placement.image_hw, mm_per_px=known.mm_per_px)
+
+    def __str__(self) -> str:
+        (height, width), mm = self.image_hw, self.mm_per_px
+        return f"{width}×{height} px at mm_per_px {mm:g} ({width * mm:.4g}×{height * mm:.4g} mm)"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageScale:
+    """The scale that areas in an image are counted in.
+
+    Attributes:
+        mm_per_px: Millimetres per pixel of the image.
+        warning: Where it is not the one that was sent, why.
+    """
+
+    mm_per_px: float
+    warning: str | None = None
+
+
+def scale_of_image(fitted: PhysicalSize, sent: PhysicalSize, name: str = "image") -> ImageScale:
+    """Return the scale of an image of a ROI, whose physical size and mm_per_px are fixed at the first fit.
+
+    The same size at another mm_per_px is binning, or another camera. Another size at the same mm_per_px is taken for
+    the same area of the part, as all images of a ROI are, and so for another scale than was sent.
+
+    Args:
+        fitted: The ROI's.
+        sent: The image's, with the mm_per_px that came with it.
+        name: What an error calls the image.
+
+    Raises:
+        MmPerPxMismatch: If both differ by more than 2 %.
+    """
+    (height, width), (h0, w0) = sent.image_hw, fitted.image_hw
+    is_scale = _agree(sent.mm_per_px, fitted.mm_per_px)
+    is_size = all(_agree(px * sent.mm_per_px, px0 * fitted.mm_per_px) for px, px0 in ((height, h0), (width, w0)))
+    if is_size:
+        return ImageScale(mm_per_px=fitted.mm_per_px if is_scale else sent.mm_per_px)
+    shown = fitted.mm_per_px * math.sqrt(h0 * w0 / (height * width))
+    if not is_scale:
+        raise _scale_mismatch(
+            f"The image {name!r} is {sent}; this ROI was fitted with mm_per_px {fitted.mm_per_px:g} and images of "
+            f"{fitted}: neither the scale nor the physical size agrees. ",
+            fitted.mm_per_px,
+            sent.mm_per_px,
         )
+    return ImageScale(
+        mm_per_px=shown,
+        warning=f"An image of {sent} is of another size than those that the ROI was fitted with, {fitted}. It was "
+        f"resized, as one of the same area of the part at {shown:.4g} mm per pixel. If it is one, send that mm_per_px; "
+        "if not, cut it out as at the fit.",
+    )
+
+
+def _agree(value: float, fitted: float) -> bool:
+    return abs(value / fitted - 1) <= SCALE_TOLERANCE + 1e-9
+
+
+def _scale_mismatch(sentence: str, fitted: float, sent: float) -> MmPerPxMismatch:
+    return MmPerPxMismatch(
+        f"{sentence}Send the fitted value, the scale that belongs to the image's own pixels, or fit again with "
+        "mode=replace.",
+        details={"field": "mm_per_px", "fitted_with": fitted, "sent": sent},
+    )
 
 
 def check_aspect_ratio(fitted: Placement, image_hw: tuple[int, int], name: str = "image") -> None:

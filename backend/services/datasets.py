@@ -14,7 +14,7 @@ from backend.artifacts.model_key import ModelKey
 from backend.artifacts.stored_image import Label, StoredImage, safe_stem
 from backend.errors import ArtefactCorrupt, InvalidInput, NotFound
 from backend.imaging.image_codec import decode_image, image_suffix, pixel_digest
-from backend.services.consistency import check_mm_per_px
+from backend.services.consistency import PhysicalSize, scale_of_image
 from backend.storage import ArtefactStore
 from backend.utils import MAX_MM_PER_PX, MIN_MM_PER_PX, sha256_hex
 
@@ -55,8 +55,10 @@ class Datasets:
         for upload in uploads:
             image = decode_image(upload.data, max_pixels=self._max_pixels, name=upload.name)
             mm_per_px = _mm_per_px(upload)
+            image_hw = (image.shape[0], image.shape[1])
             if bank is not None and mm_per_px is not None:
-                check_mm_per_px(bank, mm_per_px)
+                sent = PhysicalSize(image_hw=image_hw, mm_per_px=mm_per_px)
+                scale_of_image(PhysicalSize.of(bank), sent, upload.name)
             digest = pixel_digest(image)
             described.append(
                 StoredImage(
@@ -64,7 +66,7 @@ class Datasets:
                     label=label,
                     name=safe_stem(upload.name),
                     part_id=str(upload.meta.get("part_id") or digest),
-                    image_hw=(image.shape[0], image.shape[1]),
+                    image_hw=image_hw,
                     mm_per_px=mm_per_px,
                     bytes_sha256=sha256_hex(upload.data),
                     suffix=image_suffix(upload.data),

@@ -18,12 +18,12 @@ from backend.extractors.loader import ExtractorLoader
 from backend.imaging.placement import Placement
 from backend.memory_bank.bank import MemoryBank
 from backend.memory_bank.coreset import Progress
-from backend.roi_mask import shape_mask
+from backend.roi_mask import check_covers_cell, shape_mask
 from backend.scoring.inspection import rule_in_force
 from backend.scoring.leave_one_out import leave_one_out_scores
 from backend.services.before_fit import BeforeFit, warnings_of_fit
 from backend.services.calibration import prepare_renewal, renewed, warnings_of_renewal
-from backend.services.consistency import check_aspect_ratio, check_extractor, check_mm_per_px
+from backend.services.consistency import PhysicalSize, check_aspect_ratio, check_extractor, scale_of_image
 from backend.services.fit_options import options_in_force, settings_not_taken
 from backend.services.fit_request import FitProgress, FitReport, FitRequest, fit_warnings
 from backend.services.image_checking import strange_images
@@ -61,7 +61,7 @@ class Fitter:
             AspectRatioMismatch, MmPerPxMismatch, ExtractorMismatch: If the ROI was fitted otherwise.
             Conflict: If an upload is kept as a bad image.
             ArtefactCorrupt, NotFound: If a stored image is damaged or gone; the sentence names it.
-            ShapeOutsideImage: If the shape covers no pixel.
+            ShapeOutsideImage, ShapeTooSmall: If the shape covers no pixel, or less than one patch cell.
             WeightsUnavailable: If there is no extractor.
         """
         watch = Stopwatch()
@@ -78,20 +78,21 @@ class Fitter:
             watch=watch,
         )
         first = _reference(training, request, of_dataset)
-        shape_mask(request.shape, first.image_hw)
+        mask = shape_mask(request.shape, first.image_hw)
+        if request.shape is not None:
+            check_covers_cell(request.shape, mask, first.grid_hw)
         before = self._before(key, request)
-        _check(before.known, request, extractor, first)
+        size = _checked_size(before.known, request, extractor, first, training)
         training.know(before.memory)
         fitted = first if before.known is None else before.known.placement
         fresh = training.of_uploads(request.uploads, fitted)
         # Before the lock, so that nobody waits for it; under it the rows are there.
-        scale = request.mm_per_px if request.use_dataset else None
-        training.of_stored(of_dataset, fitted, mm_per_px=scale)
+        training.of_stored(of_dataset, fitted, size=size)
         scorer = StoredScores(images, extractor, self.extraction, max_pixels=self.max_pixels)
         prepare_renewal(next(iter(before.calibrations), None), scorer, fitted)
         with self.store.lock(key), images.all_or_none():
             before = self._before(key, request)
-            _check(before.known, request, extractor, first)
+            size = _checked_size(before.known, request, extractor, first, training)
             training.know(before.memory)
             if before.known is not None and before.known.placement.grid_hw != fitted.grid_hw:
                 fitted = before.known.placement  # somebody else's fit came first, and fixed the grid
@@ -100,14 +101,16 @@ class Fitter:
                 images.check_label(digest, "ok", image.name)
             with watch.lap("store"):
                 fresh = {digest: training.keep(digest, image, request.mm_per_px) for digest, image in fresh.items()}
-                stored = training.of_stored(_stored_before(images, before, request), fitted, mm_per_px=scale)
+                stored = training.of_stored(
+                    _stored_before(images, before, request), fitted, size=size if request.use_dataset else None
+                )
             with watch.lap("coreset"):
                 learned_with = replace(request, options=options_in_force(request, before.known))
                 bank = memory_of({**stored, **fresh}, before.known, learned_with, extractor, first.image_hw, steps)
             unused = self._unused(key, request, before, bank, images)
             n_repeats = len(request.uploads) - len(set(fresh) - before.known_digests)
             try:
-                report = self._switch(key, request, before, bank, n_repeats, scorer, watch)
+                report = self._switch(key, request, before, bank, n_repeats, scorer, watch, tuple(training.warnings))
             except BaseException:
                 if self._is_in_force(key, bank):  # and may not outlive a power cut; its images stay with it
                     images.keep()
@@ -162,6 +165,7 @@ class Fitter:
         n_repeats: int,
         scorer: StoredScores,
         watch: Stopwatch,
+        warnings: Sequence[str],
     ) -> FitReport:
         """Make the memory the ROI's own, with its calibration renewed where that can be done, and report."""
         previous = next(iter(before.calibrations), None)
@@ -181,6 +185,7 @@ class Fitter:
             calibration="none" if previous is None else "renewed" if new else "kept" if own else "stale",
             threshold=None if in_force is None else in_force.threshold,
             warnings=(
+                *warnings,
                 *fit_warnings(bank, scores, rule.area_mm2_thr),
                 *strange_images(bank, self.store.images(key)),
                 *warnings_of_fit(before, bank, is_stale=previous is not None and in_force is None),
@@ -226,16 +231,27 @@ def _reference(training: TrainingImages, request: FitRequest, of_dataset: Sequen
     if not of_dataset:
         wanted = "The data set has no ok images" if request.use_dataset else "The field images is missing"
         raise InvalidInput(f"{wanted}. Send at least one good image.", details={"field": "images"})
-    return training.placement_of(of_dataset[0])
+    of_scale = (image for image in of_dataset if image.mm_per_px in (None, request.mm_per_px))
+    return training.placement_of(next(of_scale, of_dataset[0]))
 
 
-def _check(
-    known: MemoryBank | LearnedFacts | None, request: FitRequest, extractor: FeatureExtractor, first: Placement
-) -> None:
+def _checked_size(
+    known: MemoryBank | LearnedFacts | None,
+    request: FitRequest,
+    extractor: FeatureExtractor,
+    first: Placement,
+    training: TrainingImages,
+) -> PhysicalSize:
+    """Return the physical size of the ROI, with which the uploads agree."""
+    size = PhysicalSize(image_hw=first.image_hw, mm_per_px=request.mm_per_px)
     if known is not None:
         check_extractor(known, extractor)
-        check_mm_per_px(known, request.mm_per_px)
-        check_aspect_ratio(known.placement, first.image_hw, request.uploads[0].name if request.uploads else "data set")
+        name = request.uploads[0].name if request.uploads else "data set"
+        check_aspect_ratio(known.placement, first.image_hw, name)
+        scale_of_image(PhysicalSize.of(known), size, name)
+        size = PhysicalSize.of(known)
+    training.check_sizes(request.uploads, size, request.mm_per_px)
+    return size
 
 
 def _stored_before(images: ImageStore, before: BeforeFit, request: FitRequest) -> Sequence[StoredImage]:

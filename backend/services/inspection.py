@@ -32,11 +32,12 @@ from backend.scoring.inspection import (
 )
 from backend.services.calibrating import CalibrationRequest, Calibrator, MeasuredScores
 from backend.services.consistency import (
+    PhysicalSize,
     PrecisionCheck,
     check_aspect_ratio,
     check_extractor,
-    check_mm_per_px,
     on_fitted_grid,
+    scale_of_image,
 )
 from backend.services.fit_request import FitReport, FitRequest, Mode, Upload
 from backend.services.fitting import Fitter
@@ -180,7 +181,6 @@ class InspectionService:
         bank = model.fitted_bank(key)
         judged_by = (None, None) if for_calibration else (model.calibration, model.last_calibration)
         terms = scoring_terms(bank, *judged_by, overrides)
-        check_mm_per_px(bank, mm_per_px)
         with watch.lap("decode"):
             if isinstance(image, bytes):
                 pixels = decode_image(image, max_pixels=self.defaults.max_pixels, name=name)
@@ -192,6 +192,8 @@ class InspectionService:
         self._precision.check(key, bank, extractor)
         placement = replace(bank.placement, image_hw=(pixels.shape[0], pixels.shape[1]))
         check_aspect_ratio(bank.placement, placement.image_hw, name)
+        sent = PhysicalSize(image_hw=placement.image_hw, mm_per_px=mm_per_px)
+        scale = scale_of_image(PhysicalSize.of(bank), sent, name)
         on_grid = on_fitted_grid(pixels, extractor, bank.placement, name)
         mask = inspected_mask(shape, bank, placement.image_hw)
         terms = self._terms_within(key, model, terms, shape, mask)
@@ -199,19 +201,29 @@ class InspectionService:
         with watch.lap("search"):
             distances, scoring = _distances(bank, rows, digest, terms.k)
         facts = {
-            **_facts_of(bank, extractor, placement),
+            **_facts_of(bank, extractor, placement, scale.mm_per_px),
             "scoring": scoring,
             "shape": None if shape is None else shape_fields(shape),
             "image_digest": digest,
         }
         with watch.lap("post"):
-            scale = model.heatmap_full_scale if terms.calibration is None else 2 * terms.calibration.threshold
-            found = judge(bank, distances, placement, mask, terms, heatmap_full_scale=scale, facts=facts)
+            full_scale = model.heatmap_full_scale if terms.calibration is None else 2 * terms.calibration.threshold
+            found = judge(
+                bank,
+                distances,
+                placement,
+                mask,
+                terms,
+                heatmap_full_scale=full_scale,
+                facts=facts,
+                mm_per_px=scale.mm_per_px,
+            )
         if self.defaults.image_check != "off" and not for_calibration:
             with watch.lap("image_check"):
                 checked = check_image(model, bank, pixels, mask)
             found = found.with_image_check(checked, rejects=self.defaults.image_check == "reject")
-        return replace(found, timings_ms=watch.timings_ms())
+        of_scale = () if scale.warning is None else (scale.warning,)
+        return replace(found, warnings=(*of_scale, *found.warnings), timings_ms=watch.timings_ms())
 
     def _terms_within(
         self, key: ModelKey, model: LoadedModel, terms: ScoringTerms, shape: Shape | None, mask: NDArray[np.bool_]
@@ -236,14 +248,14 @@ def _distances(bank: MemoryBank, rows: Rows, digest: str, k: int) -> tuple[NDArr
     return bank.cell_scores(rows, k=k), "own_image_only"
 
 
-def _facts_of(bank: MemoryBank, extractor: FeatureExtractor, placement: Placement) -> dict[str, Any]:
+def _facts_of(bank: MemoryBank, extractor: FeatureExtractor, placement: Placement, mm_per_px: float) -> dict[str, Any]:
     return {
         "extractor": extractor.name,
         "extractor_id": extractor.extractor_id,
         "precision": extractor.precision,
         "coreset_rate": bank.options.coreset_rate,
-        "mm_per_px": bank.mm_per_px,
-        "cell_mm": placement.cell_mm(bank.mm_per_px),
+        "mm_per_px": mm_per_px,
+        "cell_mm": placement.cell_mm(mm_per_px),
         "learned_shape": bank.shape,
         "n_ok": len(bank.image_digests),
         "memory": "global" if bank.local is None else "local",

@@ -140,7 +140,7 @@ class Refitter:
         )
         # Before the lock, so that nobody waits for it; under it the rows are there.
         training.know(before.known)
-        first = training.placement_of(learned[0])
+        first = extractor.placement(before.known.placement.image_hw)
         training.of_stored(learned, first)
         scorer = StoredScores(images, extractor, self.fitter.extraction, max_pixels=self.fitter.max_pixels)
         prepare_renewal(next(iter(before.calibrations), None), scorer, first)
@@ -150,7 +150,7 @@ class Refitter:
                 return RefitReport()  # somebody else was faster
             learned = _still_stored(images, before, key)
             training.know(before.known)
-            first = training.placement_of(learned[0])
+            first = extractor.placement(before.known.placement.image_hw)
             bank = memory_of(
                 training.of_stored(learned, first),
                 before.known,

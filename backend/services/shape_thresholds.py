@@ -21,7 +21,7 @@ from backend.calib import OWN_SHAPES, Calibration, set_threshold
 from backend.memory_bank.bank import MemoryBank
 from backend.roi_mask import Shape, scale_shape, shape_from_fields
 from backend.scoring.image_score import image_score
-from backend.scoring.inspection import inspected_mask
+from backend.scoring.inspection import mask_within
 from backend.scoring.leave_one_out import learned_mask, leave_one_out_scores
 from backend.services.stored_scores import ImageDistances, StoredScores, worst_by_part
 
@@ -95,7 +95,7 @@ class ShapeThresholds:
         if own == OWN_SHAPES:
             return shape is not None and not covers_all
         scaled = scale_shape(shape_from_fields(own), self._bank.placement.image_hw, image_hw)
-        return bool(np.array_equal(mask, inspected_mask(scaled, self._bank, image_hw)))
+        return bool(np.array_equal(mask, mask_within(scaled, self._bank, image_hw)))
 
     def _measured(self, shape: Shape | None, stored: Callable[[], StoredScores]) -> ShapeThreshold:
         bank, calibration = self._bank, self._calibration
@@ -106,7 +106,7 @@ class ShapeThresholds:
         if calibration.ok_scores_from == "dataset":
             ok = worst_by_part(bank, ((each.image, each.score(bank, rule, shape, hw)) for each in self._stored["ok"]))
         else:
-            ok = leave_one_out_scores(bank, rule, inspected_mask(shape, bank, hw)).by_part
+            ok = leave_one_out_scores(bank, rule, mask_within(shape, bank, hw)).by_part
         if len(ok) < 2:
             return ShapeThreshold(calibration=calibration, warnings=(_NOT_MEASURABLE,))
         made = partial(set_threshold, ok, percentile=calibration.ok_percentile, margin=calibration.margin)
@@ -134,7 +134,7 @@ class ShapeThresholds:
         for each in self._stored["ng"]:
             rule = self._calibration.rule
             image_map, mask = each.map_within(self._bank, rule, shape, hw)
-            score = image_score(image_map, mask, rule, mm_per_px=self._bank.mm_per_px)
+            score = image_score(image_map, mask, rule, mm_per_px=each.mm_per_px)
             if score <= floor:
                 everywhere, learned = each.map_within(self._bank, rule, None, hw)
                 peak = np.argmax(np.where(learned, everywhere, -1))

@@ -21,8 +21,8 @@ from backend.memory_bank.bank import MemoryBank
 from backend.roi_mask import Shape, parse_shape, scale_shape, shape_fields, shape_from_fields
 from backend.scoring.anomaly_map import anomaly_map
 from backend.scoring.image_score import image_score
-from backend.scoring.inspection import inspected_mask
-from backend.services.consistency import check_aspect_ratio, on_fitted_grid
+from backend.scoring.inspection import blur_px, mask_within
+from backend.services.consistency import PhysicalSize, check_aspect_ratio, on_fitted_grid, scale_of_image
 
 _NAMED = 3
 """Images that a warning names."""
@@ -36,16 +36,18 @@ class ImageDistances:
         image: The image.
         distances: [Ht*Wt] float32, row-major; NaN where nothing was learned.
         image_hw: Height and width that its maps have, px.
+        mm_per_px: Millimetres per pixel of these.
     """
 
     image: StoredImage
     distances: NDArray[np.float32]
     image_hw: tuple[int, int]
+    mm_per_px: float
 
     def score(self, bank: MemoryBank, rule: ScoreRule, shape: Shape | None, shape_hw: tuple[int, int]) -> float:
         """Return the image score within a shape in pixels of an image of ``shape_hw``, of what was learned."""
         image_map, mask = self.map_within(bank, rule, shape, shape_hw)
-        return image_score(image_map, mask, rule, mm_per_px=bank.mm_per_px)
+        return image_score(image_map, mask, rule, mm_per_px=self.mm_per_px)
 
     def map_within(
         self, bank: MemoryBank, rule: ScoreRule, shape: Shape | None, shape_hw: tuple[int, int]
@@ -53,8 +55,9 @@ class ImageDistances:
         """Return the map [H, W] float32 and the mask [H, W] bool within a shape; arguments as of ``score``."""
         placement = replace(bank.placement, image_hw=self.image_hw)
         scaled = None if shape is None else scale_shape(shape, shape_hw, self.image_hw)
-        mask = inspected_mask(scaled, bank, self.image_hw)
-        return anomaly_map(self.distances, placement, mask, blur_sigma=rule.blur_sigma), mask
+        mask = mask_within(scaled, bank, self.image_hw)
+        blur_sigma = blur_px(rule, bank, self.mm_per_px)
+        return anomaly_map(self.distances, placement, mask, blur_sigma=blur_sigma), mask
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,11 +126,15 @@ class StoredScores:
         """
         if image.digest in bank.image_digests:
             own = bank.loo_scores[bank.image_digests.index(image.digest)]
-            known = bool(np.isfinite(own).any())
-            return ImageDistances(image=image, distances=own, image_hw=bank.placement.image_hw) if known else None
+            if not np.isfinite(own).any():
+                return None
+            fitted = PhysicalSize.of(bank)
+            return ImageDistances(image=image, distances=own, image_hw=fitted.image_hw, mm_per_px=fitted.mm_per_px)
         distances = bank.cell_scores(self._rows(image, bank.placement))
         learned = np.where(bank.mask_cells, distances, np.nan).astype(np.float32)
-        return ImageDistances(image=image, distances=learned, image_hw=image.image_hw)
+        sent = PhysicalSize(image_hw=image.image_hw, mm_per_px=image.mm_per_px or bank.mm_per_px)
+        scale = scale_of_image(PhysicalSize.of(bank), sent, image.file_name)
+        return ImageDistances(image=image, distances=learned, image_hw=image.image_hw, mm_per_px=scale.mm_per_px)
 
     def all_of(self, stored: Sequence[StoredImage], bank: MemoryBank) -> tuple[list[ImageDistances], tuple[str, ...]]:
         """Return ``distances`` of images, and a warning where some cannot be scored."""

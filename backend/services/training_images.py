@@ -21,9 +21,9 @@ from backend.memory_bank.alignment import alignment_of_parts
 from backend.memory_bank.bank import MemoryBank, PatchGrid
 from backend.memory_bank.learning import learn
 from backend.memory_bank.whitening import fit_whitening
-from backend.roi_mask import Shape, scale_shape, shape_fields, shape_from_fields, shape_mask
+from backend.roi_mask import Shape, check_covers_cell, scale_shape, shape_fields, shape_from_fields, shape_mask
 from backend.services.alignment_choice import choose_alignment
-from backend.services.consistency import check_aspect_ratio, check_same_scale, on_fitted_grid
+from backend.services.consistency import PhysicalSize, check_aspect_ratio, on_fitted_grid, scale_of_image
 from backend.services.fit_request import FitProgress, FitRequest, Upload
 from backend.utils import Stopwatch, sha256_hex
 
@@ -51,6 +51,7 @@ class TrainingImages:
         max_pixels: Largest image, px.
         watch: Gets the laps ``decode`` and ``extract``.
         position_maps: Those at hand, [cells, 4] float16 by digest; for another one its image is decoded.
+        warnings: What was noticed about the images' sizes, each once.
     """
 
     images: ImageStore
@@ -60,6 +61,7 @@ class TrainingImages:
     max_pixels: int
     watch: Stopwatch
     position_maps: dict[str, NDArray[np.float16]] = field(default_factory=dict)
+    warnings: dict[str, None] = field(default_factory=dict)
 
     def know(self, memory: MemoryBank | LearnedFacts | None) -> None:
         """Take the position maps of the images that a memory has learned, if it is there and whole."""
@@ -80,6 +82,17 @@ class TrainingImages:
         for upload, placement in zip(uploads, found, strict=True):
             check_aspect_ratio(found[0], placement.image_hw, upload.name)
         return found
+
+    def check_sizes(self, uploads: Sequence[Upload], fitted: PhysicalSize, mm_per_px: float) -> None:
+        """Note the uploads that are resized; raises MmPerPxMismatch if one agrees neither in scale nor in size."""
+        for upload in uploads:
+            image_hw = image_size(upload.data, max_pixels=self.max_pixels, name=upload.name)
+            self._check_size(fitted, image_hw, mm_per_px, upload.name)
+
+    def _check_size(self, fitted: PhysicalSize, image_hw: tuple[int, int], mm_per_px: float, name: str) -> None:
+        scale = scale_of_image(fitted, PhysicalSize(image_hw=image_hw, mm_per_px=mm_per_px), name)
+        if scale.warning is not None:
+            self.warnings[scale.warning] = None
 
     def placement_of(self, image: StoredImage) -> Placement:
         """Return how a stored image is brought to the grid.
@@ -125,14 +138,14 @@ class TrainingImages:
         }
 
     def of_stored(
-        self, stored: Sequence[StoredImage], first: Placement, *, mm_per_px: float | None = None
+        self, stored: Sequence[StoredImage], first: Placement, *, size: PhysicalSize | None = None
     ) -> dict[str, TrainingImage]:
         """Return stored images by digest; embeddings that were missing are kept.
 
         Args:
             stored: The images.
             first: The placement that all must agree with; its grid is that of all.
-            mm_per_px: The scale that all must have been stored with; None for whatever it was.
+            size: The physical size that all must agree with; None for whatever it was.
 
         Raises:
             AspectRatioMismatch, MmPerPxMismatch: If one does not agree.
@@ -140,8 +153,8 @@ class TrainingImages:
         """
         for image in stored:
             check_aspect_ratio(first, self.placement_of(image).image_hw, image.file_name)
-            if mm_per_px is not None:
-                check_same_scale(mm_per_px, image.mm_per_px, image.file_name)
+            if size is not None:
+                self._check_size(size, image.image_hw, image.mm_per_px or size.mm_per_px, image.file_name)
         grids = self._load_or_extract(((image.digest, image) for image in stored), first)
         return {
             image.digest: TrainingImage(
@@ -240,15 +253,19 @@ def memory_of(
     """Return the memory of images by digest, with the shape that is asked for or the one that was learned before.
 
     Raises:
-        ShapeOutsideImage: If the shape covers no pixel.
+        ShapeOutsideImage, ShapeTooSmall: If the shape covers no pixel, or less than one patch cell.
     """
-    first = images[min(images)].grid.placement
+    # The size that was fixed at the first fit, however large the image is that now comes first by digest.
+    fitted_hw = upload_hw if known is None else known.placement.image_hw
+    first = replace(images[min(images)].grid.placement, image_hw=fitted_hw)
     shape: Shape | None = None
     if request.shape is not None:
         shape = scale_shape(request.shape, upload_hw, first.image_hw)
     elif known is not None and known.shape is not None:
         shape = scale_shape(shape_from_fields(known.shape), known.placement.image_hw, first.image_hw)
     mask = shape_mask(shape, first.image_hw)
+    if request.shape is not None and shape is not None:
+        check_covers_cell(shape, mask, first.grid_hw)
     mask_cells = first.cell_coverage(mask).reshape(-1) > 0
     part_ids = {digest: image.part_id for digest, image in images.items()}
     position_maps = {digest: image.position_map for digest, image in images.items()}
@@ -271,5 +288,6 @@ def memory_of(
         alignment=alignment,
         aligned=choice.aligned,
         precision=extractor.precision,
+        placement=first,
         progress=progress.picks,
     )

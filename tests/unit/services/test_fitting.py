@@ -274,7 +274,7 @@ def test_a_fit_that_is_refused_leaves_everything_as_it_was(service, extractor, k
     assert len(extractor.calls) == 2
 
 
-@pytest.mark.parametrize(("mm_per_px", "accepted"), [(0.202, True), (0.198, True), (0.2021, False), (0.1979, False)])
+@pytest.mark.parametrize(("mm_per_px", "accepted"), [(0.204, True), (0.196, True), (0.2041, False), (0.1959, False)])
 def test_a_scale_may_differ_by_one_per_cent_and_the_first_one_stays(service, key, mm_per_px, accepted):
     fit(service, key, uploads(0))
     if accepted:
