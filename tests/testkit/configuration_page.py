@@ -53,7 +53,8 @@ it is refused in the same way.
     "coreset_rate": (
         "Memory and score",
         """\
-A fit stores these values in the memory. **A change takes effect at the next fit of a ROI.** `BDI_SCORE_MODE`,
+The first fit of a ROI stores these values in its memory, and later fits keep them. **A change is for new ROIs and for
+`mode=replace`**; `/fit_ok` names what it did not take. `BDI_SCORE_MODE`,
 `BDI_SCORE_PERCENTILE` and `BDI_AREA_MM2_THR` hold until the ROI is calibrated; from then on its calibration decides.
 `/fit_ok` can set the coreset rate of one fit (`coreset_rate`; `memory_fit=true` means 1).
 

@@ -81,7 +81,7 @@ def test_a_memory_of_another_extractor_becomes_what_a_fit_with_the_new_one_would
     assert service.infer(key, good_image(9), mm_per_px=0.2).score > 0
 
 
-def test_a_shape_is_scaled_where_the_first_image_has_another_size(services, key) -> None:
+def test_shape_and_size_of_the_first_fit_stay_where_its_image_is_gone(services, key) -> None:
     large = sorted((pixel_digest(good_image(seed, image_hw=(128, 128))), seed) for seed in range(20))
     small = sorted((pixel_digest(good_image(seed)), seed) for seed in range(20))
     first, second = large[0][1], small[-1][1]  # the large image is the first by digest
@@ -94,7 +94,8 @@ def test_a_shape_is_scaled_where_the_first_image_has_another_size(services, key)
     images.delete([large[0][0]], "ok")
     report = services(extractor=FakeExtractor(variant="b")).refitter.refit(key)
     assert report.bank.image_digests == (small[-1][0],)
-    assert report.bank.shape == {"kind": "rect", "x": 8.0, "y": 8.0, "w": 40.0, "h": 48.0}
+    assert report.bank.placement.image_hw == (128, 128)
+    assert report.bank.shape == {"kind": "rect", "x": 16.0, "y": 16.0, "w": 80.0, "h": 96.0}
 
 
 def test_the_grid_may_be_another(services, key) -> None:
