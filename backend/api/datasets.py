@@ -76,7 +76,7 @@ def upload_ok(keep: KeepImages) -> UploadAnswer:
 
 @router.post("/datasets/ng/upload", summary="Keep bad images", **ADMIN)
 def upload_ng(keep: KeepImages) -> UploadAnswer:
-    """Store bad images. They are used by the next `/calibrate_dataset`."""
+    """Store bad images. They are used by the next `/calibrate_dataset`, and by `/calibrate_ng` without scores."""
     return keep("ng")
 
 

@@ -116,7 +116,7 @@ def refit(
     """Learn again what a model had learned, after an update of the service or with another extractor.
 
     Images, part ids, shape, scale and fit options stay, and so do the settings of the calibration. A threshold that
-    rests on bad scores, or on scores that were sent, is set aside and named. What fails with `all` is one of the items.
+    rests on scores that were sent is set aside and named. What fails with `all` is one of the items.
     """
     named = _named(request, body)
     of_recipe = None if body.recipe_id is None else checked_recipe(body.recipe_id)

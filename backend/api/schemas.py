@@ -228,7 +228,9 @@ class InferAnswer(ModelReply):
     """What was found on one image."""
 
     score: Score = Field(description="Larger is more anomalous.", examples=[0.47])
-    threshold: Score | None = Field(description="null: not calibrated.", examples=[0.56])
+    threshold: Score | None = Field(
+        description="The one that was used: that of the inspected shape. null: not calibrated.", examples=[0.56]
+    )
     decision: Literal["ok", "ng"] | None = Field(None, description="`ng` if score > threshold.", examples=["ok"])
     reject_reason: Literal["defect", "image"] | None = Field(
         None,

@@ -31,6 +31,12 @@ class BeforeFit:
     calibration_fault: type[ArtefactCorrupt] | None = None
 
     @property
+    def extractor_id(self) -> str | None:
+        """Of the memory in force; None where nobody knows it."""
+        memory = self.memory or self.known
+        return None if memory is None else memory.extractor_id
+
+    @property
     def known_digests(self) -> set[str]:
         """Digests of the images that the fit adds to."""
         return set() if self.known is None else set(self.known.image_digests)

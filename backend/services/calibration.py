@@ -141,24 +141,30 @@ def warnings_of_renewal(previous: Calibration | None, new: Calibration | None) -
 
 
 def renewed(
-    previous: Calibration, bank: MemoryBank, scores: LeaveOneOutScores, stored: StoredScores | None = None
+    previous: Calibration,
+    bank: MemoryBank,
+    scores: LeaveOneOutScores,
+    stored: StoredScores | None = None,
+    *,
+    same_extractor: bool = True,
 ) -> Calibration | None:
     """Return the calibration of a new memory with the settings of the previous one, or None where it cannot be renewed.
 
     One that rests on NG scores that a caller sent cannot: they were measured with the old memory. One that rests on
     stored images is renewed from what is stored of them now. A threshold that was set by hand stays, and a warning says
-    what it means now.
+    what it means now; on the scale of another extractor it means nothing.
 
     Args:
         previous: The calibration of the memory before.
         bank: The new memory.
         scores: The new memory's own, under ``rule_in_force(bank, previous)``.
         stored: Scores the stored images; needed where ``rests_on_stored_images(previous)``.
+        same_extractor: Whether the memory before was made by the extractor of the new one.
     """
     rule = rule_in_force(bank, previous)
     settings: dict[str, Any] = {"rule": rule, "ok_percentile": previous.ok_percentile, "margin": previous.margin}
     if previous.method == "manual":
-        return _kept_by_hand(previous, bank, scores, stored)
+        return _kept_by_hand(previous, bank, scores, stored) if same_extractor else None
     if previous.ng_scores_from == "request" or (stored is None and rests_on_stored_images(previous)):
         return None
     if previous.ok_scores_from == "dataset" and previous.ok_images and stored is not None:

@@ -105,8 +105,8 @@ def scale_of_image(fitted: PhysicalSize, sent: PhysicalSize, name: str = "image"
     shown = fitted.mm_per_px * math.sqrt(h0 * w0 / (height * width))
     if not is_scale:
         raise _scale_mismatch(
-            f"The image {name!r} is {sent}, but this ROI was fitted with mm_per_px {fitted.mm_per_px:g}. Its images are "
-            f"{fitted}: neither the scale nor the physical size agrees. ",
+            f"The image {name!r} is {sent}, but this ROI was fitted with mm_per_px {fitted.mm_per_px:g}. Its images "
+            f"are {fitted}: neither the scale nor the physical size agrees. ",
             fitted.mm_per_px,
             sent.mm_per_px,
         )

@@ -173,7 +173,10 @@ class Fitter:
         with watch.lap("scores"):
             rule = rule_in_force(bank, previous)
             scores = leave_one_out_scores(bank, rule)
-            new = None if previous is None or previous is own else renewed(previous, bank, scores, scorer)
+            new = None
+            if previous is not None and previous is not own:
+                same = before.extractor_id == bank.extractor_id
+                new = renewed(previous, bank, scores, scorer, same_extractor=same)
         with watch.lap("write"):
             self.store.save_bank(key, bank, new, stored=before.calibrations)
         in_force = new or own

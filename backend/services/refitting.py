@@ -208,8 +208,9 @@ class Refitter:
         rule = rule_in_force(bank, previous)
         scores = leave_one_out_scores(bank, rule)
         new = None
-        if previous is not None and previous is not own and _is_measurable(previous, before.known, bank):
-            new = renewed(previous, bank, scores, scorer)
+        if previous is not None and previous is not own and _is_measurable(previous):
+            same = before.known.extractor_id == bank.extractor_id
+            new = renewed(previous, bank, scores, scorer, same_extractor=same)
         # One of an older format that cannot be renewed is written in this one: it still says what the next is to be.
         carried = previous if before.calibrations_are_older else None
         self.fitter.store.save_bank(key, bank, new or carried, stored=before.calibrations)
@@ -245,13 +246,8 @@ def _still_stored(images: ImageStore, before: _Before, key: ModelKey) -> list[St
     return learned
 
 
-def _is_measurable(calibration: Calibration, known: MemoryBank | LearnedFacts, bank: MemoryBank) -> bool:
-    """Return whether the images that are stored can say what a calibration is with the new memory.
-
-    A threshold that was set by hand means nothing on the scale of another extractor.
-    """
-    if calibration.method == "manual":
-        return known.extractor_id == bank.extractor_id
+def _is_measurable(calibration: Calibration) -> bool:
+    """Return whether the images that are stored can say what a calibration is with the new memory."""
     if calibration.ok_scores_from == "dataset" and not calibration.ok_images:
         return False
     return not calibration.rests_on_sent_scores

@@ -250,6 +250,14 @@ def test_a_threshold_by_hand_means_nothing_to_another_extractor(api: Api) -> Non
         assert any("set by hand" in text for text in item["warnings"])
 
 
+def test_replacing_with_another_extractor_sets_a_threshold_by_hand_aside(api: Api) -> None:
+    answer_of(api.calibrate(threshold=0.3))
+    with running_app(api.models, input_size=80) as other:
+        fitted = answer_of(other.fit(plates(range(6)), mode="replace"))
+        assert (fitted["calibration"], fitted["threshold"]) == ("stale", None)
+        assert answer_of(other.infer(plates([40])[0]))["decision"] is None
+
+
 def test_settings_that_a_threshold_by_hand_leaves_without_effect_are_named(api: Api) -> None:
     answer = answer_of(api.calibrate(threshold=0.3, margin=1.2, ok_percentile=90))
     for name in ("margin=1.2", "ok_percentile=90"):
