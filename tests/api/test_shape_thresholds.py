@@ -18,6 +18,7 @@ from backend.imaging.image_codec import encode_png
 from backend.roi_mask import shape_fields, shape_mask
 from tests.testkit.app import Api, answer_of, heatmap_of, running_app
 from tests.testkit.client import ROI, ROLE
+from tests.testkit.fakes import plate
 
 NAMED = {"role_id": ROLE, "roi_id": ROI}
 PX, N_OK = 192, 16
@@ -189,3 +190,21 @@ def test_a_shape_of_few_cells_has_a_threshold_too(api: Api, edge: int) -> None:
     spot = {"kind": "rect", "x": 120, "y": 70, "w": edge, "h": edge}
     answers = [infer(api, good(seed), spot) for seed in range(N_OK)]
     assert answers[0]["threshold"] == pytest.approx(max(answer["score"] for answer in answers), rel=1e-5)
+
+
+def with_a_lively_label(seed: int) -> bytes:
+    """Return a calm plate with a label of 28×28 px that is another one on every part."""
+    image = plate(seed, (PX, PX))
+    label = np.random.default_rng([seed, 5]).integers(60, 200, (7, 7)).astype(np.uint8)
+    image[60:88, 100:128] = cv2.resize(label, (28, 28), interpolation=cv2.INTER_NEAREST)[:, :, None]
+    return encode_png(image)
+
+
+def test_a_shape_around_what_varies_is_not_judged_by_the_calm_rest(tmp_path: Path) -> None:
+    shape = {"kind": "rect", "x": 96, "y": 56, "w": 36, "h": 36}
+    with running_app(tmp_path / "models", input_size=192) as api:
+        answer_of(api.fit([with_a_lively_label(seed) for seed in range(20)], mm_per_px=str(MM_PER_PX), aligned="no"))
+        whole = calibrate(api, score_mode="percentile", score_percentile=95)["threshold"]
+        answers = [infer(api, with_a_lively_label(100 + seed), shape, heatmap="none") for seed in range(12)]
+    assert sum(answer["score"] > whole for answer in answers) >= 10
+    assert sum(answer["decision"] == "ng" for answer in answers) <= 2
