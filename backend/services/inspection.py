@@ -47,7 +47,6 @@ from backend.services.refitting import Refitter
 from backend.storage import ArtefactStore
 from backend.utils import Stopwatch
 
-
 ImageCheckMode = Literal["reject", "warn", "off"]
 
 
