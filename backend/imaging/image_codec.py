@@ -1,12 +1,15 @@
 """Bytes to BGR pixels and back; the one place where uploads of any form become uint8 BGR.
 
-Pillow reads the header (format and size, before anything is decoded) and OpenCV decodes the pixels: Pillow cannot hold
-16-bit colour, and OpenCV neither says the size beforehand nor reports a file that stops half-way.
+No library reports all that can be missing, and none is right for every form; some write to standard error. So each
+format is checked before it is decoded: whether a JPEG is whole (``jpeg_structure``) or a PNG is (``png_file``). Pillow
+decodes what OpenCV would print lines about; TIFF is read by ``tiff_file``.
 """
 
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
+from typing import Final
 
 import cv2
 import numpy as np
@@ -14,30 +17,36 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from backend.errors import BadImage, TooLarge
+from backend.imaging.jpeg_structure import jpeg_structure
+from backend.imaging.png_file import png_file
+from backend.imaging.tiff_file import COLOUR, PALETTE, TIFF_BEGINS, WHITE_IS_ZERO, UnreadTiff, tiff_size, tiff_values
 from backend.utils import sha256_hex
 
-FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
-"""What is decoded, and nothing else."""
+_BY_PILLOW = ("PNG", "JPEG", "BMP", "WEBP")
 
 SUFFIX_BY_FORMAT = {"PNG": ".png", "JPEG": ".jpg", "BMP": ".bmp", "TIFF": ".tif", "WEBP": ".webp"}
 
 MIN_EDGE_PX = 8
 """Below this an image holds no texture that a patch could describe."""
 
-_START_OF_SCAN = b"\xff\xda"
-_END_OF_IMAGE = b"\xff\xd9"
-_MAX_SCANS = 1000
-"""A progressive JPEG has about ten, and each costs a pass over the whole image; twenty thousand fit into 200 kB."""
+MAX_EDGE_PX = 1_000_000
+
+_FULL_BITS: Final = 16
+
+
+class _Unread(ValueError):
+    """Pixels that are not read; says what they are."""
 
 
 def decode_image(data: bytes, *, max_pixels: int, name: str = "image") -> NDArray[np.uint8]:
     """Return an uploaded image as BGR pixels.
 
-    Grey becomes three equal channels, alpha is dropped, 16-bit values are scaled by 1/257 (the full range, never the
-    image's own). EXIF orientation is not applied: a canonical ROI is upright as its pixels lie.
+    Grey becomes three equal channels, alpha is dropped, 16-bit values are scaled by the range that the file declares
+    (``sBIT`` of PNG, the largest value of TIFF), or else by 1/257; never by what the image itself holds. An orientation
+    is not applied, whatever the format: a canonical ROI is upright as its pixels lie.
 
     Args:
-        data: The file's bytes.
+        data: The file's bytes. What follows the picture in them does no harm.
         max_pixels: Largest width × height that is decoded, px.
         name: What an error calls the image.
 
@@ -45,19 +54,22 @@ def decode_image(data: bytes, *, max_pixels: int, name: str = "image") -> NDArra
         [H, W, 3] uint8, BGR, C-contiguous.
 
     Raises:
-        BadImage: If the bytes are empty, truncated, of another format or pixel type, or smaller than ``MIN_EDGE_PX``.
+        BadImage: If the bytes are empty, damaged, of another format or kind of pixels, or smaller than
+            ``MIN_EDGE_PX``, or hold more than one picture. What is missing is never made up.
         TooLarge: If the header announces more than ``max_pixels``; nothing was decoded then.
     """
     image_format, (height, width) = _checked_header(data, max_pixels, name)
-    if not _is_whole(data, image_format):
-        raise BadImage(f"The image {name!r} is truncated or damaged. Save it again and send it whole.")
-    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-    if pixels is None or pixels.shape[:2] != (height, width):
-        raise BadImage(f"The image {name!r} cannot be decoded. Save it again as PNG.")
     try:
-        return to_bgr_uint8(pixels)
-    except ValueError as error:  # a TIFF of floats or of five channels
-        raise BadImage(f"The image {name!r} does not hold 8 or 16 bit pixels. Save it again as PNG.") from error
+        pixels = _READERS[image_format](data)
+    except (_Unread, UnreadTiff) as error:
+        raise BadImage(f"The image {name!r} cannot be used: {error}. Save it again as PNG.") from error
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow raises whatever its parsers trip over: IndexError, struct.error, …
+        raise BadImage(f"The image {name!r} is truncated or damaged. Save it again and send it whole.") from error
+    if pixels.shape[:2] != (height, width):
+        raise BadImage(f"The image {name!r} cannot be decoded. Save it again as PNG.")
+    return to_bgr_uint8(pixels)
 
 
 def encode_png(pixels: NDArray[np.uint8]) -> bytes:
@@ -128,34 +140,111 @@ def _checked_header(data: bytes, max_pixels: int, name: str) -> tuple[str, tuple
             f"The image {name!r} is {width}×{height} px; at least {MIN_EDGE_PX} px a side are needed.",
             details={"width": width, "height": height, "min_edge_px": MIN_EDGE_PX},
         )
+    if max(width, height) > MAX_EDGE_PX:
+        raise BadImage(f"The image {name!r} is {width}×{height} px: that is a line. Send the ROI.")
     return image_format, (height, width)
 
 
 def _read_header(data: bytes, name: str) -> tuple[str, tuple[int, int]]:
+    """Return the format of an image file, and width and height as its pixels lie in the file, px."""
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as header:
+        if data.startswith(TIFF_BEGINS):
+            return "TIFF", tiff_size(data)
+        with Image.open(io.BytesIO(data), formats=_BY_PILLOW) as header:
             # Cameras put a second picture behind the first (MPO); the first is an ordinary JPEG.
-            return "JPEG" if header.format == "MPO" else str(header.format), header.size
+            image_format = "JPEG" if header.format == "MPO" else str(header.format)
+            return image_format, header.size
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise TooLarge(f"The image {name!r} has too many pixels. Send the ROI, not the whole scene.") from error
-    except Exception as error:  # Pillow raises whatever its parsers trip over: IndexError, struct.error, …
+    except UnreadTiff as error:
+        raise BadImage(f"The image {name!r} cannot be used: {error}. Save it again as PNG.") from error
+    except Exception as error:  # as above
+        if data.startswith(TIFF_BEGINS):
+            raise BadImage(f"The TIFF {name!r} is truncated or damaged. Save it again and send it whole.") from error
         raise BadImage(
             f"The upload {name!r} is not a PNG, JPEG, BMP, TIFF or WebP image. Send the ROI as PNG or JPEG."
         ) from error
 
 
-def _is_whole(data: bytes, image_format: str) -> bool:
-    if image_format == "JPEG":
-        # Inside entropy-coded data 0xFF is always followed by 0x00 or a restart marker, so the last end-of-image
-        # marker stands behind the last start-of-scan unless the file stops half-way. A thumbnail has its pair earlier.
-        is_ended = data.rfind(_END_OF_IMAGE) > data.rfind(_START_OF_SCAN) >= 0
-        return is_ended and data.count(_START_OF_SCAN) <= _MAX_SCANS
-    try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            if image_format == "PNG":
-                image.verify()  # walks every chunk and its checksum without decoding
-            else:
-                image.load()
-    except Exception:  # as above: an OverflowError from a tile's size, an IndexError from a PNG without pixels
-        return False
-    return True
+def _read_jpeg(data: bytes) -> NDArray[np.uint8]:
+    structure = jpeg_structure(data)
+    file = data[: structure.end]
+    pixels = _by_pillow(file)
+    if not np.array_equal(pixels, _by_pillow(structure.with_bytes_behind_data(file))):
+        raise ValueError("data are missing")
+    cut = structure.with_blank_end_cut(file)
+    if cut is not None and np.array_equal(pixels, _by_pillow(cut)):
+        raise ValueError("the end of the data is blank")
+    return _to_bgr(pixels)
+
+
+def _read_png(data: bytes) -> NDArray[np.uint8]:
+    png = png_file(data)
+    if png.n_frames > 1:
+        raise _Unread("it holds more than one picture")
+    values = _by_opencv(png.plain)
+    if values.dtype == np.uint8:
+        return to_bgr_uint8(values)
+    colours = (values if values.ndim == 2 else values[:, :, :3]).astype(np.uint16, copy=False)
+    # A writer should have scaled its values up to 16 bits (PNG, 11.3.2.7); those of cameras often have not.
+    return _eight_bits(colours, png.bits if int(colours.max()) < 1 << png.bits else _FULL_BITS)
+
+
+def _read_tiff(data: bytes) -> NDArray[np.uint8]:
+    tiff = tiff_values(data)
+    values = tiff.values
+    if tiff.model == PALETTE:
+        # Its high bytes: writers make 16 bits of 8 by 256 or by 257.
+        return to_bgr_uint8((tiff.palette >> 8).astype(np.uint8)[values[:, :, 0]][:, :, ::-1])
+    if tiff.model == WHITE_IS_ZERO:
+        values = ((1 << tiff.bits) - 1 - values.astype(np.uint32)).astype(np.uint16)
+    return _eight_bits(values[:, :, 2::-1] if tiff.model == COLOUR else values[:, :, :1], tiff.bits)
+
+
+def _read_bmp(data: bytes) -> NDArray[np.uint8]:
+    with Image.open(io.BytesIO(data), formats=("BMP",)) as image:
+        image.load()  # unlike OpenCV, says so if it stops half-way
+    return to_bgr_uint8(_by_opencv(data))
+
+
+def _read_webp(data: bytes) -> NDArray[np.uint8]:
+    with Image.open(io.BytesIO(data), formats=("WEBP",)) as image:
+        if getattr(image, "n_frames", 1) > 1:
+            raise _Unread("it holds more than one picture")
+        return _to_bgr(np.asarray(image))
+
+
+_READERS: Final[dict[str, Callable[[bytes], NDArray[np.uint8]]]] = {
+    "JPEG": _read_jpeg,
+    "PNG": _read_png,
+    "TIFF": _read_tiff,
+    "BMP": _read_bmp,
+    "WEBP": _read_webp,
+}
+
+
+def _by_pillow(jpeg: bytes) -> NDArray[np.uint8]:
+    """Return the pixels [H, W] or [H, W, 3] (RGB) of a JPEG."""
+    with Image.open(io.BytesIO(jpeg), formats=("JPEG",)) as image:
+        return np.asarray(image if image.mode in ("L", "RGB") else image.convert("RGB"))
+
+
+def _by_opencv(file: bytes) -> NDArray[np.generic]:
+    pixels = cv2.imdecode(np.frombuffer(file, np.uint8), cv2.IMREAD_UNCHANGED)
+    if pixels is None:
+        raise ValueError("not decoded")
+    return pixels
+
+
+def _to_bgr(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return pixels [H, W] or, with red first, [H, W, 3 or 4] as BGR."""
+    conversion = cv2.COLOR_GRAY2BGR if pixels.ndim == 2 else cv2.COLOR_RGB2BGR
+    return np.asarray(cv2.cvtColor(pixels if pixels.ndim == 2 else pixels[:, :, :3], conversion), dtype=np.uint8)
+
+
+def _eight_bits(values: NDArray[np.uint8] | NDArray[np.uint16], bits: int) -> NDArray[np.uint8]:
+    """Return values of some bits as BGR pixels [H, W, 3] of 8 bits."""
+    if bits == 8:
+        return to_bgr_uint8(values.astype(np.uint8))
+    full = (1 << bits) - 1
+    return to_bgr_uint8(((values.astype(np.uint32) * 255 + full // 2) // full).astype(np.uint8))
