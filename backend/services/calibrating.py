@@ -104,7 +104,7 @@ class Calibrator:
             InvalidInput: As ``calibrated``.
         """
         bank = self.models.get(key).fitted_bank(key)  # before the lock, which makes the ROI's folder
-        stored = None if measured is not None or request.brings_scores else self._stored(key, bank, request)
+        stored = self._stored(key, bank, request, measured)
         with self.store.lock(key):
             model = self.models.get(key)
             bank, last = model.fitted_bank(key), model.last_calibration
@@ -148,12 +148,23 @@ class Calibrator:
         images = self.store.images(key)
         return StoredScores(images, extractor, self.extraction, max_pixels=self.max_pixels, keeps=keeps)
 
-    def _stored(self, key: ModelKey, bank: MemoryBank, request: CalibrationRequest) -> StoredScores | None:
-        """Return what scores the bad images that are stored, with their embeddings at hand; None where there are none.
+    def _stored(
+        self, key: ModelKey, bank: MemoryBank, request: CalibrationRequest, measured: MeasuredScores | None
+    ) -> StoredScores | None:
+        """Return what scores the bad images that are stored; None where there are none, or scores are given.
 
-        Not under the lock: nobody waits for it.
+        Embeddings of the stored images that the calibration rests on are at hand afterwards: its renewal needs them,
+        and inspections under shapes. Not under the lock: nobody waits for it.
         """
-        bad = self.store.images(key).labelled("ng")
+        images = self.store.images(key)
+        if measured is not None:
+            if measured.of is None or request.dry_run:
+                return None
+            wanted = [images.get(digest, "ng") for digest in measured.of.ng_images]
+            wanted += [images.get(digest, "ok") for digest in measured.of.ok_images if bank.part_of(digest) is None]
+            self.stored_scores(key, bank).prepare([image for image in wanted if image is not None], bank.placement)
+            return None
+        bad = [] if request.brings_scores else images.labelled("ng")
         if not bad:
             return None
         stored = self.stored_scores(key, bank, keeps=not request.dry_run)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from backend.artifacts.image_store import ImageStore
 from backend.artifacts.stored_image import StoredImage
 from backend.calib import ScoreRule
-from backend.errors import InspectionError, StorageFailed, Unavailable
+from backend.errors import InspectionError, StorageFailed, StorageFull, Unavailable
 from backend.extractors.base import FeatureExtractor, embeddings_key
 from backend.extractors.extraction import Extraction
 from backend.imaging.image_codec import decode_image
@@ -194,7 +195,8 @@ class StoredScores:
         on_grid = on_fitted_grid(pixels, self._extractor, fitted, image.file_name)
         rows = self._extraction.learn(self._extractor, [on_grid])[0]
         if self._keeps:
-            self.images.put_embeddings(image.digest, made_by, rows)
+            with suppress(StorageFull, StorageFailed):  # they can be made again: no inspection fails for a full disk
+                self.images.put_embeddings(image.digest, made_by, rows)
         return rows
 
 

@@ -112,9 +112,10 @@ def _day(client: Client) -> None:
     again = _fit(client)
     assert again["n_ok_total"] == 28
     assert again["checksum"] != fit["checksum"]
-    assert again["calibration"] == "stale"  # it rested on scores of bad images by the old memory
-    assert _inspect(client, _parts(recipe)[:1])[0]["decision"] is None
-    assert client.dataset("/calibrate_dataset").ok()["n_ok"] == 28
+    assert again["calibration"] == "renewed"  # from the stored images, good and bad
+    assert _inspect(client, _parts(recipe)[-1:])[0]["decision"] == "ng"
+    anew = client.dataset("/calibrate_dataset").ok()
+    assert (anew["n_ok"], anew["threshold"]) == (28, pytest.approx(again["threshold"], rel=1e-5))
 
 
 def _parts(recipe: str) -> list[bytes]:

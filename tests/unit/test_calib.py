@@ -10,7 +10,15 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from scipy.stats import binom, norm
 
-from backend.calib import Bounds, Calibration, Threshold, calibrate, false_alarm_bounds, set_threshold
+from backend.calib import (
+    Bounds,
+    Calibration,
+    Threshold,
+    calibrate,
+    false_alarm_bounds,
+    manual_threshold,
+    set_threshold,
+)
 from backend.errors import InvalidInput, InvalidScores
 
 SCORES = st.lists(st.floats(0, 2), min_size=1, max_size=40)
@@ -398,3 +406,40 @@ def test_a_calibration_that_lacks_a_field_is_refused(name):
 def test_fields_that_are_no_calibration_are_refused(changes):
     with pytest.raises((TypeError, ValueError)):
         Calibration.from_fields({**calibration().to_fields(), **changes})
+
+
+@pytest.mark.parametrize(
+    ("ok", "ng"),
+    [
+        ([1.0, 2.0, 3.0], []),
+        ([1.0, 2.0, 3.0], [9.0]),
+        ([1.0, 2.0, 3.0], [3.1]),
+        ([1.0, 2.0, 3.0], [2.5, 4.0]),
+        ([0.0, 0.0], [1.0]),
+    ],
+)
+def test_a_threshold_never_falls_with_the_margin_and_its_promise_never_grows_worse(ok, ng):
+    found = [set_threshold(ok, ng, margin=margin) for margin in np.linspace(0.5, 3.0, 101)]
+    thresholds = [each.threshold for each in found]
+    assert thresholds == sorted(thresholds)
+    if max(ok) > 0:
+        assert len(set(thresholds)) == len(thresholds)
+    rejected = [each.ok_rejected for each in found]
+    assert rejected == sorted(rejected, reverse=True)
+
+
+def test_a_threshold_set_by_hand_says_what_it_means():
+    found = manual_threshold(2.5, [1.0, 2.0, 3.0], [2.0, 9.0])
+    assert (found.threshold, found.method, found.margin) == (2.5, "manual", 1.0)
+    assert (found.n_ok, found.ok_rejected, found.n_ng, found.ng_caught) == (3, 1, 2, 1)
+    assert found.bounds == false_alarm_bounds(3, 2, rank_was_chosen=True)
+    assert "1 of 2 NG images stay below" in found.warnings[0]
+    alone = manual_threshold(2.5, None)
+    assert (alone.n_ok, alone.p99_ok, alone.ok_mean, alone.p5_ng) == (0, 0.0, 0.0, None)
+    assert alone.bounds.false_alarm_rate_upper_95 == 1.0
+
+
+@pytest.mark.parametrize("threshold", [0.0, -1.0, float("inf"), float("nan")])
+def test_a_threshold_set_by_hand_is_a_positive_number(threshold):
+    with pytest.raises(InvalidInput, match="threshold"):
+        manual_threshold(threshold, [1.0])

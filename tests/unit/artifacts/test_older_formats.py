@@ -92,3 +92,10 @@ def test_an_older_calibration_says_its_settings_and_what_it_rests_on(version: in
 )
 def test_what_cannot_be_read_for_certain_is_no_calibration(data: bytes) -> None:
     assert older_calibrations(data) == []
+
+
+@pytest.mark.parametrize(("n_ng", "ng_scores_from"), [(0, None), (2, "request")])
+def test_ng_scores_of_format_3_count_as_sent_for_nobody_knows_their_images(n_ng: int, ng_scores_from: object) -> None:
+    (found,) = older_calibrations(older_calibration(3, n_ng=n_ng, ng_caught=n_ng))
+    assert (found.ng_scores_from, found.ng_images, found.shape) == (ng_scores_from, (), None)
+    assert found.rests_on_sent_scores == bool(n_ng)
