@@ -116,6 +116,10 @@ class Calibration(Threshold):
             fields[name] = list(fields[name])
         return fields
 
+    def summary(self) -> dict[str, Any]:
+        """Return ``to_fields`` without the images, of which there may be thousands: what is kept of each decision."""
+        return {name: value for name, value in self.to_fields().items() if name not in ("ok_images", "ng_images")}
+
     @classmethod
     def from_fields(cls, fields: Mapping[str, Any]) -> Calibration:
         """Return the calibration of a JSON object that ``to_fields`` made.

@@ -110,7 +110,7 @@ class Audit:
         params = dict(inspection.params)
         params["reject_reason"] = inspection.reject_reason
         if inspection.calibration is not None:
-            params["calibration"] = inspection.calibration.to_fields()
+            params["calibration"] = inspection.calibration.summary()
         self.write(
             {
                 "time_utc": _text(datetime.now(UTC)),

@@ -302,3 +302,12 @@ def test_the_data_set_is_calibrated_with_the_settings_that_are_asked_for(api: Ap
     assert answer["threshold"] != plain["threshold"]
     by_hand = by_dataset(api, threshold=0.4)
     assert (by_hand["threshold"], by_hand["method"], by_hand["n_ng"]) == (0.4, "manual", 2)
+
+
+def test_a_decision_that_is_kept_does_not_list_the_images_of_its_calibration(api: Api) -> None:
+    by_dataset(api)
+    with running_app(api.models, audit=True) as audited:
+        answer_of(audited.infer(plates([40])[0]))
+        (row,) = answer_of(audited.client.get("/audit"))["entries"]
+    assert row["params"]["calibration"]["n_ng"] == 2
+    assert not {"ok_images", "ng_images"} & set(row["params"]["calibration"])

@@ -26,6 +26,7 @@ KNOWN = {
     "invalid_id": 422,
     "invalid_scores": 422,
     "shape_outside_image": 422,
+    "shape_too_small": 422,
     "bad_request": 400,
     "reserved_recipe_id": 400,
     "undecodable_image": 400,
