@@ -23,6 +23,10 @@ _CALIBRATION_LOST = (
     "score_percentile, area_mm2_thr) are the defaults of the fit now."
 )
 
+_OVERLAP = (
+    "ok_percentile has no effect: good and bad scores overlap, and the threshold is where the fewest errors are made."
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrationRequest:
@@ -130,6 +134,8 @@ class Calibrator:
                 min_parts=self.min_ok_samples,
                 warnings=(*choice.warnings, *_without_effect(request)),
             )
+            if calibration.method == "fewest_errors" and request.ok_percentile is not None:
+                calibration = replace(calibration, warnings=(*calibration.warnings, _OVERLAP))
             if model.calibration_fault is not None:
                 calibration = replace(calibration, warnings=(*calibration.warnings, _CALIBRATION_LOST))
             if not request.dry_run:

@@ -227,7 +227,8 @@ def _kept_by_hand(
         threshold=previous.threshold,
         ok_percentile=previous.ok_percentile,
     )
-    return replace(kept, warnings=(*kept.warnings, _of_kept(kept, max(scores.by_part, default=None))))
+    said = _of_kept(kept, max(scores.by_part, default=None))
+    return replace(kept, shape=previous.shape, warnings=(*kept.warnings, said))
 
 
 def _of_kept(kept: Calibration, largest_ok: float | None) -> str:

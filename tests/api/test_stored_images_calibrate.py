@@ -264,6 +264,13 @@ def test_settings_that_a_threshold_by_hand_leaves_without_effect_are_named(api: 
         assert any(name in text and "no effect" in text for text in answer["warnings"])
 
 
+def test_a_percentile_that_overlapping_scores_leave_without_effect_is_named(api: Api) -> None:
+    for ok_percentile, named in ((90, True), (None, False)):
+        answer = answer_of(api.calibrate(ok_scores=[0.2, 0.3], ng_scores=[0.1], ok_percentile=ok_percentile))
+        assert answer["method"] == "fewest_errors"
+        assert any("ok_percentile has no effect" in text for text in answer["warnings"]) == named
+
+
 @pytest.mark.parametrize("value", [0, -0.1, 2.1, "abc"])
 def test_a_threshold_that_no_score_can_have_is_refused(api: Api, value: object) -> None:
     assert "threshold" in error_of(api.calibrate(threshold=value), 422, "invalid_input")["error"]
