@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from backend.utils import sealed_json, unsealed_json
-from tests.testkit.app import Api, answer_of, error_of, files_below, running_app
+from tests.testkit.app import Api, answer_of, error_of, files_below, ready, running_app
 from tests.testkit.client import ROI, ROLE
-from tests.testkit.fakes import encoded, plate, plates, with_defect
+from tests.testkit.fakes import FakeExtractor, defective_image, encoded, plate, plates, with_defect
 
 NAMED = {"role_id": ROLE, "roi_id": ROI}
 N_OK = 8
@@ -158,6 +158,23 @@ def test_replacing_renews_it_from_the_bad_images_too(api: Api) -> None:
     fitted = answer_of(api.fit(plates(range(60, 66)), mode="replace"))
     assert fitted["calibration"] == "renewed"
     assert manifest(api)["calib"]["n_ng"] == 2
+
+
+def test_a_stored_bad_image_is_extracted_once(tmp_path: Path) -> None:
+    extractor = FakeExtractor()
+    with running_app(tmp_path / "models", loader=ready(extractor)) as api:
+        answer_of(api.fit(plates(range(4))))
+        upload(api, "ng", [encoded(defective_image(9, image_hw=(96, 96)))])
+        before = len(extractor.calls)
+        for _ in range(2):
+            assert answer_of(api.calibrate())["n_ng"] == 1
+        assert len(extractor.calls) == before + 1
+        assert answer_of(api.fit(plates([7])))["calibration"] == "renewed"
+        assert len(extractor.calls) == before + 2
+    with running_app(tmp_path / "models", loader=ready(extractor)) as api:
+        shape = {"kind": "circle", "cx": 48, "cy": 48, "r": 30}
+        assert answer_of(api.infer(plates([8])[0], shape=shape))["threshold"] > 0
+        assert len(extractor.calls) == before + 3
 
 
 # --- replacing deletes nothing of the data set ------------------------------------------------------------------------
