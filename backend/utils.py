@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -35,6 +36,28 @@ def reason_of(message: str) -> str:
     """Return a message of pydantic as a part of a sentence: without its prefix, and in lower case."""
     message = message.removeprefix("Value error, ")
     return message[:1].lower() + message[1:]
+
+
+def json_noting_repeats(data: bytes | str) -> tuple[Any, tuple[str, ...]]:
+    """Return decoded JSON, and the names that come twice in one of its objects (the last value of such a name counts).
+
+    A byte order mark before it is skipped.
+
+    Raises:
+        ValueError: If it is no JSON.
+        RecursionError: If it is nested too deep.
+    """
+    repeated: dict[str, None] = {}
+
+    def as_dict(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            repeated.update((name, None) for name, n in Counter(name for name, _ in pairs).items() if n > 1)
+        return found
+
+    text = data.removeprefix("\ufeff") if isinstance(data, str) else data
+    value = json.loads(text, object_pairs_hook=as_dict)
+    return value, tuple(repeated)
 
 
 def sha256_hex(*parts: bytes | memoryview) -> str:

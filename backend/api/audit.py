@@ -10,12 +10,13 @@ from pydantic import AwareDatetime, BaseModel, Field
 
 from backend.api.dependencies import AuditOf
 from backend.api.fields import Amount, Count, ModelReply, Reply, Score
+from backend.api.routing import Route
 from backend.artifacts.model_key import MAX_ID_CHARS
 from backend.scoring.inspection import Decision
 from backend.services.audit import Source
 from backend.serving.access import INSPECT
 
-router = APIRouter(tags=["audit"])
+router = APIRouter(tags=["audit"], route_class=Route)
 
 _TIME = "ISO 8601 with a time zone."
 _Id = Annotated[str | None, Field(max_length=MAX_ID_CHARS, description="Only these.", examples=["inspection-1"])]

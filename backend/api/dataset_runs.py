@@ -8,6 +8,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 
 from backend.api.dependencies import AuditOf, DatasetsOf, NowOrLater, ServiceOf, identity, model_key_of
+from backend.api.routing import Route
 from backend.api.schemas import RegionAnswer
 from backend.api.store_schemas import (
     CalibrateDatasetAnswer,
@@ -24,7 +25,7 @@ from backend.services.dataset_runs import DatasetItem, calibrate_from_dataset, i
 from backend.services.datasets import LABELS
 from backend.serving.access import ADMIN, INSPECT
 
-router = APIRouter(tags=["datasets"])
+router = APIRouter(tags=["datasets"], route_class=Route)
 
 
 @router.post(

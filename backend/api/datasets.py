@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from codecs import BOM_UTF8
+from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, File, Query, Request, Response, UploadFile
@@ -10,14 +11,15 @@ from pydantic import JsonValue, TypeAdapter
 
 from backend.api.dependencies import DatasetsOf, KeyOfForm, KeyOfQuery, SettingsOf, check_uploads, identity
 from backend.api.fields import ImageFile, JsonPart
+from backend.api.routing import Route, close_name, refuse_repeated
 from backend.api.store_schemas import ClassFiles, ClearAnswer, DeleteAnswer, ListAnswer, MetaAnswer, UploadAnswer
 from backend.artifacts.stored_image import Label
 from backend.errors import BadRequest
-from backend.services.datasets import DatasetUpload
+from backend.services.datasets import READ_OF_META, DatasetUpload
 from backend.serving.access import ADMIN, INSPECT
-from backend.utils import canonical_json
+from backend.utils import canonical_json, json_noting_repeats
 
-router = APIRouter(tags=["datasets"])
+router = APIRouter(tags=["datasets"], route_class=Route)
 
 _META = TypeAdapter(dict[str, JsonValue])
 _MEDIA_TYPES = {
@@ -55,6 +57,7 @@ async def _keep_images(
     def keep(label: Label) -> UploadAnswer:
         check_uploads(len(images), "metas", len(metas), settings)
         parsed = [_meta(meta) for meta in metas] or [{} for _ in images]
+        request.state.ignored += dict.fromkeys(sentence for meta in parsed for sentence in _unread(meta))
         uploads = [
             DatasetUpload(name=image.filename or f"image {n + 1}", data=image.file.read(), meta=meta)
             for n, (image, meta) in enumerate(zip(images, parsed, strict=True))
@@ -140,10 +143,25 @@ def clear(request: Request, datasets: DatasetsOf, key: KeyOfQuery, label: LabelO
     return ClearAnswer(**identity(request, key), cleared=datasets.clear(key, label))
 
 
+def _unread(meta: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a sentence for each entry that was meant for the service, as its name says, and that it does not read.
+
+    Whatever else a client keeps with an image is its own affair.
+    """
+    for name in meta:
+        if name not in READ_OF_META and (close := close_name(name, READ_OF_META, contained=True)):
+            yield (
+                f"The entry {name[:64]!r} of metas (did you mean {close}?) has no effect: it is kept with the image, "
+                "and not read."
+            )
+
+
 def _meta(part: UploadFile | str) -> dict[str, Any]:
+    data = part if isinstance(part, str) else part.file.read().removeprefix(BOM_UTF8)
     try:
-        meta = _META.validate_json(part if isinstance(part, str) else part.file.read())
+        meta = _META.validate_json(data)
         canonical_json(meta)  # refuses a number like 1e999
+        refuse_repeated(json_noting_repeats(data)[1])
     except ValueError as error:
         raise BadRequest(
             "A metas part is no JSON object, is nested deeper than 200 levels, or holds a number or a character that "

@@ -136,16 +136,22 @@ async def _now_or_later(
     unquoted = re.sub(r'"[^"]*"', "", ",".join(request.headers.getlist("Prefer"))) if prefer else ""
     prefers_async = "respond-async" in {each.partition(";")[0].strip().lower() for each in unquoted.split(",")}
 
+    def _with_ignored(answer: BaseModel) -> dict[str, Any]:
+        """Return an answer as JSON, with what the request holds in vain: nobody sees the 202 once the job is done."""
+        content = answer.model_dump(mode="json")
+        return content | {"warnings": [*content.get("warnings", []), *request.state.ignored]}
+
     def answer(kind: str, call: Callable[[Progress], AnswerT]) -> AnswerT | JSONResponse:
         if not prefers_async:
             return call(end_if_late)
         held: HeldBody = request.state.held_body
         # From here on the upload is the job's, which may end before this line does.
-        job = jobs.start(kind, lambda progress: call(progress).model_dump(mode="json"), ended=held.release)
+        job = jobs.start(kind, lambda progress: _with_ignored(call(progress)), ended=held.release)
         held.is_handed_over = True
-        body = {"job_id": job.job_id, "kind": kind, "state": job.state, "status_url": f"/jobs/{job.job_id}"}
+        status_url = f"/jobs/{job.job_id}"
+        body = {"job_id": job.job_id, "kind": kind, "state": job.state, "status_url": status_url, "warnings": []}
         body["request_id"] = request.state.request_id
-        return JSONResponse(body, 202, {"Location": body["status_url"], "Preference-Applied": "respond-async"})
+        return JSONResponse(body, 202, {"Location": status_url, "Preference-Applied": "respond-async"})
 
     return answer
 

@@ -79,6 +79,7 @@ Percent = Annotated[
     WithJsonSchema({"type": "number", "exclusiveMinimum": 0, "maximum": 100}),
 ]
 Ok = Annotated[Literal["ok"], Field(description="Always `ok`; an error has another body.", examples=["ok"])]
+WARNINGS_TEXT = "What the engineer should know; also each field of the request that has no effect."
 Stale = Annotated[bool, Field(description="There is a calibration, but of an older memory.", examples=[False])]
 
 
@@ -86,6 +87,7 @@ class Reply(BaseModel):
     """What every answer carries."""
 
     request_id: str = Field(description="The header X-Request-Id, or a new id.", examples=["8f0c6d0e6d2e4f0a"])
+    warnings: list[str] = Field([], description=WARNINGS_TEXT, examples=[[]])
 
 
 class ModelReply(Reply):

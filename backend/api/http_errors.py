@@ -13,6 +13,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from backend.api.routing import URL_ENCODED, media_type
 from backend.api.schemas import ErrorBody
 from backend.artifacts.model_key import DEFAULT_RECIPE
 from backend.errors import InspectionError, ShuttingDown, Unauthorized, Unavailable, status_of
@@ -88,7 +89,7 @@ async def _answer_to(request: Request, error: Exception) -> JSONResponse:
         elif status >= HTTPStatus.INTERNAL_SERVER_ERROR:
             _log.error("%s: %s", code, message, exc_info=error)
     elif isinstance(error, RequestValidationError):
-        status, message, code, details = _of_validation(error)
+        status, message, code, details = _of_validation(error, request)
     elif isinstance(error, HTTPException):
         status, message = _of_framework(error, request)
         code, headers = _CODES.get(status, "bad_request"), error.headers
@@ -96,6 +97,7 @@ async def _answer_to(request: Request, error: Exception) -> JSONResponse:
         _log.error("request %s failed", getattr(request.state, "request_id", "?"), exc_info=error)
         status, code = HTTPStatus.INTERNAL_SERVER_ERROR, "internal_error"
         message = "The service failed on this request. Its log has the reason under the request id."
+    message += _file_hint(details, request)
     request.app.state.metrics.count_error(code)
     request.state.error_code = code  # for the log
     body: dict[str, Any] = {
@@ -120,15 +122,24 @@ def _headers_of(error: InspectionError, request: Request) -> dict[str, str]:
     return headers
 
 
-def _of_validation(error: RequestValidationError) -> tuple[int, str, str, dict[str, Any]]:
+def _of_validation(error: RequestValidationError, request: Request) -> tuple[int, str, str, dict[str, Any]]:
     """Return status, message, code and details."""
     problems = error.errors()
     if any(problem["type"] == "json_invalid" for problem in problems):
         return HTTPStatus.BAD_REQUEST, "The body is not valid JSON.", "bad_request", {}
     names = [_field(problem["loc"]) for problem in problems]
     reasons = [f"{name}: {_reason(problem)}" for name, problem in zip(names, problems, strict=True)]
-    message = "; ".join(dict.fromkeys(reasons[:5])) + "."
+    message = " ".join(["; ".join(dict.fromkeys(reasons[:5])) + ".", *request.state.ignored[:3]])
     return HTTPStatus.UNPROCESSABLE_ENTITY, message, "invalid_input", {"field": names[0], "fields": names}
+
+
+def _file_hint(details: Mapping[str, Any], request: Request) -> str:
+    """Return what to do where a file is missing in a form that cannot hold any."""
+    files: frozenset[str] = getattr(request.state, "file_fields", frozenset())
+    fields = {str(name).partition(".")[0] for name in [*details.get("fields", []), details.get("field")]}
+    if not files & fields or media_type(request) != URL_ENCODED:
+        return ""
+    return f" Files need a form of the type multipart/form-data; {URL_ENCODED} was sent."
 
 
 def _of_framework(error: HTTPException, request: Request) -> tuple[int, str]:

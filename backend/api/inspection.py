@@ -21,6 +21,7 @@ from backend.api.dependencies import (
 )
 from backend.api.fields import ImageFile, MemoryFacts, MmPerPx, PartId, ShapeText
 from backend.api.image_check_schemas import ImageCheckAnswer
+from backend.api.routing import Route
 from backend.api.schemas import (
     CalibrateAnswer,
     CalibrateBody,
@@ -40,7 +41,7 @@ from backend.services.fit_request import Mode, Upload
 from backend.serving.access import ADMIN, INSPECT
 from backend.utils import Stopwatch
 
-router = APIRouter(tags=["inspection"])
+router = APIRouter(tags=["inspection"], route_class=Route)
 
 
 @router.post(

@@ -8,11 +8,12 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Request
 
 from backend.api.dependencies import JobsOf
+from backend.api.routing import Route
 from backend.api.store_schemas import JobAnswer
 from backend.artifacts.job_files import Job
 from backend.serving.access import ADMIN, INSPECT
 
-router = APIRouter(tags=["jobs"])
+router = APIRouter(tags=["jobs"], route_class=Route)
 
 JobId = Annotated[str, Path(min_length=1, max_length=64, description="As answered with 202.", examples=["0" * 32])]
 

@@ -6,6 +6,7 @@ from fastapi import APIRouter, Request
 
 from backend.api.dependencies import DatasetsOf, KeyOfQuery, RecipesOf, ServiceOf, identity
 from backend.api.fields import MemoryFacts
+from backend.api.routing import Route
 from backend.api.schemas import CalibrationFacts
 from backend.api.store_schemas import (
     ClassSummary,
@@ -20,7 +21,7 @@ from backend.api.store_schemas import (
 from backend.artifacts.model_key import checked_recipe
 from backend.serving.access import ADMIN, INSPECT
 
-router = APIRouter(tags=["models"])
+router = APIRouter(tags=["models"], route_class=Route)
 
 
 @router.get("/state", summary="Whether a ROI is fitted and calibrated", **INSPECT)

@@ -11,11 +11,12 @@ from pydantic import BaseModel, Field
 from backend import __version__
 from backend.api.dependencies import GateOf, MetricsOf, ServiceOf, SettingsOf
 from backend.api.fields import Pair, Reply
+from backend.api.routing import Route
 from backend.extractors.base import EngineOrigin, HasEngine
 from backend.serving.access import INSPECT, OPEN
 from backend.serving.metrics import Metrics
 
-router = APIRouter()
+router = APIRouter(route_class=Route)
 
 
 class EngineAnswer(BaseModel):

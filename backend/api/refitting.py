@@ -11,6 +11,7 @@ from pydantic import BaseModel, Field
 
 from backend.api.dependencies import MetricsOf, NowOrLater, ServiceOf, model_key_of
 from backend.api.fields import Count, ModelKeyId, Ok, RecipeId, Reply, RoiId, RoleId, Score
+from backend.api.routing import Route
 from backend.api.store_schemas import JobStarted, RecipeModel
 from backend.artifacts.model_key import ModelKey, checked_recipe
 from backend.calib import Calibration
@@ -19,7 +20,7 @@ from backend.memory_bank.coreset import Progress
 from backend.services.refit_runs import RefitItem, fitted_models, refit_models
 from backend.serving.access import ADMIN
 
-router = APIRouter(tags=["models"])
+router = APIRouter(tags=["models"], route_class=Route)
 
 
 class RefitBody(BaseModel):

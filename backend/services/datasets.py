@@ -19,6 +19,8 @@ from backend.storage import ArtefactStore
 from backend.utils import MAX_MM_PER_PX, MIN_MM_PER_PX, sha256_hex
 
 LABELS: tuple[Label, Label] = ("ok", "ng")
+READ_OF_META = ("mm_per_px", "part_id", "shape", "shape_json")
+"""What is read of an image's metadata; the rest is kept for its client."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,300 @@
+"""The kind of all routes: nothing that a request brings is left out of account in silence.
+
+What a route knows is what its parameters and models declare, so that a field is known as soon as it is declared.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args, get_origin
+
+from fastapi import Request, Response, params
+from fastapi.dependencies.models import Dependant
+from fastapi.routing import APIRoute
+from pydantic import BaseModel
+from starlette.requests import ClientDisconnect
+
+from backend.errors import InvalidInput
+from backend.serving.multipart import FormRequest
+
+Body = Literal["none", "form", "json"]
+
+URL_ENCODED = "application/x-www-form-urlencoded"
+"""Forms without files may come so."""
+
+WARNINGS_HEADER = "X-Warnings"
+"""Where warnings stand beside an answer that is no JSON object: a JSON array of sentences, in ASCII."""
+
+_MAX_NAMED = 20
+_SHOWN_CHARS = 64
+_LIKE = 0.75
+_LIKE_FREE = 0.8  # where free names are expected beside the known ones
+_LISTS = (list, tuple, set, frozenset)
+
+
+@dataclass(frozen=True)
+class Known:
+    """The names that one place of a request may hold.
+
+    Attributes:
+        single: Names that hold one value.
+        several: Names that may come more than once.
+        models: The model of a body, None where the names are all there is.
+    """
+
+    single: set[str] = field(default_factory=set)
+    several: set[str] = field(default_factory=set)
+    model: type[BaseModel] | None = None
+
+    @property
+    def names(self) -> set[str]:
+        """All names."""
+        return self.single | self.several
+
+
+class Route(APIRoute):
+    """A route that names what it does not know, in ``warnings``, and refuses what contradicts itself.
+
+    A field that holds one value and comes twice is 422, and so is a name that comes twice in a JSON object. A field
+    that is not known is named in the answer: it is not refused, for clients may send more than this service reads.
+    """
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """Return what answers a request."""
+        handle = super().get_route_handler()
+        query, body = Known(), Known()
+        for each in _all_of(self.dependant):
+            _add(query, each.query_params)
+            _add(body, each.body_params)
+        kind: Body = "none" if self.body_field is None else "json"
+        if isinstance(getattr(self.body_field, "field_info", None), params.Form):
+            kind = "form"
+        elif kind == "json":
+            body = Known(model=_model_of(self.body_field.field_info.annotation) if self.body_field else None)
+
+        file_fields = frozenset(
+            each.alias
+            for part in _all_of(self.dependant)
+            for each in part.body_params
+            if isinstance(each.field_info, params.File)
+        )
+
+        async def answer(request: Request) -> Response:
+            request = FormRequest(request.scope, request.receive)
+            ignored: list[str] = []
+            request.state.ignored, request.state.file_fields = ignored, file_fields
+            _check_query(request, query, body, kind, ignored)
+            if kind == "form":
+                await _check_form(request, query, body, ignored)
+            elif kind == "json":
+                await _check_json(request, body, ignored)
+            elif request.headers.get("Transfer-Encoding") or request.headers.get("Content-Length", "0") != "0":
+                ignored.append("The body has no effect: this call reads nothing but its address.")
+            return with_warnings(await handle(request), ignored)
+
+        return answer
+
+
+def has_no_effect(request: Request, sentence: str) -> None:
+    """Have the answer to a request name a field of it that has no effect with the others."""
+    request.state.ignored.append(sentence)
+
+
+def with_warnings(response: Response, sentences: Iterable[str]) -> Response:
+    """Return an answer with more ``warnings``; where it is no JSON object, in the header ``X-Warnings``."""
+    sentences = list(dict.fromkeys(sentences))
+    if not sentences or not 200 <= response.status_code < 300:
+        return response
+    if response.headers.get("Content-Type", "").startswith("application/json"):
+        content = json.loads(bytes(response.body))
+        if isinstance(content, dict):
+            content["warnings"] = [*content.get("warnings", []), *sentences]
+            response.body = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+            response.headers["Content-Length"] = str(len(response.body))
+            return response
+    response.headers[WARNINGS_HEADER] = json.dumps(sentences)
+    return response
+
+
+def media_type(request: Request) -> str:
+    """Return what a body was sent as, in lower case; empty where nobody said."""
+    return request.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+
+
+def close_name(name: str, known: Iterable[str], *, contained: bool = False) -> str | None:
+    """Return the known name that a misspelt one stands for: the same letters, or nearly.
+
+    Args:
+        name: What was sent.
+        known: The names that there are.
+        contained: Also where the name holds a known one of several words, as ``default_mm_per_px`` does.
+    """
+    by_letters = {_letters(each): each for each in sorted(known)}
+    wanted = _letters(name)
+    if wanted in by_letters:
+        return by_letters[wanted]
+    if contained:
+        return next((each for each in sorted(known) if "_" in each and _letters(each) in wanted), None) or next(
+            (by_letters[each] for each in difflib.get_close_matches(wanted, by_letters, n=1, cutoff=_LIKE_FREE)), None
+        )
+    found = difflib.get_close_matches(wanted, by_letters, n=1, cutoff=_LIKE)
+    return by_letters[found[0]] if found else None
+
+
+def unknown_field(name: str, known: Iterable[str], *, of: str = "field") -> str:
+    """Return the sentence that names a field nobody reads."""
+    close = close_name(name, known)
+    hint = f" (did you mean {close}?)" if close else ""
+    return f"The {of} {_shown(name)}{hint} has no effect: this call does not know it."
+
+
+def unknown_keys(value: object, annotation: object, path: str = "") -> Iterator[str]:
+    """Yield a sentence for each name in decoded JSON that the models of its type do not have."""
+    if isinstance(value, list):
+        (inner,) = {*get_args(annotation)[:1]} or {None}
+        for each in value[:_MAX_NAMED]:
+            if isinstance(each, dict | list):
+                yield from unknown_keys(each, inner, path)
+        return
+    models = list(_models_of(annotation))
+    if not isinstance(value, dict) or not models or any(each.model_config.get("extra") == "allow" for each in models):
+        return
+    fields = {name: of for each in models for name, of in _fields_of(each)}
+    for name, inner in value.items():
+        if name not in fields:
+            yield unknown_field(f"{path}{name}", {f"{path}{each}" for each in fields})
+        elif isinstance(inner, dict | list):
+            yield from unknown_keys(inner, fields[name], f"{path}{name}.")
+
+
+def refuse_repeated(names: Iterable[str]) -> None:
+    """Raise InvalidInput if there are any names that come twice."""
+    fields = list(dict.fromkeys(_shown(name).strip("'") for name in names))
+    if fields:
+        raise InvalidInput(
+            f"The field {', '.join(fields[:5])} comes more than once and holds one value. Send it once.",
+            details={"field": fields[0], "fields": fields[:_MAX_NAMED]},
+        )
+
+
+def _check_query(request: Request, query: Known, body: Known, kind: Body, ignored: list[str]) -> None:
+    sent = Counter(name for name, _ in request.query_params.multi_items())
+    refuse_repeated(name for name, n in sent.items() if n > 1 and name in query.single)
+    in_body = body.names or {name for name, _ in _fields_of(body.model)}
+    found = []
+    for name in sent:
+        if name in query.names:
+            continue
+        if name in in_body:
+            where = "a field of the form" if kind == "form" else "a field of the JSON body"
+            found.append(f"{_shown(name)} has no effect in the address: this call reads it as {where}.")
+        else:
+            found.append(unknown_field(name, query.names | in_body, of="parameter"))
+    ignored += _capped(found)
+
+
+async def _check_form(request: Request, query: Known, body: Known, ignored: list[str]) -> None:
+    sent_as = media_type(request)
+    if sent_as not in ("multipart/form-data", URL_ENCODED):
+        raise InvalidInput(
+            f"This call takes a form with files, and {_shown(sent_as) if sent_as else 'no Content-Type'} was sent. "
+            "Send it as multipart/form-data.",
+            details={"field": "Content-Type"},
+        )
+    try:
+        form = await request.form()
+    except ClientDisconnect:
+        return  # the route meets it again, and has an answer for it
+    sent = Counter(name for name, _ in form.multi_items())
+    repeated = [name for name, n in sent.items() if n > 1 and name in body.single]
+    if repeated:
+        await form.close()
+        refuse_repeated(repeated)
+    found = []
+    for name in sent:
+        if name in query.names - body.names:
+            found.append(f"{_shown(name)} has no effect in the form: this call reads it in the address.")
+        elif name not in body.names:
+            found.append(unknown_field(name, body.names))
+    ignored += _capped(found)
+
+
+async def _check_json(request: FormRequest, body: Known, ignored: list[str]) -> None:
+    sent_as = media_type(request)
+    if not re.fullmatch(r"application/(json|.+\+json)", sent_as):
+        raise InvalidInput(
+            f"This call takes JSON, and {_shown(sent_as) if sent_as else 'no Content-Type'} was sent. Send a JSON "
+            "object with Content-Type: application/json.",
+            details={"field": "Content-Type"},
+        )
+    try:
+        value = await request.json()
+    except (ValueError, RecursionError, ClientDisconnect):
+        return  # as above
+    refuse_repeated(request.repeated_names)
+    ignored += _capped(list(unknown_keys(value, body.model)))
+
+
+def _capped(sentences: list[str]) -> list[str]:
+    more = len(sentences) - _MAX_NAMED
+    return sentences if more <= 0 else [*sentences[:_MAX_NAMED], f"{more} more fields have no effect."]
+
+
+def _all_of(dependant: Dependant) -> Iterator[Dependant]:
+    yield dependant
+    for each in dependant.dependencies:
+        yield from _all_of(each)
+
+
+def _add(known: Known, fields: Iterable[Any]) -> None:
+    for each in fields:
+        info = each.field_info
+        if model := _model_of(info.annotation):
+            for name, of in _fields_of(model):
+                (known.several if _is_list(of) else known.single).add(name)
+        else:
+            (known.several if _is_list(info.annotation) else known.single).add(each.alias)
+
+
+def _fields_of(model: type[BaseModel] | None) -> Iterator[tuple[str, Any]]:
+    """Yield the names by which a model's fields may come, and their types."""
+    if model is None:
+        return
+    for key, info in model.model_fields.items():
+        alias = info.validation_alias if isinstance(info.validation_alias, str) else info.alias
+        yield alias or key, info.annotation
+        if alias and model.model_config.get("populate_by_name"):
+            yield key, info.annotation
+
+
+def _is_list(annotation: object) -> bool:
+    origin = get_origin(annotation)
+    if origin is None:
+        return annotation in _LISTS
+    return origin in _LISTS or (not isinstance(origin, type) and any(map(_is_list, get_args(annotation))))
+
+
+def _models_of(annotation: object) -> Iterator[type[BaseModel]]:
+    """Yield the models among the options of a type."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    elif get_origin(annotation) not in (*_LISTS, dict, Mapping, Literal):
+        for each in get_args(annotation):
+            yield from _models_of(each)
+
+
+def _model_of(annotation: object) -> type[BaseModel] | None:
+    return next(_models_of(annotation), None)
+
+
+def _letters(name: str) -> str:
+    return re.sub(r"[\W_]", "", name).casefold()
+
+
+def _shown(name: str) -> str:
+    return repr(name if len(name) <= _SHOWN_CHARS else f"{name[:_SHOWN_CHARS]}…")
