@@ -71,6 +71,7 @@ def create_app(settings: Settings | None = None, service: InspectionService | No
         version=__version__,
         description="Learns from good images of a region of interest, and finds what is not normal.",
         lifespan=lifespan,
+        redirect_slashes=False,  # RequestFrame answers them
         middleware=[  # the outermost first
             Middleware(RequestFrame),  # an id and a line in the log for whatever comes of the request
             Middleware(Cors),  # also refusals must be readable for the pages that may call

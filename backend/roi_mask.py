@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backend.errors import BadShape, InvalidInput, ShapeOutsideImage, ShapeTooSmall
+from backend.utils import json_noting_repeats
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,10 +60,26 @@ def parse_shape(text: str | None) -> Shape | None:
     if text is None or not text.strip():
         return None
     try:
-        fields = json.loads(text)
+        fields, repeated = json_noting_repeats(text)
     except (ValueError, RecursionError) as error:
         raise BadShape(f"The field shape is not valid JSON. Send for example {_EXAMPLE}.") from error
+    if repeated:
+        raise InvalidInput(
+            f"shape.{repeated[0][:64]} comes more than once. Send it once.",
+            details={"field": f"shape.{repeated[0][:64]}"},
+        )
     return None if fields is None else shape_from_fields(fields)
+
+
+def unread_entries(text: str | None) -> list[str]:
+    """Return the names in the JSON text of a shape that ``parse_shape`` takes and does not look at."""
+    fields = json.loads(text.removeprefix("\ufeff")) if text and text.strip() else None
+    if fields is None:
+        return []
+    read = set(shape_fields(shape_from_fields(fields)))
+    if fields["kind"] == "rect" and ("cx" in fields or "cy" in fields):
+        read = read - {"x", "y"} | {"cx", "cy"}
+    return sorted(set(fields) - read)
 
 
 def shape_from_fields(fields: object) -> Shape:

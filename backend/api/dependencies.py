@@ -12,10 +12,12 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 
 from backend.api.fields import ModelKeyId, RecipeId, RoiId, RoleId
+from backend.api.routing import MAX_NAMED
 from backend.artifacts.model_key import DEFAULT_RECIPE, ModelKey, checked_recipe
 from backend.deadlines import end_if_late
 from backend.errors import InvalidInput, TooLarge
 from backend.memory_bank.coreset import Progress
+from backend.roi_mask import Shape, parse_shape, shape_fields, unread_entries
 from backend.services.audit import Audit
 from backend.services.datasets import Datasets
 from backend.services.inspection import InspectionService
@@ -95,6 +97,17 @@ async def _key_of_query(
 
 KeyOfForm = Annotated[ModelKey, Depends(_key_of_form)]
 KeyOfQuery = Annotated[ModelKey, Depends(_key_of_query)]
+
+
+def shape_of(request: Request, text: str | None) -> Shape | None:
+    """Return the shape of a form, and have the answer name what its JSON text holds in vain; see ``parse_shape``."""
+    shape = parse_shape(text)
+    request.state.ignored += [
+        f"The entry {name[:64]!r} of shape (a {shape_fields(shape)['kind']}) is not read and has no effect."
+        for name in unread_entries(text)[:MAX_NAMED]
+        if shape is not None
+    ]
+    return shape
 
 
 def identity(request: Request, key: ModelKey) -> dict[str, str]:

@@ -18,10 +18,11 @@ from backend.api.dependencies import (
     check_uploads,
     identity,
     model_key_of,
+    shape_of,
 )
 from backend.api.fields import ImageFile, MemoryFacts, MmPerPx, PartId, ShapeText
 from backend.api.image_check_schemas import ImageCheckAnswer
-from backend.api.routing import Route
+from backend.api.routing import Route, has_no_effect
 from backend.api.schemas import (
     CalibrateAnswer,
     CalibrateBody,
@@ -36,7 +37,6 @@ from backend.artifacts.heatmaps import save_heatmap
 from backend.imaging.image_codec import encode_png
 from backend.memory_bank.alignment import Aligned
 from backend.memory_bank.coreset import Progress
-from backend.roi_mask import parse_shape
 from backend.services.fit_request import Mode, Upload
 from backend.serving.access import ADMIN, INSPECT
 from backend.utils import Stopwatch
@@ -87,8 +87,10 @@ def fit_ok(
         Upload(name=image.filename or f"image {n + 1}", data=image.file.read(), part_id=part or None)
         for n, (image, part) in enumerate(zip(images, part_id or [""] * len(images), strict=True))
     ]
-    parsed = parse_shape(shape)
+    parsed = shape_of(request, shape)
     answer_fields = identity(request, key)
+    if memory_fit and coreset_rate not in (None, 1.0):
+        has_no_effect(request, "coreset_rate has no effect beside memory_fit=true, which keeps every embedding.")
 
     def fit(progress: Progress) -> FitAnswer:
         report = service.fit_ok(
@@ -147,7 +149,7 @@ def infer(
 ) -> InferAnswer:
     """Score one image. A ROI without a calibration gives a score and a heat map, and no decision."""
     watch, name = Stopwatch(), image.filename or "image"
-    inspection = service.infer(key, image.file.read(), mm_per_px=mm_per_px, shape=parse_shape(shape), name=name)
+    inspection = service.infer(key, image.file.read(), mm_per_px=mm_per_px, shape=shape_of(request, shape), name=name)
     digest = inspection.params["image_digest"]
     with watch.lap("encode"):
         png = b"" if heatmap == "none" else encode_png(inspection.heatmap)

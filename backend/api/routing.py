@@ -30,7 +30,7 @@ URL_ENCODED = "application/x-www-form-urlencoded"
 WARNINGS_HEADER = "X-Warnings"
 """Where warnings stand beside an answer that is no JSON object: a JSON array of sentences, in ASCII."""
 
-_MAX_NAMED = 20
+MAX_NAMED = 20
 _SHOWN_CHARS = 64
 _LIKE = 0.75
 _LIKE_FREE = 0.8  # where free names are expected beside the known ones
@@ -157,7 +157,7 @@ def unknown_keys(value: object, annotation: object, path: str = "") -> Iterator[
     """Yield a sentence for each name in decoded JSON that the models of its type do not have."""
     if isinstance(value, list):
         (inner,) = {*get_args(annotation)[:1]} or {None}
-        for each in value[:_MAX_NAMED]:
+        for each in value[:MAX_NAMED]:
             if isinstance(each, dict | list):
                 yield from unknown_keys(each, inner, path)
         return
@@ -178,7 +178,7 @@ def refuse_repeated(names: Iterable[str]) -> None:
     if fields:
         raise InvalidInput(
             f"The field {', '.join(fields[:5])} comes more than once and holds one value. Send it once.",
-            details={"field": fields[0], "fields": fields[:_MAX_NAMED]},
+            details={"field": fields[0], "fields": fields[:MAX_NAMED]},
         )
 
 
@@ -241,8 +241,8 @@ async def _check_json(request: FormRequest, body: Known, ignored: list[str]) -> 
 
 
 def _capped(sentences: list[str]) -> list[str]:
-    more = len(sentences) - _MAX_NAMED
-    return sentences if more <= 0 else [*sentences[:_MAX_NAMED], f"{more} more fields have no effect."]
+    more = len(sentences) - MAX_NAMED
+    return sentences if more <= 0 else [*sentences[:MAX_NAMED], f"{more} more fields have no effect."]
 
 
 def _all_of(dependant: Dependant) -> Iterator[Dependant]:

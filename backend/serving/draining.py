@@ -6,13 +6,18 @@ import asyncio
 import contextlib
 from dataclasses import dataclass
 
-from starlette.datastructures import MutableHeaders
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from backend.errors import ShuttingDown
 from backend.serving.access import READING
 
 _READ_ON_S = 2.0
+
+
+def expects_100(scope: Scope) -> bool:
+    """Return whether a client waits with its body until it is asked for it."""
+    return Headers(scope=scope).get("Expect", "").strip().lower() == "100-continue"
 
 
 @dataclass
@@ -44,7 +49,8 @@ class Draining:
             await send(message)
 
         if gate.stopping and scope["method"] not in READING:
-            await _read_on(receive)
+            if not expects_100(scope):  # else nothing comes until it is asked for
+                await _read_on(receive)
             raise ShuttingDown("The service is stopping. Send the request again to the one that follows.")
         gate.in_flight += counted
         try:

@@ -24,6 +24,7 @@ class H11WithHeadTimeout(H11Protocol):
     head_timeout_s: ClassVar[float] = 30.0
     read_bytes: ClassVar[int] = 32_768
     _deadline: asyncio.TimerHandle | None = None
+    _has_ended = False  # the client sends no more
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to wait for the first request."""
@@ -40,10 +41,18 @@ class H11WithHeadTimeout(H11Protocol):
             self.cycle.disconnected = True
             self.cycle.message_event.set()
 
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """Answer what is asked already, though the client has closed its side: it may still read."""
+        self._has_ended = True
+        # A request that is not whole will never be.
+        return self.cycle is not None and not self.cycle.response_complete and not self.cycle.more_body
+
     def on_response_complete(self) -> None:
         """Begin to wait for the next request."""
         super().on_response_complete()
         self._expect_head()
+        if self._has_ended and (self.cycle.response_complete or self.cycle.more_body):
+            self.transport.close()  # after the last of the requests that had come
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Wait no longer."""

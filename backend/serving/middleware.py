@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from backend.artifacts.model_key import DEFAULT_RECIPE, ModelKey, checked_recipe
 from backend.errors import ReservedRecipe
+from backend.serving.draining import expects_100
 from backend.serving.logs import REQUEST_ID
 
 _log = logging.getLogger("backend.requests")
@@ -41,7 +42,10 @@ _PAGE_POLICY = (
 class RequestFrame:
     """Gives a request an id, the client's where it sent a usable one, its answer headers, and the log a line of it.
 
-    Answers HEAD as GET, without the body: monitors and proxies ask so (RFC 9110, 9.3.2).
+    Answers HEAD as GET, without the body: monitors and proxies ask so (RFC 9110, 9.3.2). An address with a slash at its
+    end is the one without: redirected, a client would lose its body or its key. Where a client waits to be asked for
+    its body (``Expect: 100-continue``) and is answered without, the connection ends: nobody could say whether what
+    comes next is that body or another request (RFC 9110, 10.1.1).
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -61,8 +65,18 @@ class RequestFrame:
         scope.setdefault("state", {}).update(request_id=request_id, recipe_id=recipe_id)
         if scope["method"] == "HEAD":
             scope = {**scope, "method": "GET"}  # a copy: the server still sees HEAD, and sends no body
+        if scope["path"].endswith("/") and scope["path"] != "/":
+            scope = {**scope, "path": scope["path"].rstrip("/") or "/"}
+            if scope.get("raw_path"):
+                scope["raw_path"] = scope["raw_path"].rstrip(b"/") or b"/"
+        waits = expects_100(scope)
         safety = _safety_headers(scope)  # now: a mounted application changes the path
         started_s, status = time.perf_counter(), 0
+
+        async def receive_asked() -> Message:
+            nonlocal waits
+            waits = False
+            return await receive()
 
         async def send_framed(message: Message) -> None:
             nonlocal status
@@ -70,10 +84,12 @@ class RequestFrame:
                 status = message["status"]
                 message.setdefault("headers", []).extend(safety)
                 MutableHeaders(scope=message)[REQUEST_ID_HEADER] = request_id
+                if waits:
+                    MutableHeaders(scope=message)["Connection"] = "close"
             await send(message)
 
         try:
-            await self._app(scope, receive, send_framed)
+            await self._app(scope, receive_asked, send_framed)
         finally:
             _log_request(scope, status, time.perf_counter() - started_s)
 

@@ -171,6 +171,32 @@ def test_whatever_else_a_client_keeps_with_an_image_is_its_own_affair(api: Api) 
     assert error_of(upload(api, "ok", [png(0)], twice), 422, "invalid_input")["details"]["field"] == "mm_per_px"
 
 
+@pytest.mark.parametrize(
+    ("shape", "field"),
+    [
+        ('{"kind":"rect","x":0,"y":0,"w":64,"h":64,"angle":30}', "angle"),
+        ('{"kind":"rect","x":0,"y":0,"cx":32,"cy":32,"w":64,"h":64}', "x"),
+        ('{"kind":"circle","cx":32,"cy":32,"r":30,"r_inner":10}', "r_inner"),
+    ],
+)
+def test_an_entry_of_a_shape_that_is_not_read_is_named(api: Api, shape: str, field: str) -> None:
+    for answer in (answer_of(api.infer(png(0), shape=shape)), answer_of(api.fit([png(0)], shape=shape))):
+        assert named(answer, field)
+    answer_of(api.fit([png(n) for n in range(4)], mode="replace"))
+
+
+def test_an_entry_of_a_shape_that_comes_twice_is_refused(api: Api) -> None:
+    shape = '{"kind":"circle","cx":32,"cy":32,"r":30,"r":10}'
+    assert error_of(api.infer(png(0), shape=shape), 422, "invalid_input")["details"]["field"] == "shape.r"
+
+
+def test_a_coreset_rate_that_memory_fit_overrides_is_named(api: Api) -> None:
+    sentences = answer_of(api.fit([png(0)], memory_fit="true", coreset_rate="0.5"))["warnings"]
+    assert any("coreset_rate has no effect" in sentence for sentence in sentences)
+    for fields in ({"memory_fit": "false", "coreset_rate": "0.5"}, {"memory_fit": "true"}):
+        assert not any("no effect" in sentence for sentence in answer_of(api.fit([png(0)], **fields))["warnings"])
+
+
 class _Inner(BaseModel):
     level: int = 0
 

@@ -175,3 +175,37 @@ def test_nonsense_behind_a_pipeline_is_refused_and_no_failure_of_the_service(
         statuses = re.findall(rb"HTTP/1\.1 (\d+)", _until_the_end(connection))
     assert statuses == [b"200", b"200", b"400"]
     assert [record for record in caplog.records if record.levelname == "ERROR"] == []
+
+
+@pytest.mark.parametrize(
+    ("request_bytes", "answers"),
+    [
+        (b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", 1),
+        (b"GET /1 HTTP/1.1\r\nHost: a\r\n\r\n", 1),
+        (HEAD + b"Content-Length: 300000\r\n\r\n" + b"b" * 300_000, 1),
+        (HEAD.replace(b"/", b"/0.5", 1) + b"Content-Length: 5\r\n\r\nabcde", 1),
+        (b"GET /0.2 HTTP/1.1\r\nHost: a\r\n\r\n" * 3, 3),
+        (b"GET /0.2 HTTP/1.1\r\nHost: a\r\n\r\n" + HEAD + b"Content-Length: 5\r\n\r\nab", 1),
+        (HEAD + b"Content-Length: 5\r\n\r\nab", 0),
+        (HEAD, 0),
+        (b"", 0),
+    ],
+    ids=[
+        "short",
+        "slow",
+        "body",
+        "slow with a body",
+        "pipeline",
+        "pipeline that breaks off",
+        "part",
+        "head",
+        "nothing",
+    ],
+)
+def test_a_client_that_has_closed_its_side_is_answered_what_it_asked_in_full(
+    port: int, request_bytes: bytes, answers: int
+) -> None:
+    with _connected(port) as connection:
+        connection.sendall(request_bytes)
+        connection.shutdown(socket.SHUT_WR)
+        assert _until_the_end(connection).count(b"HTTP/1.1 200") == answers
