@@ -89,12 +89,15 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _serve(arguments: argparse.Namespace) -> int:
-    # Imported here, as below: the other commands do not need what one command needs.
-    from backend.server import serve
-
     settings = _settings()
+    # Imported here, as below: the other commands do not need what one command needs.
+    from backend.server import address_fault, serve
+    from backend.wiring import settings_faults
+
     port = settings.backend_port if arguments.port is None else arguments.port
-    return serve(settings, host=arguments.host or settings.backend_host, port=port)
+    host = arguments.host or settings.backend_host
+    _end_if([*settings_faults(settings), *address_fault(host, port)])
+    return serve(settings, host=host, port=port)
 
 
 def _demo(arguments: argparse.Namespace) -> int:
@@ -153,9 +156,11 @@ def _restore(arguments: argparse.Namespace) -> int:
 
 def _refit(arguments: argparse.Namespace) -> int:
     from backend.maintenance.refit_command import run_refit
-    from backend.wiring import build_service
+    from backend.wiring import build_service, extractor_faults, folder_faults
 
     settings = _settings(arguments.models)
+    _end_if([*extractor_faults(settings), *folder_faults(settings)])
+    _name_folder(settings.models_dir)
     service = build_service(settings)
     try:
         return run_refit(service, arguments.rois, of_all=arguments.all, force=arguments.force)
@@ -164,7 +169,19 @@ def _refit(arguments: argparse.Namespace) -> int:
 
 
 def _models_dir(arguments: argparse.Namespace) -> Path:
-    return Path(arguments.models or _settings().models_dir)
+    models_dir = Path(arguments.models or _settings().models_dir)
+    _name_folder(models_dir)
+    return models_dir
+
+
+def _name_folder(models_dir: Path) -> None:
+    """Say on which folder a command works: a relative path means another one in another folder."""
+    print(f"the models folder is {models_dir.absolute()}", file=sys.stderr)
+
+
+def _end_if(faults: Sequence[str]) -> None:
+    if faults:
+        raise _BadSetting("\n".join(faults))
 
 
 def _settings(models_dir: Path | None = None) -> Settings:

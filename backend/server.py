@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import threading
 import time
+from collections.abc import Iterator
+from errno import EACCES, EADDRINUSE
 from types import FrameType
 
 import uvicorn
@@ -17,6 +20,7 @@ from backend.serving.draining import Gate
 from backend.serving.http_protocol import H11WithHeadTimeout
 from backend.serving.logs import json_lines
 from backend.settings import Settings
+from backend.utils import reason_of
 
 _log = logging.getLogger(__name__)
 
@@ -69,6 +73,25 @@ class DrainingServer(uvicorn.Server):
         _log.error("the service did not end within %s s and is ended now", self._limit_s)
         time.sleep(_LOG_WRITING_S)
         os._exit(1)
+
+
+def address_fault(host: str, port: int) -> Iterator[str]:
+    """Yield a sentence if nobody can listen at an address now."""
+    try:
+        for family, kind, protocol, _, address in socket.getaddrinfo(
+            host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        ):
+            with socket.socket(family, kind, protocol) as probe:
+                if os.name == "posix":  # elsewhere it means that two may listen
+                    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                if family == socket.AF_INET6:
+                    probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                probe.bind(address)
+    except (OSError, UnicodeError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        reason = "address already in use" if getattr(error, "errno", None) == EADDRINUSE else reason_of(reason)
+        named = "BDI_BACKEND_PORT" if getattr(error, "errno", None) in (EADDRINUSE, EACCES) else "BDI_BACKEND_HOST"
+        yield f"{named} cannot be used: nobody can listen at {host}, port {port}: {reason}. Choose another, or free it."
 
 
 def serve(settings: Settings, *, host: str, port: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -11,6 +12,8 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from backend.calib import ScoreMode
 from backend.imaging.placement import Resize
+
+_ORIGIN = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://[^/\s?#,\"'\[\]]+|[a-z]+://\[[0-9a-f:.]+\](:\d+)?")
 
 
 class Settings(BaseSettings):
@@ -109,7 +112,17 @@ class Settings(BaseSettings):
     @field_validator("cors_origins", mode="before")
     @classmethod
     def _split_origins(cls, value: object) -> object:
-        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+        return tuple(_stripped(part) for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _check_origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        """Return origins as browsers write them: in lower case, without a slash at the end."""
+        origins = tuple(origin.rstrip("/").lower() for origin in origins)
+        for origin in origins:
+            if not _ORIGIN.fullmatch(origin):
+                raise ValueError(f"{origin!r} is no web origin such as http://panel or http://panel:8080")
+        return origins
 
     @field_validator("scales", mode="before")
     @classmethod

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from errno import EACCES, EISDIR, ENOTDIR, EPERM, EROFS
 from functools import cache
+from tempfile import TemporaryFile
 
 from backend.calib import ScoreRule
 from backend.errors import InspectionError, WeightsUnavailable
@@ -10,7 +14,7 @@ from backend.extractors.base import FeatureExtractor
 from backend.extractors.device_queue import DeviceQueue
 from backend.extractors.dinov2 import DinoV2Features
 from backend.extractors.filter_bank import FilterBankFeatures
-from backend.extractors.loader import ExtractorLoader, require_cuda
+from backend.extractors.loader import ExtractorLoader, check_cuda_device, require_cuda
 from backend.memory_bank.bank import FitOptions
 from backend.memory_bank.threads import limit_threads, usable_cpus
 from backend.services.audit import Audit
@@ -22,6 +26,7 @@ from backend.serving.api_keys import ApiKeys
 from backend.serving.limits import BodyBudget
 from backend.settings import Settings
 from backend.storage import ArtefactStore
+from backend.utils import reason_of
 
 
 def build_service(settings: Settings, *, extractor: ExtractorLoader | None = None) -> InspectionService:
@@ -117,6 +122,61 @@ def make_extractor(settings: Settings) -> tuple[FeatureExtractor, str | None]:
                 raise
             reason = f"The filter bank runs in place of DINOv2. {error.sentence}"
     return FilterBankFeatures(input_size=settings.input_size, resize=settings.resize), reason
+
+
+def settings_faults(settings: Settings) -> Iterator[str]:
+    """Yield a sentence for each setting that a service cannot start with, though its value alone is well formed."""
+    try:
+        build_api_keys(settings)
+    except ValueError as error:
+        yield str(error)
+    yield from extractor_faults(settings)
+    yield from folder_faults(settings)
+    if settings.log_file is not None:
+        try:
+            settings.log_file.parent.mkdir(parents=True, exist_ok=True)
+            settings.log_file.open("ab").close()
+        except OSError as error:
+            yield _unusable("log_file", settings.log_file, error)
+    if settings.audit and settings.audit_file is not None and settings.audit_file.is_dir():
+        yield _unusable("audit_file", settings.audit_file, IsADirectoryError(EISDIR, "is a directory"))
+
+
+def extractor_faults(settings: Settings) -> Iterator[str]:
+    """Yield a sentence for each setting of the extractor that names what is not on this machine."""
+    try:
+        check_requirements(settings)
+        if settings.extractor != "filter-bank" and settings.device.startswith("cuda"):
+            check_cuda_device(settings.device)
+    except RuntimeError as error:
+        yield str(error)
+    if settings.extractor == "dinov2" and settings.weights is not None and not settings.weights.is_file():
+        yield (
+            f"BDI_WEIGHTS is {str(settings.weights)!r}, which cannot be used: there is no such file. Correct it, or "
+            "unset it and let this machine reach the Hugging Face hub once."
+        )
+
+
+def folder_faults(settings: Settings) -> Iterator[str]:
+    """Yield a sentence if the models folder is none, or may not be written; nothing is made."""
+    folder = settings.models_dir.absolute()
+    there = next(each for each in (folder, *folder.parents) if each.exists())
+    try:
+        if not there.is_dir():
+            raise NotADirectoryError(ENOTDIR, f"{there} is a file")
+        if there != folder and not os.access(there, os.W_OK | os.X_OK):
+            raise PermissionError(EACCES, f"nothing may be made in {there}")
+        if there == folder:
+            with TemporaryFile(dir=folder):
+                pass
+    except OSError as error:
+        if error.errno in (EACCES, EPERM, EROFS, ENOTDIR):  # a full disk is no reason not to inspect
+            yield _unusable("models_dir", settings.models_dir, error)
+
+
+def _unusable(field: str, value: object, error: OSError) -> str:
+    reason = (error.strerror or str(error)).rstrip(".")
+    return f"BDI_{field.upper()} is {str(value)!r}, which cannot be used: {reason_of(reason)}."
 
 
 @cache

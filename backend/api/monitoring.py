@@ -13,7 +13,7 @@ from backend.api.dependencies import GateOf, MetricsOf, ServiceOf, SettingsOf
 from backend.api.fields import Pair, Reply
 from backend.api.routing import Route
 from backend.extractors.base import EngineOrigin, HasEngine
-from backend.serving.access import INSPECT, OPEN
+from backend.serving.access import INSPECT, OPEN, may_know_paths
 from backend.serving.metrics import Metrics
 
 router = APIRouter(route_class=Route)
@@ -45,6 +45,12 @@ class HealthAnswer(Reply):
     version: str = Field(description="Version of the service.", examples=["0.1.0"])
     engine: EngineAnswer | None = Field(None, description="null: the extractor is still loading, or has no network.")
     reason: str | None = Field(None, description="What is degraded, and how to mend it.", examples=[None])
+    models_dir: str | None = Field(
+        None,
+        description="Absolute path of the models folder; only with a key of the role admin, or, where no keys are set, "
+        "from this machine.",
+        examples=[None],
+    )
 
 
 @router.get("/health", summary="Whether the service can inspect", tags=["inspection"], **OPEN)
@@ -66,6 +72,7 @@ async def health(request: Request, service: ServiceOf, settings: SettingsOf, gat
         version=__version__,
         engine=None if engine is None else EngineAnswer(**asdict(engine)),
         reason=reason,
+        models_dir=str(settings.models_dir.absolute()) if may_know_paths(request) else None,
         request_id=request.state.request_id,
     )
 

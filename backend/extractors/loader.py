@@ -89,3 +89,15 @@ def require_cuda() -> None:
         raise RuntimeError('BDI_REQUIRE_CUDA is set, but PyTorch is missing: `pip install ".[torch]"`.') from error
     if not torch.cuda.is_available():
         raise RuntimeError("BDI_REQUIRE_CUDA is set, but PyTorch finds no CUDA device on this machine.")
+
+
+def check_cuda_device(device: str) -> None:
+    """Raise RuntimeError if the device ``cuda`` or ``cuda:N`` that BDI_DEVICE names is not there."""
+    named = f"BDI_DEVICE is {device!r}, which cannot be used"
+    try:
+        import torch
+    except ImportError as error:
+        raise RuntimeError(f'{named}: PyTorch is missing: `pip install ".[torch]"`.') from error
+    n_devices = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if int(device.partition(":")[2] or 0) >= n_devices:
+        raise RuntimeError(f"{named}: PyTorch finds {n_devices} CUDA devices on this machine. Set it to auto or cpu.")

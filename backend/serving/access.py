@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, cast
 
+from starlette.requests import HTTPConnection
 from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -98,6 +99,13 @@ class KeyCheck:
             raise Unauthorized(f"{said}. Send one of the service's keys as X-API-Key, or as Authorization: Bearer.")
         if caller not in ("admin", needed):
             raise Forbidden("This call changes what is stored. Send it with an API key of the role admin.")
+
+
+def may_know_paths(request: HTTPConnection) -> bool:
+    """Return whether a caller may know where files lie: an administrator, or somebody who sits at the machine."""
+    if request.app.state.api_keys:
+        return bool(request.state.caller == "admin")
+    return is_loopback((request.scope.get("server") or ("localhost",))[0])
 
 
 def is_loopback(host: str | None) -> bool:

@@ -234,3 +234,20 @@ def _until(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+def test_health_names_the_models_folder_to_whoever_may_know_it(tmp_path: Path) -> None:
+    inspect, admin = "inspect-0123456789abc", "admin-0123456789abcdef"
+    with running_app(tmp_path / "open") as api:
+        for address, known in (("http://127.0.0.1:8000", str(tmp_path / "open")), ("http://192.168.0.7:8000", None)):
+            assert answer_of(api.client.get(f"{address}/health"))["models_dir"] == known
+    with running_app(tmp_path / "keys", api_keys=f"inspect:{inspect},admin:{admin}") as api:
+        for key, known in (
+            (admin, str(tmp_path / "keys")),
+            (inspect, None),
+            ("nobody-0123456789abc", None),
+            ("", None),
+        ):
+            for address in ("http://127.0.0.1:8000", "http://192.168.0.7:8000"):
+                health = answer_of(api.client.get(f"{address}/health", headers={"X-API-Key": key} if key else {}))
+                assert health["models_dir"] == known
