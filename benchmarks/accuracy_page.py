@@ -21,8 +21,8 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
 from backend.calib import ScoreMode
-from backend.demo.report import paint_heatmap
 from backend.scoring.inspection import Inspection
+from backend.scoring.overlay import paint_heatmap
 from benchmarks.accuracy_tables import aligned_text, caption, figure_text, kind_rows, mode_name, row_name, rows
 from benchmarks.datasets import LabelledImage
 from benchmarks.metrics import Measurement, best_of, roc_points

@@ -24,11 +24,11 @@ from numpy.typing import NDArray
 
 from backend.demo.inspected import Inspected, tally
 from backend.imaging.image_codec import encode_png
+from backend.scoring.anomaly_map import HEATMAP_AT_THRESHOLD
+from backend.scoring.overlay import heat_colours, paint_heatmap
 
 _OK_COLOUR, _NG_COLOUR = "#0072B2", "#D55E00"  # Okabe and Ito 2008: told apart by every kind of colour vision.
-_AT_THRESHOLD = 128
 _PICTURE_EDGE_PX = 640
-_FADE_IN = 0.5  # Below this share of the threshold a good part's own unrest is not drawn.
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -71,7 +71,7 @@ def render_report(report: Report) -> str:
         has_shape=any(item.part.inspected_mask is not None for item in report.items),
         heat_stops=[
             f"#{colour_bgr[::-1].astype(np.uint8).tobytes().hex()}"
-            for colour_bgr in _heat_colours(np.linspace(_AT_THRESHOLD, 255, 5))
+            for colour_bgr in heat_colours(np.linspace(HEATMAP_AT_THRESHOLD, 255, 5))
         ],
     )
 
@@ -105,34 +105,6 @@ def score_histogram(items: Sequence[Inspected], thresholds: Sequence[tuple[str, 
         figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
     svg = text.getvalue()
     return svg[svg.index("<svg") :]
-
-
-def paint_heatmap(
-    image_bgr: NDArray[np.uint8], heatmap: NDArray[np.uint8], inspected_mask: NDArray[np.bool_] | None = None
-) -> NDArray[np.uint8]:
-    """Return the grey image with the heat map over it: below the threshold it fades into the grey, above it glows.
-
-    Args:
-        image_bgr: [H, W, 3] uint8, as is what is returned.
-        heatmap: [H, W] uint8, 128 = the threshold.
-        inspected_mask: [H, W] bool; what lies outside is darkened.
-    """
-    grey = cv2.cvtColor(image_bgr, cv2.COLOR_BGR2GRAY).astype(np.float32)
-    if inspected_mask is not None:
-        grey = np.where(inspected_mask, grey, 0.4 * grey)
-    share = heatmap.astype(np.float32) / _AT_THRESHOLD
-    # Rises late, to 0.45 at the threshold, where it steps to 0.6: a good part stays grey, and a region has a border.
-    below = 0.45 * np.clip((share - _FADE_IN) / (1.0 - _FADE_IN), 0.0, 1.0) ** 4
-    opacity = np.where(heatmap >= _AT_THRESHOLD, 0.60 + 0.25 * np.clip(share - 1.0, 0.0, 1.0), below)[..., None]
-    painted = (1.0 - opacity) * grey[..., None] + opacity * _heat_colours(heatmap)
-    return np.asarray(np.rint(painted), dtype=np.uint8)
-
-
-def _heat_colours(heat: NDArray[np.generic]) -> NDArray[np.float32]:
-    """Return the BGR colours of heat values 0..255: inferno from violet at half the threshold to pale yellow."""
-    place = np.interp(heat.astype(np.float32), [_FADE_IN * _AT_THRESHOLD, 255], [80, 250])
-    colours = cv2.applyColorMap(np.rint(place).astype(np.uint8), cv2.COLORMAP_INFERNO)
-    return colours.reshape(*heat.shape, 3).astype(np.float32)
 
 
 def _card(item: Inspected) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from backend.scoring.anomaly_map import anomaly_map, heatmap
 from backend.scoring.image_check import ImageCheck
 from backend.scoring.image_score import image_score, image_scores
 from backend.scoring.leave_one_out import learned_mask
+from backend.scoring.overlay import overlay
 from backend.scoring.regions import Region
 
 Decision = Literal["ok", "ng"]
@@ -47,6 +48,7 @@ class Inspection:
         rejects_images: Whether an image that is none is ``ng``, whatever its score.
         heatmap_full_scale: The map value that the heat map shows as 255.
         params: Facts about how this came about, JSON types.
+        image_bgr: [H, W, 3] uint8, the image; None where nobody has given it.
     """
 
     measured_score: float
@@ -61,6 +63,7 @@ class Inspection:
     heatmap_full_scale: float
     params: Mapping[str, Any]
     timings_ms: Mapping[str, float] = field(default_factory=dict, compare=False)
+    image_bgr: NDArray[np.uint8] | None = field(default=None, compare=False, repr=False)
 
     def with_image_check(self, check: ImageCheck, *, rejects: bool) -> Inspection:
         """Return the inspection with what is strange about its image, which decides where images are rejected."""
@@ -103,6 +106,17 @@ class Inspection:
     def heatmap(self) -> NDArray[np.uint8]:
         """[H, W] uint8: 0 = distance 0 or outside the mask, 128 = the threshold, 255 = twice the threshold or more."""
         return heatmap(self.map, self.heatmap_full_scale)
+
+    @property
+    def overlay(self) -> NDArray[np.uint8]:
+        """[H, W, 3] uint8 BGR: the image with map and regions drawn.
+
+        Raises:
+            ValueError: If the image was not given.
+        """
+        if self.image_bgr is None:
+            raise ValueError("an overlay needs the image")
+        return overlay(self.image_bgr, self.heatmap, self.mask, self.regions)
 
     def score_under(self, rule: ScoreRule) -> float:
         """Return the score that the map has under a rule; its blur is that of the memory."""

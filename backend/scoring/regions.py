@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -28,6 +30,13 @@ class Region:
     area_mm2: float
     peak_score: float
     contour_xy: tuple[tuple[int, int], ...]
+
+    @classmethod
+    def from_fields(cls, fields: Mapping[str, Any]) -> Region:
+        """Return the region of a JSON object that ``dataclasses.asdict`` made."""
+        x, y, w, h = fields["bbox_xywh_px"]
+        contour = tuple((px, py) for px, py in fields["contour_xy"])
+        return cls(**{**fields, "bbox_xywh_px": (x, y, w, h), "contour_xy": contour})
 
 
 def find_regions(

@@ -222,7 +222,8 @@ class InspectionService:
                 checked = check_image(model, bank, pixels, mask)
             found = found.with_image_check(checked, rejects=self.defaults.image_check == "reject")
         of_scale = () if scale.warning is None else (scale.warning,)
-        return replace(found, warnings=(*of_scale, *found.warnings), timings_ms=watch.timings_ms())
+        warnings = (*of_scale, *found.warnings)
+        return replace(found, warnings=warnings, timings_ms=watch.timings_ms(), image_bgr=pixels)
 
     def _terms_within(
         self, key: ModelKey, model: LoadedModel, terms: ScoringTerms, shape: Shape | None, mask: NDArray[np.bool_]

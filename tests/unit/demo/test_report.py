@@ -6,7 +6,8 @@ import cv2
 import numpy as np
 import pytest
 
-from backend.demo.report import Report, paint_heatmap, render_report, score_histogram
+from backend.demo.report import Report, render_report, score_histogram
+from backend.scoring.overlay import paint_heatmap
 from tests.testkit.fakes import inspected
 
 
