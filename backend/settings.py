@@ -97,6 +97,14 @@ class Settings(BaseSettings):
         None, description="SQLite file of the decisions; `audit.sqlite3` in the models folder by default."
     )
 
+    audit_images_mb: float = Field(
+        500.0,
+        ge=0,
+        le=1e6,
+        description="Most that the images kept beside the decisions take, MB; the oldest of whatever has most make "
+        "room. 0 keeps none.",
+    )
+
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="Web origins that may call, separated by commas; none by default."
     )

@@ -96,7 +96,8 @@ def build_api_keys(settings: Settings) -> ApiKeys:
 
 def build_audit(settings: Settings) -> Audit:
     """Return where decisions are kept; no file is made yet."""
-    return Audit(settings.audit_file or settings.models_dir / "audit.sqlite3", keeps=settings.audit)
+    path = settings.audit_file or settings.models_dir / "audit.sqlite3"
+    return Audit(path, keeps=settings.audit, images_mb=settings.audit_images_mb)
 
 
 def check_requirements(settings: Settings) -> None:

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Depends, File, Query, Request, Response, UploadFi
 from pydantic import JsonValue, TypeAdapter
 
 from backend.api.dependencies import DatasetsOf, KeyOfForm, KeyOfQuery, SettingsOf, check_uploads, identity
-from backend.api.fields import ImageFile, JsonPart
+from backend.api.fields import MEDIA_TYPES, ImageFile, JsonPart
 from backend.api.routing import Route, close_name, refuse_repeated
 from backend.api.store_schemas import ClassFiles, ClearAnswer, DeleteAnswer, ListAnswer, MetaAnswer, UploadAnswer
 from backend.artifacts.stored_image import Label
@@ -22,16 +22,8 @@ from backend.utils import canonical_json, json_noting_repeats
 router = APIRouter(tags=["datasets"], route_class=Route)
 
 _META = TypeAdapter(dict[str, JsonValue])
-_MEDIA_TYPES = {
-    ".png": "image/png",
-    ".jpg": "image/jpeg",
-    ".bmp": "image/bmp",
-    ".tif": "image/tiff",
-    ".webp": "image/webp",
-}
-
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
-_BINARY_TYPES = [*_MEDIA_TYPES.values(), "application/octet-stream"]  # the last for generators of clients
+_BINARY_TYPES = [*MEDIA_TYPES.values(), "application/octet-stream"]  # the last for generators of clients
 
 LabelOf = Annotated[Label, Query(description="Class of the images.", examples=["ok"])]
 FileName = Annotated[
@@ -107,7 +99,7 @@ def list_files(request: Request, datasets: DatasetsOf, key: KeyOfQuery) -> ListA
 def get_file(datasets: DatasetsOf, key: KeyOfQuery, label: LabelOf, filename: FileName) -> Response:
     """Return the original bytes."""
     image = datasets.get(key, label, filename)
-    return Response(datasets.read(key, image), media_type=_MEDIA_TYPES[image.suffix])
+    return Response(datasets.read(key, image), media_type=MEDIA_TYPES[image.suffix])
 
 
 @router.get("/datasets/meta", summary="The metadata of one stored image", **INSPECT)

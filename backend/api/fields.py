@@ -45,6 +45,16 @@ MmPerPx = Annotated[
 _Score = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
 Scores = Annotated[list[_Score], Field(max_length=100_000)]
 PartId = Annotated[str, Field(max_length=200)]
+MAX_SERIAL_CHARS = 200
+Serial = Annotated[
+    str | None,
+    Field(
+        max_length=MAX_SERIAL_CHARS,
+        pattern=r"^[^\x00-\x1f\x7f-\x9f]*$",
+        description="Whatever identifies the part, on one line; kept with the decision where BDI_AUDIT=1.",
+        examples=["SN-2026-000417"],
+    ),
+]
 ShapeText = Annotated[
     str | None,
     Field(
@@ -60,6 +70,14 @@ ShapeText = Annotated[
 
 # Plain arrays and both names for binary data: generators of clients know prefixItems and contentMediaType badly.
 _FILE = {"type": "string", "format": "binary", "contentMediaType": "application/octet-stream"}
+MEDIA_TYPES = {
+    ".png": "image/png",
+    ".jpg": "image/jpeg",
+    ".bmp": "image/bmp",
+    ".tif": "image/tiff",
+    ".webp": "image/webp",
+}
+PNG_FILE = {"type": "string", "format": "binary", "contentMediaType": "image/png"}
 ImageFile = Annotated[UploadFile, WithJsonSchema(_FILE)]
 JsonPart = Annotated[UploadFile | str, WithJsonSchema({"type": "string", "maxLength": 1_000_000})]
 _INTEGERS = {"type": "array", "items": {"type": "integer", "format": "int32", "minimum": 0}}

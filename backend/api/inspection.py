@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import base64
+import re
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, File, Form, Request
+from fastapi import APIRouter, File, Form, Header, Request, Response
 from fastapi.responses import JSONResponse
 
 from backend.api.dependencies import (
@@ -20,7 +21,7 @@ from backend.api.dependencies import (
     model_key_of,
     shape_of,
 )
-from backend.api.fields import ImageFile, MemoryFacts, MmPerPx, PartId, ShapeText
+from backend.api.fields import PNG_FILE, ImageFile, MemoryFacts, MmPerPx, PartId, Serial, ShapeText
 from backend.api.image_check_schemas import ImageCheckAnswer
 from backend.api.routing import Route, has_no_effect
 from backend.api.schemas import (
@@ -37,11 +38,14 @@ from backend.artifacts.heatmaps import save_heatmap
 from backend.imaging.image_codec import encode_png
 from backend.memory_bank.alignment import Aligned
 from backend.memory_bank.coreset import Progress
+from backend.scoring.inspection import Inspection
 from backend.services.fit_request import Mode, Upload
 from backend.serving.access import ADMIN, INSPECT
 from backend.utils import Stopwatch
 
 router = APIRouter(tags=["inspection"], route_class=Route)
+
+_NOT_KEPT = "serial has no effect: no decisions are kept here. Set BDI_AUDIT=1."
 
 
 @router.post(
@@ -133,7 +137,13 @@ def calibrate_ng(request: Request, service: ServiceOf, body: CalibrateBody) -> C
     return CalibrateAnswer(**identity(request, key), **calibration.to_fields(), dry_run=body.dry_run)
 
 
-@router.post("/infer", summary="Inspect one image", **INSPECT)
+@router.post(
+    "/infer",
+    summary="Inspect one image",
+    response_model=InferAnswer,
+    responses={200: {"description": "What was found.", "content": {"image/png": {"schema": PNG_FILE}}}},
+    **INSPECT,
+)
 def infer(
     request: Request,
     service: ServiceOf,
@@ -144,17 +154,33 @@ def infer(
     image: Annotated[ImageFile, File(description="The canonical ROI, PNG or JPEG.")],
     shape: Annotated[ShapeText, Form()] = None,
     heatmap: Annotated[
-        Literal["base64", "path", "none"], Form(description="How the heat map comes back.", examples=["base64"])
+        Literal["base64", "path", "none", "overlay"],
+        Form(
+            description="How the heat map comes back; `overlay`: the image with map and regions drawn, in its place.",
+            examples=["base64"],
+        ),
     ] = "base64",
-) -> InferAnswer:
+    serial: Annotated[Serial, Form()] = None,
+    accept: Annotated[
+        str | None,
+        Header(
+            description="`image/png`: answer with the overlay as a PNG, and with X-Score, X-Threshold, X-Decision and "
+            "X-Regions as headers.",
+            examples=["application/json"],
+        ),
+    ] = None,
+) -> InferAnswer | Response:
     """Score one image. A ROI without a calibration gives a score and a heat map, and no decision."""
     watch, name = Stopwatch(), image.filename or "image"
-    inspection = service.infer(key, image.file.read(), mm_per_px=mm_per_px, shape=shape_of(request, shape), name=name)
+    data = image.file.read()
+    inspection = service.infer(key, data, mm_per_px=mm_per_px, shape=shape_of(request, shape), name=name)
     digest = inspection.params["image_digest"]
     with watch.lap("encode"):
-        png = b"" if heatmap == "none" else encode_png(inspection.heatmap)
-        text = base64.b64encode(png).decode() if heatmap == "base64" else None
-        path = save_heatmap(service.store, key, digest, png) if heatmap == "path" else None
+        as_png = wants_png(accept)
+        picture = inspection.overlay if as_png or heatmap == "overlay" else inspection.heatmap
+        png = b"" if heatmap == "none" and not as_png else encode_png(picture)
+        text = base64.b64encode(png).decode() if heatmap in ("base64", "overlay") else None
+        path = save_heatmap(service.store, key, digest, png) if heatmap == "path" and not as_png else None
     if audit.keeps:
         with watch.lap("audit"):
             audit.keep(
@@ -164,6 +190,8 @@ def infer(
                 image_name=name,
                 request_id=request.state.request_id,
                 caller=request.state.caller,
+                serial=serial,
+                image=data,
             )
     timings_ms = {**inspection.timings_ms, **watch.timings_ms()}
     request.state.found = {  # for the log
@@ -175,6 +203,8 @@ def infer(
         "timings_ms": {stage: round(elapsed_ms, 3) for stage, elapsed_ms in timings_ms.items()},
     }
     metrics.count_inspection(key, inspection.decision, timings_ms)
+    if as_png:
+        return Response(png, media_type="image/png", headers=_headers_of(inspection))
     return InferAnswer(
         **identity(request, key),
         score=inspection.score,
@@ -185,8 +215,28 @@ def infer(
         heatmap_png_base64=text,
         heatmap_path=path,
         regions=[RegionAnswer.of(region) for region in inspection.regions],
-        warnings=list(inspection.warnings),
+        warnings=[*inspection.warnings, *([_NOT_KEPT] if serial and not audit.keeps else [])],
         token_shape=inspection.grid_hw,
         params=InferParams.model_validate(dict(inspection.params)),
         timings_ms=timings_ms,
     )
+
+
+def wants_png(accept: str | None) -> bool:
+    """Return whether a picture is asked for by name, and JSON is not, or less."""
+    quality = {"image/png": 0.0, "application/json": 0.0}
+    for each in (accept or "").split(","):
+        kind, *parameters = (part.strip().lower() for part in each.split(";"))
+        if kind in quality:
+            given = next((text[2:] for text in parameters if text.startswith("q=")), "1")
+            quality[kind] = float(given) if re.fullmatch(r"[01](\.\d{0,3})?", given) else 1.0
+    return quality["image/png"] > quality["application/json"]
+
+
+def _headers_of(inspection: Inspection) -> dict[str, str]:
+    return {
+        "X-Score": repr(inspection.score),
+        "X-Threshold": "" if inspection.threshold is None else repr(inspection.threshold),
+        "X-Decision": inspection.decision or "none",
+        "X-Regions": str(len(inspection.regions)),
+    }

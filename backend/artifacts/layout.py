@@ -26,6 +26,9 @@ Kind = Literal[
     "audit", "note", "temporary", "unknown",
 ]  # fmt: skip
 
+AUDIT_IMAGES = ".audit-images"
+"""The folder of the images beside the audit; no id leads to it."""
+
 CORRUPT_MARK = ".corrupt-"
 """Between the name of a file that was set aside as damaged and the time of that."""
 
@@ -54,7 +57,9 @@ _PATTERNS_IN_ROI: dict[Kind, re.Pattern[str]] = {
 _PATTERNS_ELSEWHERE: dict[Kind, re.Pattern[str]] = {
     "lock": re.compile(r"\.jobs/\.lock"),
     "note": re.compile(r"README\.md"),
-    "audit": re.compile(r"audit\.sqlite3(-wal|-shm|-journal)?"),
+    "audit": re.compile(
+        rf"audit\.sqlite3(-wal|-shm|-journal)?|{re.escape(AUDIT_IMAGES)}/[0-9a-f]{{16}}/[0-9]{{1,19}}-[0-9a-f]{{16}}\.zip"
+    ),
     "job": re.compile(r"\.jobs/[0-9a-f]{32}\.json"),
     "job_mark": re.compile(r"\.jobs/[0-9a-f]{32}\.(cancel|alive)"),
     "engine": re.compile(r"\.engines/openvino-[0-9a-f]{16}/(model\.xml|model\.bin|SHA256SUMS)"),

@@ -18,15 +18,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 from backend import __version__
+from backend.artifacts.layout import AUDIT_IMAGES
 from backend.artifacts.model_key import ModelKey
-from backend.errors import AuditOff, AuditUnavailable
+from backend.errors import AuditOff, AuditUnavailable, NotFound
 from backend.scoring.inspection import Inspection
+from backend.services.audit_images import AuditImages, KeptImage
 
 _log = logging.getLogger(__name__)
 
 Source = Literal["infer", "infer_dataset"]
 
-VERSION = 1
+VERSION = 2
+"""2: decisions have a serial."""
 _BUSY_S = 5.0
 _GIVE_UP_S = 15.0
 
@@ -52,13 +55,16 @@ _COLUMNS = {
     "mm_per_px": "REAL NOT NULL",
     "service_version": "TEXT NOT NULL",
     "params": "TEXT NOT NULL",
+    "serial": "TEXT",
 }
+_SERIALS = ["CREATE INDEX decisions_by_serial ON decisions (serial) WHERE serial IS NOT NULL"]
 _SCHEMA = [
     f"CREATE TABLE decisions (id INTEGER PRIMARY KEY AUTOINCREMENT, {', '.join(map(' '.join, _COLUMNS.items()))})",
     "CREATE INDEX decisions_by_roi ON decisions (role_id, roi_id, id)",
     "CREATE INDEX decisions_by_time ON decisions (time_utc)",
     "CREATE INDEX decisions_by_image ON decisions (image_digest)",
     "CREATE INDEX decisions_by_request ON decisions (request_id)",
+    *_SERIALS,
     *(
         f"CREATE TRIGGER decisions_no_{verb.lower()} BEFORE {verb} ON decisions "
         "BEGIN SELECT RAISE(ABORT, 'decisions are never changed'); END"
@@ -66,12 +72,22 @@ _SCHEMA = [
     ),
     f"PRAGMA user_version = {VERSION}",
 ]
+_UPGRADE = ["ALTER TABLE decisions ADD COLUMN serial TEXT", *_SERIALS, f"PRAGMA user_version = {VERSION}"]
+"""From version 1."""
+
+_STEPS: dict[int, list[str]] = {0: _SCHEMA, 1: _UPGRADE, VERSION: []}
+"""What brings a file of a version to this one."""
+
 _INSERT = f"INSERT INTO decisions ({', '.join(_COLUMNS)}) VALUES ({', '.join(f':{name}' for name in _COLUMNS)})"
 _CONDITIONS = {
-    **{name: f"{name} = ?" for name in ("recipe_id", "role_id", "roi_id", "image_digest", "request_id", "decision")},
+    **{
+        name: f"{name} = ?"
+        for name in ("recipe_id", "role_id", "roi_id", "image_digest", "request_id", "decision", "serial")
+    },
     "since": "time_utc >= ?",
     "until": "time_utc < ?",
     "before_id": "id < ?",
+    "id": "id = ?",
 }
 
 
@@ -81,10 +97,12 @@ class Audit:
     Args:
         path: The file; its folder is made on the first decision.
         keeps: Whether decisions are kept; what was kept before can be looked up all the same.
+        images_mb: Most that the images beside the rows take together, 10⁶ bytes; 0 keeps none.
     """
 
-    def __init__(self, path: Path, *, keeps: bool) -> None:
+    def __init__(self, path: Path, *, keeps: bool, images_mb: float = 0.0) -> None:
         self.keeps = keeps
+        self.images = AuditImages(path.with_name(AUDIT_IMAGES), max_bytes=int(images_mb * 1e6) if keeps else 0)
         self._path = path
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="audit")
         self._connection: sqlite3.Connection | None = None  # the writer's
@@ -98,8 +116,13 @@ class Audit:
         image_name: str,
         request_id: str,
         caller: str | None,
+        serial: str | None = None,
+        image: bytes | None = None,
     ) -> None:
         """Write a decision down; it is on the disk when this returns. Does nothing where none are kept.
+
+        ``serial`` is what the client calls the part; ``image`` the file as it was sent, which is kept beside the row as
+        long as there is room (``AuditImages``).
 
         Raises:
             AuditUnavailable: If it cannot be written in time, or the audit is closed; then the decision must not be
@@ -111,7 +134,7 @@ class Audit:
         params["reject_reason"] = inspection.reject_reason
         if inspection.calibration is not None:
             params["calibration"] = inspection.calibration.summary()
-        self.write(
+        row_id = self.write(
             {
                 "time_utc": _text(datetime.now(UTC)),
                 "source": source,
@@ -130,11 +153,14 @@ class Audit:
                 "mm_per_px": params.pop("mm_per_px"),
                 "service_version": __version__,
                 "params": params,
+                "serial": serial or None,
             }
         )
+        if image is not None:
+            self.images.keep(row_id, key, inspection, image)
 
-    def write(self, entry: Mapping[str, Any]) -> None:
-        """Write one row down, a value for each column; raises as ``keep``."""
+    def write(self, entry: Mapping[str, Any]) -> int:
+        """Write one row down, a value for each column, and return its number; raises as ``keep``."""
         row = {
             **entry,
             "params": json.dumps(entry["params"], allow_nan=False, default=dict),  # read-only mappings
@@ -146,7 +172,7 @@ class Audit:
         except RuntimeError as error:
             raise AuditUnavailable("The service is stopping: the decision is not kept, so it is not given.") from error
         try:
-            written.result(_GIVE_UP_S)
+            return written.result(_GIVE_UP_S)
         except (sqlite3.Error, OSError) as error:  # a TimeoutError is an OSError
             written.cancel()
             _log.error("a decision could not be kept", exc_info=error)
@@ -160,8 +186,8 @@ class Audit:
 
         Args:
             limit: The most rows.
-            wanted: recipe_id, role_id, roi_id, image_digest, request_id, decision, since (datetime, included), until
-                (datetime, not included) and before_id; None asks for all.
+            wanted: id, recipe_id, role_id, roi_id, image_digest, request_id, decision, serial, since (datetime,
+                included), until (datetime, not included) and before_id; None asks for all.
 
         Raises:
             AuditOff: If no decision was ever kept.
@@ -173,30 +199,46 @@ class Audit:
             raise AuditOff("No decisions are kept here. Set BDI_AUDIT=1 and start the service again.")
         asked = {_CONDITIONS[name]: value for name, value in wanted.items() if value is not None}
         where = f" WHERE {' AND '.join(asked)}" if asked else ""
+        wanted_names = {name for name, value in wanted.items() if value is not None}
         values = [_text(value) if isinstance(value, datetime) else value for value in asked.values()]
         try:
             with closing(_opened(self._path)) as connection:
                 connection.row_factory = sqlite3.Row
                 connection.execute("PRAGMA query_only = 1")
+                if "serial" in wanted_names and _version(connection) < VERSION:
+                    return []  # written before decisions had one
                 rows = connection.execute(
                     f"SELECT * FROM decisions{where} ORDER BY id DESC LIMIT ?", [*values, limit]
                 ).fetchall()
         except sqlite3.Error as error:
             _log.error("the audit file could not be read", exc_info=error)
             raise AuditUnavailable("The audit file cannot be read now. The service's log says why.") from error
-        return [{**row, "params": json.loads(row["params"])} for row in rows]
+        return [{"serial": None, **row, "params": json.loads(row["params"])} for row in rows]
+
+    def kept_image(self, row_id: int) -> KeptImage:
+        """Return what is kept of the image of a decision.
+
+        Raises:
+            NotFound: If there is no such decision, or nothing is kept of its image.
+            AuditOff, AuditUnavailable, ArtefactCorrupt, StorageFailed: As ``find``, and as ``AuditImages.find``.
+        """
+        rows = self.find(1, id=row_id)
+        if not rows:
+            raise NotFound("There is no such decision. GET /audit lists those that there are.")
+        return self.images.find(row_id, rows[0]["image_digest"])
 
     def close(self) -> None:
         """Finish what waits and close the file."""
         self._writer.shutdown()
         self._disconnect()
+        self.images.close()
 
-    def _insert(self, row: Mapping[str, Any]) -> None:
+    def _insert(self, row: Mapping[str, Any]) -> int:
         try:
             self._connection = self._connection or _ready(self._path)
             with self._connection:
                 self._connection.execute("BEGIN IMMEDIATE")
-                self._connection.execute(_INSERT, row)
+                return int(self._connection.execute(_INSERT, row).lastrowid or 0)
         except BaseException:
             self._disconnect()  # The file may have been replaced or its disk gone: begin anew.
             raise
@@ -223,15 +265,20 @@ def _ready(path: Path) -> sqlite3.Connection:
         connection.execute("PRAGMA synchronous = FULL")
         with connection:
             connection.execute("BEGIN IMMEDIATE")  # before it is read: of two processes, one makes the table
-            (version,) = connection.execute("PRAGMA user_version").fetchone()
-            if version not in (0, VERSION):
+            version = _version(connection)
+            if version not in _STEPS:
                 raise sqlite3.DatabaseError(f"the audit file has version {version}, this service knows {VERSION}")
-            for statement in () if version else _SCHEMA:
+            for statement in _STEPS[version]:
                 connection.execute(statement)
     except BaseException:
         connection.close()
         raise
     return connection
+
+
+def _version(connection: sqlite3.Connection) -> int:
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    return int(version)
 
 
 def _text(time: datetime) -> str:

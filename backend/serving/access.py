@@ -98,7 +98,7 @@ class KeyCheck:
             said = "This call needs an API key" if secret is None else "This API key is not known here"
             raise Unauthorized(f"{said}. Send one of the service's keys as X-API-Key, or as Authorization: Bearer.")
         if caller not in ("admin", needed):
-            raise Forbidden("This call changes what is stored. Send it with an API key of the role admin.")
+            raise Forbidden("This call needs an API key of the role admin.")
 
 
 def may_know_paths(request: HTTPConnection) -> bool:

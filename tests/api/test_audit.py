@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
+import httpx
 import pytest
 
 from backend.errors import AuditUnavailable
@@ -148,3 +151,85 @@ def test_the_role_of_the_key_is_kept(tmp_path: Path) -> None:
         answer_of(api.infer(plates([9])[0], headers={"X-API-Key": keys["inspect"]}))
         answer = answer_of(api.client.get("/audit", headers={"X-API-Key": keys["inspect"]}))
     assert [entry["caller"] for entry in answer["entries"]] == ["inspect"]
+
+
+# --- what identifies the part, and its image --------------------------------------------------------------------------
+
+
+def test_a_part_is_found_by_what_the_client_calls_it(fitted: Api) -> None:
+    for serial in ("SN-1", "Gehäuse 7/ß", "SN-1"):
+        assert answer_of(fitted.infer(plates([9])[0], serial=serial))["warnings"] == []
+    answer_of(fitted.infer(plates([9])[0]))
+    assert [entry["serial"] for entry in find(fitted)] == [None, "SN-1", "Gehäuse 7/ß", "SN-1"]
+    assert [entry["serial"] for entry in find(fitted, serial="Gehäuse 7/ß")] == ["Gehäuse 7/ß"]
+    assert len(find(fitted, serial="SN-1")) == 2
+    assert find(fitted, serial="SN") == []
+
+
+@pytest.mark.parametrize("serial", ["two\nlines", "a\tb", "\x00", "x" * 201, "\x7f"])
+def test_a_serial_is_one_line_of_text(fitted: Api, serial: str) -> None:
+    assert "serial" in error_of(fitted.infer(plates([9])[0], serial=serial), 422, "invalid_input")["error"]
+    assert find(fitted) == []
+
+
+def test_a_serial_that_is_kept_nowhere_is_named(tmp_path: Path) -> None:
+    with running_app(tmp_path / "models") as api:
+        answer_of(api.fit(plates(range(3))))
+        (warning,) = answer_of(api.infer(plates([9])[0], serial="SN-1"))["warnings"]
+    assert warning.startswith("serial has no effect")
+
+
+def picture(api: Api, entry: int, view: str) -> httpx.Response:
+    """Ask for a picture that is written behind the answer."""
+    for _ in range(500):
+        found = api.client.get(f"/audit/{entry}/{view}")
+        if found.status_code != 404:
+            break
+        time.sleep(0.01)
+    return found
+
+
+def test_the_image_of_a_decision_is_kept_with_its_map_and_regions(fitted: Api) -> None:
+    bad = encoded(with_chequer(plate(9), (20, 20, 40, 40)), "JPEG", quality=92)
+    given = answer_of(fitted.infer(bad, heatmap="base64", serial="SN-1"))
+    overlay = answer_of(fitted.infer(bad, heatmap="overlay"))["heatmap_png_base64"]
+    (entry,) = (row["id"] for row in find(fitted, serial="SN-1"))
+    image = picture(fitted, entry, "image")
+    assert (image.content, image.headers["Content-Type"]) == (bad, "image/jpeg")
+    assert picture(fitted, entry, "heatmap").content == base64.b64decode(given["heatmap_png_base64"])
+    assert picture(fitted, entry, "overlay").content == base64.b64decode(overlay)
+    kept = answer_of(fitted.client.get(f"/audit/{entry}/regions"))
+    assert kept["regions"] == given["regions"]
+    assert (kept["id"], kept["heatmap_scale"]) == (entry, given["params"]["heatmap_scale"])
+
+
+@pytest.mark.parametrize("view", ["image", "heatmap", "overlay", "regions"])
+def test_what_is_not_kept_is_404(fitted: Api, view: str) -> None:
+    error_of(fitted.client.get(f"/audit/4711/{view}"), 404, "not_found")
+    body = {"role_id": ROLE, "roi_id": ROI, "default_mm_per_px": None}
+    answer_of(fitted.client.post("/infer_dataset", json=body))
+    error = error_of(fitted.client.get(f"/audit/{find(fitted)[0]['id']}/{view}"), 404, "not_found")["error"]
+    assert "BDI_AUDIT_IMAGES_MB" in error
+
+
+@pytest.mark.parametrize("path", ["/audit/0/image", "/audit/x/image", "/audit/1/else", f"/audit/{2**63}/image"])
+def test_an_address_of_no_image_is_refused(fitted: Api, path: str) -> None:
+    error_of(fitted.client.get(path), 422, "invalid_input")
+
+
+def test_no_images_are_kept_where_the_setting_says_so(tmp_path: Path) -> None:
+    with running_app(tmp_path / "models", audit=True, audit_images_mb=0) as api:
+        answer_of(api.fit(plates(range(3))))
+        answer_of(api.infer(plates([9])[0]))
+        assert len(find(api)) == 1
+    assert not (tmp_path / "models" / ".audit-images").exists()
+
+
+def test_images_lie_beside_the_rows_and_outlive_the_service(tmp_path: Path) -> None:
+    settings = {"audit": True, "audit_file": tmp_path / "elsewhere" / "decisions.db"}
+    with running_app(tmp_path / "models", **settings) as api:
+        answer_of(api.fit(plates(range(3))))
+        answer_of(api.infer(plates([9])[0]))
+    with running_app(tmp_path / "models", audit_file=settings["audit_file"]) as api:
+        assert picture(api, 1, "image").content == plates([9])[0]
+    assert not (tmp_path / "models" / ".audit-images").exists()

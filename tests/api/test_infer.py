@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -394,3 +395,46 @@ def _covered(regions: list[dict[str, Any]], hw: tuple[int, int]) -> NDArray[np.b
     for region in regions:
         cv2.fillPoly(canvas, [np.array(region["contour"], np.int32)], 1)
     return canvas.astype(bool)
+
+
+# --- the overlay ------------------------------------------------------------------------------------------------------
+
+
+def test_the_overlay_is_the_image_with_what_was_found(api: Api, good: bytes, defective: bytes) -> None:
+    pictures = {}
+    for name, data in {"good": good, "bad": defective}.items():
+        answer = answer_of(api.infer(data, heatmap="overlay"))
+        assert answer["heatmap_path"] is None
+        pictures[name] = cv2.imdecode(
+            np.frombuffer(base64.b64decode(answer["heatmap_png_base64"]), np.uint8), cv2.IMREAD_UNCHANGED
+        )
+        assert pictures[name].shape == (*HW, 3)
+    assert np.ptp(pictures["good"].astype(int), axis=2).max() < np.ptp(pictures["bad"].astype(int), axis=2).max()
+
+
+@pytest.mark.parametrize("accept", ["image/png", "IMAGE/PNG;q=0.9, application/json;q=0.5", "text/html, image/png"])
+def test_a_client_that_accepts_a_picture_gets_the_overlay_as_bytes(api: Api, defective: bytes, accept: str) -> None:
+    given = answer_of(api.infer(defective, heatmap="overlay"))
+    answer = api.infer(defective, headers={"Accept": accept, "X-Request-Id": "part-7"})
+    assert (answer.status_code, answer.headers["Content-Type"]) == (200, "image/png")
+    assert answer.content == base64.b64decode(given["heatmap_png_base64"])
+    headers = answer.headers
+    assert (float(headers["X-Score"]), float(headers["X-Threshold"])) == (given["score"], given["threshold"])
+    assert (headers["X-Decision"], int(headers["X-Regions"])) == (given["decision"], len(given["regions"]))
+    assert headers["X-Request-Id"] == "part-7"
+
+
+@pytest.mark.parametrize(
+    "accept", ["*/*", "application/json", "application/json, image/png", "image/*", "image/png;q=0"]
+)
+def test_everybody_else_gets_json(api: Api, good: bytes, accept: str) -> None:
+    assert answer_of(api.infer(good, headers={"Accept": accept}))["score"] >= 0
+
+
+def test_a_picture_without_a_calibration_has_no_decision(api: Api, good: bytes) -> None:
+    answer = api.infer(good, roi_id="raw", headers={"Accept": "image/png"})
+    assert (answer.headers["X-Decision"], answer.headers["X-Threshold"]) == ("none", "")
+
+
+def test_an_error_is_json_also_for_a_client_that_accepts_a_picture(api: Api, good: bytes) -> None:
+    error_of(api.infer(good, roi_id="unknown", headers={"Accept": "image/png"}), 400, "memory_not_found")

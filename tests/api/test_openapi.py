@@ -159,7 +159,11 @@ def test_the_error_body_is_the_contracts() -> None:
     ("path", "required", "optional"),
     [
         ("/fit_ok", {"role_id", "roi_id", "mm_per_px"}, {"images", "model_key", "recipe_id", "shape", "memory_fit"}),
-        ("/infer", {"role_id", "roi_id", "mm_per_px", "image"}, {"model_key", "recipe_id", "shape", "heatmap"}),
+        (
+            "/infer",
+            {"role_id", "roi_id", "mm_per_px", "image"},
+            {"model_key", "recipe_id", "shape", "heatmap", "serial"},
+        ),
     ],
 )
 def test_the_forms_are_the_contracts(path: str, required: set[str], optional: set[str]) -> None:
@@ -178,7 +182,7 @@ def test_the_forms_are_the_contracts(path: str, required: set[str], optional: se
         (("/fit_ok", "mode"), {"enum": ["add", "replace"]}),
         (("/infer", "mm_per_px"), {"low": True, "maximum": 100}),
         (("/infer", "shape"), {"maxLength": 4096}),
-        (("/infer", "heatmap"), {"enum": ["base64", "path", "none"]}),
+        (("/infer", "heatmap"), {"enum": ["base64", "path", "none", "overlay"]}),
         (("/calibrate_ng", "mm_per_px"), {"low": True, "maximum": 100}),
         (("/calibrate_ng", "area_mm2_thr"), {"minimum": 0, "maximum": 1e6}),
         (("/calibrate_ng", "score_percentile"), {"exclusiveMinimum": 0, "maximum": 100}),

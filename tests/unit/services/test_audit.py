@@ -37,6 +37,7 @@ ENTRY = {
     "mm_per_px": 0.2,
     "service_version": "0.1.0",
     "params": {"score_mode": "max", "calibration": {"n_ok": 30}},
+    "serial": "SN-17 ä",
 }
 
 
@@ -199,3 +200,38 @@ def test_names_that_sqlite_does_not_take_are_kept_readable(kept: Audit) -> None:
     kept.write({**ENTRY, "image_name": "half \ud800 of a pair, and a \n line"})
     (row,) = kept.find(1)
     assert row["image_name"] == "half ? of a pair, and a \n line"
+
+
+def version_1(path: Path) -> None:
+    """Leave a file as the first version of the service did: rows without a serial."""
+    first = Audit(path, keeps=True)
+    first.write(ENTRY)
+    first.close()
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute("DROP INDEX decisions_by_serial")
+        connection.execute("ALTER TABLE decisions DROP COLUMN serial")
+        connection.execute("PRAGMA user_version = 1")
+
+
+def test_a_file_of_the_first_version_is_read_and_written_on(path: Path) -> None:
+    version_1(path)
+    old = {"id": 1, **ENTRY, "serial": None}
+    looked_up = Audit(path, keeps=False)
+    assert looked_up.find(10) == [old]
+    assert looked_up.find(10, serial="SN-17 ä") == []
+    kept = Audit(path, keeps=True)
+    kept.write(ENTRY)
+    assert kept.find(10) == [{"id": 2, **ENTRY}, old]
+    assert [row["id"] for row in kept.find(10, serial="SN-17 ä")] == [2]
+    with closing(sqlite3.connect(path)) as another, pytest.raises(sqlite3.IntegrityError, match="never changed"):
+        another.execute("DELETE FROM decisions")
+    kept.close()
+
+
+def test_two_services_that_find_a_file_of_the_first_version_at_once_both_write(path: Path) -> None:
+    version_1(path)
+    audits = [Audit(path, keeps=True) for _ in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        assert sorted(pool.map(lambda each: each.write(ENTRY), audits)) == [2, 3, 4, 5]
+    for each in audits:
+        each.close()
