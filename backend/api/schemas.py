@@ -29,7 +29,7 @@ from backend.api.fields import (
 )
 from backend.api.image_check_schemas import ImageCheckAnswer
 from backend.calib import MARGIN_RANGE, Method, ScoreMode
-from backend.scoring.regions import Region
+from backend.scoring.regions import NearestGood, Region
 
 
 class ErrorBody(BaseModel):
@@ -148,6 +148,28 @@ class CalibrateAnswer(Answer, CalibrationFacts):
     dry_run: bool = Field(False, description="Nothing was stored.", examples=[False])
 
 
+class NearestAnswer(BaseModel):
+    """A place of a good part."""
+
+    image_digest: str = Field(description="SHA-256 of the good image's pixels.", examples=["1f3c5e7a9b2d4f61…"])
+    name: str | None = Field(
+        description="Its file name in the data set; null if it is no longer stored.",
+        examples=["roi-1f3c5e7a9b2d.png"],
+    )
+    x: Count = Field(description="Left, px of the good image.", examples=[112])
+    y: Count = Field(description="Top, px.", examples=[84])
+    w: Count = Field(description="Width, px.", examples=[14])
+    h: Count = Field(description="Height, px.", examples=[14])
+
+    @classmethod
+    def of(cls, nearest: NearestGood | None) -> NearestAnswer | None:
+        """Return the answer about a place; not validated, as a region's."""
+        if nearest is None:
+            return None
+        x, y, w, h = nearest.bbox_xywh_px
+        return cls.model_construct(image_digest=nearest.image_digest, name=nearest.name, x=x, y=y, w=w, h=h)
+
+
 class RegionAnswer(BaseModel):
     """One area where the map reaches the threshold."""
 
@@ -160,6 +182,10 @@ class RegionAnswer(BaseModel):
     area_mm2: Amount = Field(description="Area on the part, mm².", examples=[2.44])
     peak: Score = Field(description="Largest value of the map in it.", examples=[0.97])
     contour: list[Pair] = Field(description="Outer contour, [x, y] px.", examples=[[[120, 88], [133, 93]]])
+    nearest: NearestAnswer | None = Field(
+        description="The place of a good part that the peak is most like, which it was compared with; null beyond the "
+        "50 largest regions, and where no other part was learned."
+    )
 
     @classmethod
     def of(cls, region: Region) -> RegionAnswer:
@@ -175,6 +201,7 @@ class RegionAnswer(BaseModel):
             area_mm2=region.area_mm2,
             peak=region.peak_score,
             contour=list(region.contour_xy),
+            nearest=NearestAnswer.of(region.nearest),
         )
 
 

@@ -26,8 +26,8 @@ FORMAT_VERSION: Final = 4
 2: the memory holds its ``FitOptions`` and the calibration its blur.
 3: the area that counts is part of the ``ScoreRule``, the options name the first calibration's score mode, and the
    memory holds the position maps of its images and whether the ROI is aligned.
-4: the position maps also hold how the images look (light, detail, colour); the calibration names the stored images
-   that its scores are of, the area that they are of, and its false alarms.
+4: the position maps also hold how the images look (light, detail, colour), and each vector knows the cell that it lay
+   at; the calibration names the stored images that its scores are of, the area that they are of, and its false alarms.
 """
 
 _WHITENING: Final = "whitening_"

@@ -91,13 +91,13 @@ class MemoryBank:
     Attributes:
         vectors: [M, D] float32, unit rows: the coreset.
         source: [M] int32, the image (index into ``image_digests``) that each vector came from.
+        cells: [M] int32, the cell of the grid that it lay at.
         image_digests: Digests of the learned images, ascending.
         part_ids: For each image the physical part that it shows; images of one part share the string.
         placement: Of the image that the ROI was first fitted with; all images of the ROI share its grid.
         mask_cells: [Ht*Wt] bool, the cells that were learned.
         shape: JSON object of the learned shape in pixels of ``placement.image_hw``, or None for the whole image.
-        loo_distances: [n, Ht*Wt] float32, each image's distances to the vectors of *other* parts; NaN outside
-            ``mask_cells``, and for an image to which no other part left a vector.
+        loo_distances: [n, Ht*Wt] float32, each image's distances to the vectors of *other* parts; NaN for none.
         position_maps: [n, cells, 4] float16, each image's ``position_map``, on a grid of its own.
         alignment: How well the parts agree by position, see ``backend.memory_bank.alignment``; None for too few parts.
         aligned: Whether the ROI is taken for aligned; None while that is undecided.
@@ -112,6 +112,7 @@ class MemoryBank:
 
     vectors: NDArray[np.float32] = field(compare=False)
     source: NDArray[np.int32] = field(compare=False)
+    cells: NDArray[np.int32] = field(compare=False)
     image_digests: tuple[str, ...]
     part_ids: tuple[str, ...]
     placement: Placement
@@ -131,15 +132,19 @@ class MemoryBank:
 
     def __post_init__(self) -> None:
         n, cells = len(self.image_digests), self.placement.grid_hw[0] * self.placement.grid_hw[1]
-        if self.vectors.ndim != 2 or len(self.vectors) == 0 or self.source.shape != (len(self.vectors),):
-            raise ValueError("a memory needs vectors [M, D] with M ≥ 1 and a source for each")
+        if (
+            self.vectors.ndim != 2
+            or len(self.vectors) == 0
+            or not len(self.vectors) == len(self.source) == len(self.cells)
+        ):
+            raise ValueError("a memory needs vectors [M, D] with M ≥ 1, and a source and a cell for each")
         if len(self.part_ids) != n or self.loo_distances.shape != (n, cells) or self.mask_cells.shape != (cells,):
             raise ValueError("part_ids, loo_distances and mask_cells must fit the images and the grid")
         if self.position_maps.ndim != 3 or len(self.position_maps) != n:
             raise ValueError("position_maps must hold a map [cells, channels] of each image")
-        if not 0 <= self.source.min() <= self.source.max() < n:
-            raise ValueError("source must point at learned images")
-        for array in (self.vectors, self.source, self.mask_cells, self.loo_distances, self.position_maps):
+        if not (0 <= self.source.min() <= self.source.max() < n and 0 <= self.cells.min() <= self.cells.max() < cells):
+            raise ValueError("source and cells must point at places of learned images")
+        for array in (self.vectors, self.source, self.cells, self.mask_cells, self.loo_distances, self.position_maps):
             array.setflags(write=False)
 
     @property
@@ -205,6 +210,7 @@ class MemoryBank:
         return {
             "vectors": self.vectors,
             "source": self.source,
+            "cells": self.cells,
             "mask_cells": self.mask_cells,
             "loo_distances": self.loo_distances,
             "position_maps": self.position_maps,
@@ -228,14 +234,11 @@ class MemoryBank:
     def cell_scores(
         self, embeddings: NDArray[np.float32] | RowsOnDevice, *, k: int | None = None
     ) -> NDArray[np.float32]:
-        """Return the score [N] float32 in [0, 2] of each cell of an image: its distance, or its local score.
+        """Return the score [N] float32 in [0, 2] of each cell: its distance, or (else NaN) its local score.
 
         Args:
             embeddings: The extractor's rows [N, D'].
             k: Neighbours that a distance to the coreset is the mean of; the memory's own by default.
-
-        Returns:
-            NaN outside ``mask_cells`` where the memory has a local bank.
         """
         if self.local is None:
             return self.distances(embeddings, k=k)
@@ -276,10 +279,7 @@ class MemoryBank:
         return {part: number for number, part in enumerate(sorted(set(self.part_ids)))}
 
     def distances(self, embeddings: NDArray[np.float32] | RowsOnDevice, *, k: int | None = None) -> NDArray[np.float32]:
-        """Return the distance [N] float32 in [0, 2] of an extractor's rows [N, D'] to the coreset; ``k`` as above.
-
-        Rows that lie on another device are searched for there, unless this memory whitens.
-        """
+        """Return the distance [N] float32 in [0, 2] of an extractor's rows [N, D'] to the coreset; ``k`` as above."""
         k = min(k or self.options.k, len(self.vectors))
         if self.whitening is None and not isinstance(embeddings, np.ndarray):
             return np.asarray(embeddings.nearest(self.checksum, self.vectors, k)[0].mean(axis=1, dtype=np.float32))

@@ -67,6 +67,7 @@ def learn(
     m = coreset_size(len(rows), options.coreset_rate)
     picks = kcenter_greedy(rows, m, seed=options.seed, progress=progress)
     vectors, source = np.ascontiguousarray(rows[picks]), (picks // cells).astype(np.int32)
+    vector_cells = np.flatnonzero(mask_cells)[picks % cells].astype(np.int32)
     parts = tuple(part_ids.get(digest, digest) for digest in digests)
     own = _leave_one_part_out(rows_by_image, vectors, source, parts, options.k)
     loo_distances = np.full((len(digests), len(mask_cells)), np.nan, dtype=np.float32)
@@ -76,6 +77,7 @@ def learn(
     return MemoryBank(
         vectors=vectors,
         source=source,
+        cells=vector_cells,
         image_digests=digests,
         part_ids=parts,
         placement=placement or first.placement,

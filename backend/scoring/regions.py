@@ -15,6 +15,21 @@ from backend.utils import mm2_to_px, px_to_mm2
 
 
 @dataclass(frozen=True, kw_only=True)
+class NearestGood:
+    """A cell of a good image.
+
+    Attributes:
+        image_digest: Of its decoded pixels.
+        name: Its file name in the data set; None if it is no longer stored.
+        bbox_xywh_px: The cell, px of that image.
+    """
+
+    image_digest: str
+    name: str | None
+    bbox_xywh_px: tuple[int, int, int, int]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Region:
     """One connected area where the map reaches the threshold.
 
@@ -22,21 +37,31 @@ class Region:
         bbox_xywh_px: Smallest upright box, px: left, top, width, height.
         area_mm2: ``area_px`` on the part, mm².
         peak_score: Largest value of the map in it.
+        peak_xy: Where that is, px.
         contour_xy: Outer contour, integer pixel coordinates [[x, y], …].
+        nearest: What the good parts have that is most like the peak; None where nobody has looked, or there is nothing.
     """
 
     bbox_xywh_px: tuple[int, int, int, int]
     area_px: int
     area_mm2: float
     peak_score: float
+    peak_xy: tuple[int, int]
     contour_xy: tuple[tuple[int, int], ...]
+    nearest: NearestGood | None = None
 
     @classmethod
     def from_fields(cls, fields: Mapping[str, Any]) -> Region:
         """Return the region of a JSON object that ``dataclasses.asdict`` made."""
         x, y, w, h = fields["bbox_xywh_px"]
+        peak_x, peak_y = fields["peak_xy"]
         contour = tuple((px, py) for px, py in fields["contour_xy"])
-        return cls(**{**fields, "bbox_xywh_px": (x, y, w, h), "contour_xy": contour})
+        nearest = fields["nearest"]
+        if nearest is not None:
+            left, top, width, height = nearest["bbox_xywh_px"]
+            nearest = NearestGood(**{**nearest, "bbox_xywh_px": (left, top, width, height)})
+        named = {"bbox_xywh_px": (x, y, w, h), "peak_xy": (peak_x, peak_y), "contour_xy": contour, "nearest": nearest}
+        return cls(**{**fields, **named})
 
 
 def find_regions(
@@ -74,8 +99,11 @@ def find_regions(
     labels = found.astype(np.int32, copy=False)
     hot_labels = labels[hot]
     areas_px = np.bincount(hot_labels, minlength=n_labels).tolist()
-    peaks = np.zeros(n_labels, dtype=np.float32)
-    np.maximum.at(peaks, hot_labels, image_map[box][hot])
+    values = image_map[box][hot]
+    order = np.argsort(values, kind="stable")
+    peak_of = np.zeros(n_labels, dtype=np.int64)
+    peak_of[hot_labels[order]] = order  # of equal places the last value stays: the largest
+    peaks, hot_places = values[peak_of], np.flatnonzero(hot)
     # Two levels, not only the outermost: an area may lie in the hole of another.
     contours, levels = cv2.findContours(hot.view(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
     regions, offset = [], np.array([left, top])
@@ -86,12 +114,14 @@ def find_regions(
         if parent >= 0 or is_small:  # the edge of a hole belongs to what surrounds it
             continue
         x, y, w, h = cv2.boundingRect(outline)
+        peak_y, peak_x = divmod(int(hot_places[peak_of[label]]), hot.shape[1])
         regions.append(
             Region(
                 bbox_xywh_px=(x + left, y + top, w, h),
                 area_px=area_px,
                 area_mm2=px_to_mm2(area_px, mm_per_px),
                 peak_score=float(peaks[label]),
+                peak_xy=(peak_x + left, peak_y + top),
                 contour_xy=tuple((px, py) for px, py in (outline.reshape(-1, 2).astype(int) + offset).tolist()),
             )
         )

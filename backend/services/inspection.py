@@ -43,6 +43,7 @@ from backend.services.fit_request import FitReport, FitRequest, Mode, Upload
 from backend.services.fitting import Fitter
 from backend.services.image_checking import check_image
 from backend.services.model_cache import LoadedModel, ModelCache
+from backend.services.nearest_good import with_nearest_good
 from backend.services.refitting import Refitter
 from backend.storage import ArtefactStore
 from backend.utils import Stopwatch
@@ -217,13 +218,16 @@ class InspectionService:
                 facts=facts,
                 mm_per_px=scale.mm_per_px,
             )
+            part, images = bank.part_of(digest), self.store.images(key)
+            regions = with_nearest_good(found.regions, bank, rows, placement, images, part_id=part)
         if self.defaults.image_check != "off" and not for_calibration:
             with watch.lap("image_check"):
                 checked = check_image(model, bank, pixels, mask)
             found = found.with_image_check(checked, rejects=self.defaults.image_check == "reject")
         of_scale = () if scale.warning is None else (scale.warning,)
         warnings = (*of_scale, *found.warnings)
-        return replace(found, warnings=warnings, timings_ms=watch.timings_ms(), image_bgr=pixels)
+        timings_ms = watch.timings_ms()
+        return replace(found, regions=regions, warnings=warnings, timings_ms=timings_ms, image_bgr=pixels)
 
     def _terms_within(
         self, key: ModelKey, model: LoadedModel, terms: ScoringTerms, shape: Shape | None, mask: NDArray[np.bool_]

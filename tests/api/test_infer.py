@@ -438,3 +438,40 @@ def test_a_picture_without_a_calibration_has_no_decision(api: Api, good: bytes) 
 
 def test_an_error_is_json_also_for_a_client_that_accepts_a_picture(api: Api, good: bytes) -> None:
     error_of(api.infer(good, roi_id="unknown", headers={"Accept": "image/png"}), 400, "memory_not_found")
+
+
+# --- what a region was compared with ----------------------------------------------------------------------------------
+
+
+def test_each_region_names_the_good_image_and_the_place_that_its_peak_is_most_like(
+    api: Api, found: dict[str, Any]
+) -> None:
+    query = {"role_id": ROLE, "roi_id": ROI}
+    listed = answer_of(api.client.get("/datasets/list", params=query))["classes"]["ok"]["files"]
+    for region in found["regions"]:
+        nearest = region["nearest"]
+        assert nearest["name"] in listed
+        about = answer_of(
+            api.client.get("/datasets/meta", params={**query, "label": "ok", "filename": nearest["name"]})
+        )
+        assert nearest["image_digest"] == about["image_digest"] != found["params"]["image_digest"]
+        assert 0 <= nearest["x"] < nearest["x"] + nearest["w"] <= HW[1]
+        assert 0 <= nearest["y"] < nearest["y"] + nearest["h"] <= HW[0]
+        assert abs(nearest["w"] - HW[1] / 9) <= 1
+        assert abs(nearest["h"] - HW[0] / 7) <= 1
+
+
+def test_a_good_image_that_was_learned_is_not_most_like_itself_nor_like_one_that_was_deleted(tmp_path: Path) -> None:
+    with running_app(tmp_path / "models") as api:
+        odd = encoded(with_defect(plate(7, HW), DEFECT))
+        answer_of(api.fit([*plates(range(N_OK), HW), odd]))
+        answer_of(api.calibrate(area_mm2_thr=0, score_mode="max", ok_percentile=50))
+        query = {"role_id": ROLE, "roi_id": ROI, "label": "ok"}
+        for deleted in (False, True):
+            answer = answer_of(api.infer(odd))
+            own = answer["params"]["image_digest"]
+            assert answer["regions"]
+            for region in answer["regions"]:
+                assert region["nearest"]["image_digest"] != own
+                assert (region["nearest"]["name"] is None) == deleted
+            answer_of(api.client.delete("/datasets/clear", params=query))

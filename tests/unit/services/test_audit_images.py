@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,6 @@ from backend.artifacts.layout import AUDIT_IMAGES, classify_path
 from backend.artifacts.model_key import ModelKey
 from backend.errors import ArtefactCorrupt, NotFound, StorageFull
 from backend.imaging.image_codec import decode_image
-from backend.scoring.inspection import Inspection
 from backend.services import audit_images
 from backend.services.audit_images import AuditImages
 
@@ -19,25 +19,20 @@ KEY = ModelKey(recipe_id="default", role_id="Inspection", roi_id="Bohrung-ä", m
 EDGE = 32
 
 
-class _Judged(Inspection):
-    """An inspection whose decision is given."""
-
-    @property
-    def decision(self) -> Any:
-        return self.params["decision"]
-
-
-def inspection(decision: str | None, number: int) -> Inspection:
-    rng = np.random.default_rng(number)
-    return _Judged(
+def inspection(decision: str | None, number: int) -> Any:
+    """Return what of an inspection is kept."""
+    noise = np.random.default_rng(number).integers(0, 256, (EDGE, EDGE), dtype=np.uint8)
+    return SimpleNamespace(
         score=0.5,
-        calibration=None,
-        map=rng.random((EDGE, EDGE), dtype=np.float32),
-        mask=np.ones((EDGE, EDGE), np.bool_),
-        regions=(),
-        grid_hw=(4, 4),
+        threshold=0.4,
+        decision=decision,
+        map=noise.astype(np.float32),
+        mask=noise > 0,
+        image_bgr=None,
+        heatmap=noise,
         heatmap_full_scale=1.0,
-        params={"decision": decision, "image_digest": f"{number:064x}", "shape": None},
+        regions=(),
+        params={"image_digest": f"{number:064x}", "shape": None},
     )
 
 
