@@ -10,6 +10,7 @@ import logging
 import logging.handlers
 import queue
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -50,6 +51,8 @@ def json_lines(settings: Settings, stream: IO[str] | None = None, *, max_waiting
     if root.handlers:
         yield
         return
+    # It remarks on tags that nobody needs, on standard error and not in JSON. What counts it raises.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
     outputs: list[logging.Handler] = [logging.StreamHandler(stream or sys.stderr)]
     if settings.log_file is not None:
         outputs.append(_SharedFile(settings.log_file, settings.log_max_mb, settings.log_files))

@@ -9,6 +9,7 @@ import sys
 import textwrap
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -216,3 +217,13 @@ def test_a_disk_that_does_not_answer_holds_nobody_up_and_what_was_dropped_is_cou
     written = lines(stream.getvalue())
     assert written[-1]["message"] == "after"
     assert sum(line.get("dropped_before", 0) for line in written) == 1000 - (len(written) - 1)
+
+
+def test_what_the_image_library_remarks_on_does_not_stand_between_the_lines(capfd: pytest.CaptureFixture) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        with logging_to(io.StringIO()):
+            warnings.warn_explicit(
+                "Metadata Warning", UserWarning, "TiffImagePlugin.py", 1, module="PIL.TiffImagePlugin"
+            )
+    assert capfd.readouterr() == ("", "")
