@@ -171,7 +171,7 @@ class NearestAnswer(BaseModel):
 
 
 class RegionAnswer(BaseModel):
-    """One area where the map reaches the threshold."""
+    """One area where the map is above the threshold."""
 
     bbox: Box = Field(description="x, y, w, h, px.", examples=[[120, 88, 14, 6]])
     x: Count = Field(description="Left, px.", examples=[120])

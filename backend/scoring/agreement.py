@@ -24,10 +24,10 @@ def regions_of(
 ) -> tuple[Region, ...]:
     """Return the regions of an inspection, largest first.
 
-    In the modes ``percentile`` and ``top_mean``, as ordered: whatever reaches the threshold and is large enough. In the
-    modes ``area`` and ``max`` regions lie above the threshold, as the score of an ``ng`` does, and an image has one if
-    and only if it is ``ng``: in ``max`` the area that holds the maximum is a region however small it is, and in
-    ``area`` the largest one is where the mask has no room for a larger.
+    Regions lie above the threshold, as the score of an ``ng`` does: at the threshold itself a part is ``ok``. In the
+    modes ``percentile`` and ``top_mean``, as ordered, they are all that is large enough. In the modes ``area`` and
+    ``max`` an image has one if and only if it is ``ng``: in ``max`` the area that holds the maximum is a region however
+    small it is, and in ``area`` the largest one is where the mask has no room for a larger.
 
     Args:
         image_map: [H, W] float32.
@@ -48,11 +48,11 @@ def regions_of(
             peak_kept=peak_kept,
         )
 
+    level = _next_above(threshold)
     if rule.mode not in ("area", "max"):
-        return found(threshold, rule.area_mm2_thr)
+        return found(level, rule.area_mm2_thr)
     if score <= threshold:
         return ()
-    level = _next_above(threshold)
     if rule.mode == "max":
         return found(level, rule.area_mm2_thr, peak_kept=score)
     regions = found(level, rule.area_mm2_thr)
@@ -84,14 +84,14 @@ def contradictions(
         )
     if score > threshold and not regions:
         yield (
-            f"The part is ng, but no connected area of {rule.area_mm2_thr:g} mm² reaches the threshold, so there is no "
+            f"The part is ng, but no connected area of {rule.area_mm2_thr:g} mm² lies above the threshold, so there is no "
             "region. To decide by what is drawn, calibrate with score_mode=area; to see what the score "
             f"({rule.mode}) saw, with a smaller area_mm2_thr."
         )
     if score <= threshold and regions:
         n, largest = len(regions), regions[0].area_mm2
         yield (
-            f"The part is ok, but {'a region reaches' if n == 1 else f'{n} regions reach'} the threshold: the score "
+            f"The part is ok, but {'a region lies' if n == 1 else f'{n} regions lie'} above the threshold: the score "
             f"({rule.mode}) does not see so small an area. To decide by what is drawn, calibrate with score_mode=area; "
             f"if such areas are harmless, with area_mm2_thr above {largest:.3g}."
         )

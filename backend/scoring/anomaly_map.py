@@ -81,8 +81,9 @@ def _blurred(image_map: NDArray[np.float32], sigma: float) -> NDArray[np.float32
 def heatmap(image_map: NDArray[np.float32], full_scale: float) -> NDArray[np.uint8]:
     """Return a map as 8 bits on a fixed scale: 0 is 0, half of ``full_scale`` is 128, ``full_scale`` or more is 255.
 
-    Never stretched to the image's own range: that would make every good part look hot.
+    Never stretched to the image's own range: that would make every good part look hot. Above a threshold of 0, whose
+    double is 0 as well, lies all that is not 0.
     """
     if full_scale <= 0:
-        return np.zeros(image_map.shape, np.uint8)
+        return np.where(image_map > 0, np.uint8(255), np.uint8(0))
     return np.asarray(cv2.convertScaleAbs(image_map, alpha=2 * HEATMAP_AT_THRESHOLD / full_scale), dtype=np.uint8)

@@ -31,7 +31,7 @@ class NearestGood:
 
 @dataclass(frozen=True, kw_only=True)
 class Region:
-    """One connected area where the map reaches the threshold.
+    """One connected area where the map reaches a level.
 
     Attributes:
         bbox_xywh_px: Smallest upright box, px: left, top, width, height.

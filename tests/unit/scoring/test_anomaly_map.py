@@ -170,8 +170,7 @@ def test_the_heat_map_is_not_stretched_to_the_images_own_range():
     assert heatmap(faint, 2.0).max() == 13  # 0.05 · 256 = 12.8
 
 
-@pytest.mark.parametrize("full_scale", [0.0, -1.0])
-def test_without_a_scale_the_heat_map_is_black(full_scale):
-    levels = heatmap(np.ones((2, 2), np.float32), full_scale)
+def test_above_a_threshold_of_zero_everything_is_white_that_is_not_zero():
+    levels = heatmap(np.array([[0.0, 1e-6], [0.3, 2.0]], np.float32), 0.0)
     assert levels.dtype == np.uint8
-    assert not levels.any()
+    assert levels.tolist() == [[0, 255], [255, 255]]
