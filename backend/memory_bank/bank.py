@@ -10,16 +10,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from backend.calib import ScoreMode, ScoreRule
 from backend.imaging.placement import Placement
-from backend.memory_bank.alignment import Aligned
+from backend.memory_bank.fit_options import FitOptions
 from backend.memory_bank.global_evidence import GlobalEvidence, evidence
 from backend.memory_bank.index import build_index
 from backend.memory_bank.local_bank import LocalBank
@@ -27,6 +26,8 @@ from backend.memory_bank.nearest import NearestNeighbours, RowsOnDevice
 from backend.memory_bank.whitening import Whitening
 from backend.memory_bank.windows import WindowSearch, nearest_in_windows
 from backend.utils import canonical_json
+
+__all__ = ["FitOptions", "MemoryBank", "PatchGrid"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,40 +49,6 @@ class PatchGrid:
         rows, columns = self.placement.grid_hw
         if self.embeddings.ndim != 2 or len(self.embeddings) != rows * columns:
             raise ValueError(f"a {rows}×{columns} grid needs {rows * columns} rows, got {self.embeddings.shape}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class FitOptions:
-    """Everything beside the images that shapes a memory; made once for a fit, and kept in the memory.
-
-    Attributes:
-        coreset_rate: Share of the patch embeddings that is kept, in (0, 1].
-        seed: Draws the coreset's first centre.
-        k: Neighbours that a distance is the mean of, ≥ 1.
-        rule: How maps become scores until the ROI is calibrated; its blur holds for calibrations as well.
-        first_mode: The score mode of the first calibration, where that one does not say.
-        aligned: What was asked for: ``auto`` to find out from the images whether the ROI is aligned, or the answer.
-    """
-
-    coreset_rate: float
-    seed: int
-    k: int
-    rule: ScoreRule
-    first_mode: ScoreMode
-    aligned: Aligned
-
-    def to_fields(self) -> dict[str, Any]:
-        """Return the options as a JSON object; ``from_fields`` reads it back."""
-        return asdict(self)
-
-    @classmethod
-    def from_fields(cls, fields: Mapping[str, Any]) -> FitOptions:
-        """Return the options of a JSON object that ``to_fields`` made.
-
-        Raises:
-            KeyError, TypeError: If a field is missing or unknown.
-        """
-        return cls(**{**fields, "rule": ScoreRule(**fields["rule"])})
 
 
 @dataclass(frozen=True, kw_only=True)
