@@ -127,7 +127,10 @@ class MemoryFacts(BaseModel):
     """What a memory is."""
 
     n_ok_total: Count = Field(description="Different images in the memory.", examples=[30])
-    n_parts: Count = Field(description="Physical parts among the images.", examples=[30])
+    n_parts: Count = Field(
+        description="Different parts among the images: by `part_id`, and near-identical images count once.",
+        examples=[30],
+    )
     n_embeddings: Count = Field(description="Patch embeddings of all images.", examples=[21870])
     coreset_size: Count = Field(description="Embeddings that were kept.", examples=[438])
     token_shape: Pair = Field(description="Rows and columns of the patch grid.", examples=[[27, 27]])

@@ -32,6 +32,7 @@ from backend.api.schemas import (
     InferParams,
     RegionAnswer,
     ScoreSummary,
+    SuspectAnswer,
 )
 from backend.api.store_schemas import JobStarted
 from backend.artifacts.heatmaps import save_heatmap
@@ -118,8 +119,21 @@ def fit_ok(
             coreset_rate_requested=bank.options.coreset_rate,
             coreset_rate_applied=bank.coreset_rate_applied,
             extractor=service.extractor.get().name,
-            ok_scores=ScoreSummary.model_validate(summary) if summary and bank.n_parts >= 2 else None,
+            ok_scores=ScoreSummary.model_validate(summary) if summary else None,
             suggested_threshold=report.scores.suggested_threshold(),
+            suspects=[
+                SuspectAnswer(
+                    name=report.learned.names[suspect.digest],
+                    digest=suspect.digest,
+                    score=suspect.score,
+                    times_median=suspect.times_median,
+                )
+                for suspect in report.learned.suspects
+            ],
+            threshold_without_suspects=report.learned.threshold_without_suspects,
+            near_identical=[
+                [report.learned.names[digest] for digest in group] for group in report.learned.near_identical
+            ],
             calibration=report.calibration,
             threshold=report.threshold,
             warnings=list(report.warnings),

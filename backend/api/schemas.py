@@ -54,6 +54,21 @@ class ScoreSummary(BaseModel):
     max: Score = Field(description="Largest.", examples=[0.56])
 
 
+class SuspectAnswer(BaseModel):
+    """A good image that stands out among the others, so that it may show a bad part."""
+
+    name: str = Field(description="Its stored file name.", examples=["roi-1f3c5e7a9b2d.png"])
+    digest: str = Field(description="SHA-256 of the decoded pixels.", examples=["1f3c5e7a9b2d4f61…"])
+    score: Score = Field(
+        description="Its score without its own part, in the score mode of `ok_scores`.", examples=[0.97]
+    )
+    times_median: Score = Field(
+        description="How far it stands out: the geometric mean of its `top_mean` (highest 1 %) and `area` scores ÷ the "
+        "median of that of the other parts.",
+        examples=[2.4],
+    )
+
+
 class FitAnswer(MemoryFacts, Answer):
     """What a ROI has learned."""
 
@@ -68,6 +83,19 @@ class FitAnswer(MemoryFacts, Answer):
     suggested_threshold: Score | None = Field(
         description="What `ok_scores` alone call for, in their score mode; null for fewer than two parts.",
         examples=[0.56],
+    )
+    suspects: list[SuspectAnswer] = Field(
+        description="Good images whose own score stands out among the others, the farthest first. Look at them: a "
+        "defect that is learned as good is never found again.",
+    )
+    threshold_without_suspects: Score | None = Field(
+        description="What the threshold would be by the scores of all other images; null without suspects.",
+        examples=[None],
+    )
+    near_identical: list[list[str]] = Field(
+        description="Groups of images, by stored file name, that are near-identical (frames of a burst, other "
+        "encodings) and count as one part each in `n_parts`, thresholds and promises, unless `part_id` said otherwise.",
+        examples=[[]],
     )
     calibration: Literal["none", "kept", "renewed", "stale"] = Field(
         description="What became of the ROI's calibration: there was `none`; `kept`: the memory is the same; `renewed` "

@@ -26,8 +26,9 @@ FORMAT_VERSION: Final = 4
 2: the memory holds its ``FitOptions`` and the calibration its blur.
 3: the area that counts is part of the ``ScoreRule``, the options name the first calibration's score mode, and the
    memory holds the position maps of its images and whether the ROI is aligned.
-4: the position maps also hold how the images look (light, detail, colour), and each vector knows the cell that it lay
-   at; the calibration names the stored images that its scores are of, the area that they are of, and its false alarms.
+4: the position maps also hold how the images look (light, detail, colour), each vector knows the cell that it lay at,
+   and the memory names the images that are near-identical; the calibration names the stored images that its scores
+   are of, the area that they are of, and its false alarms.
 """
 
 _WHITENING: Final = "whitening_"
@@ -100,6 +101,7 @@ def bank_from_bytes(data: bytes) -> MemoryBank:
             local=LocalBank.from_arrays(local, cells) if local else None,
             image_digests=tuple(facts["image_digests"]),
             part_ids=tuple(facts["part_ids"]),
+            near_identical=tuple(tuple(group) for group in facts["near_identical"]),
             placement=placement,
             shape=facts["shape"],
             whitening=Whitening.from_arrays(whitening) if whitening else None,

@@ -4,7 +4,7 @@
 |---|---|---|
 | 1 | ``k``, ``coreset_rate``, ``seed`` among its facts; how maps become scores was a setting of the service | no blur |
 | 2 | ``options``: all of that, the rule of the scores, ``area_mm2_thr`` beside it | with ``blur_sigma`` |
-| 3 | the area that counts is part of the rule | does not say which images its NG scores are of |
+| 3 | the area that counts is part of the rule; near-identical images are parts | ``n_ok`` counts them as parts |
 
 Fields are found by their names, wherever a version keeps them; what a version did not know is taken from elsewhere.
 """

@@ -22,6 +22,7 @@ from backend.memory_bank.fit_options import FitOptions
 from backend.memory_bank.global_evidence import GlobalEvidence, evidence
 from backend.memory_bank.index import build_index
 from backend.memory_bank.local_bank import LocalBank
+from backend.memory_bank.near_identical import distinct_parts
 from backend.memory_bank.nearest import NearestNeighbours, RowsOnDevice
 from backend.memory_bank.whitening import Whitening
 from backend.memory_bank.windows import WindowSearch, nearest_in_windows
@@ -66,6 +67,8 @@ class MemoryBank:
         shape: JSON object of the learned shape in pixels of ``placement.image_hw``, or None for the whole image.
         loo_distances: [n, Ht*Wt] float32, each image's distances to the vectors of *other* parts; NaN for none.
         position_maps: [n, cells, 4] float16, each image's ``position_map``, on a grid of its own.
+        near_identical: Groups of images, by their digests, that show one part by what can be seen of it; see
+            ``backend.memory_bank.near_identical``. Where there are parts enough, ``part_ids`` say so as well.
         alignment: How well the parts agree by position, see ``backend.memory_bank.alignment``; None for too few parts.
         aligned: Whether the ROI is taken for aligned; None while that is undecided.
         extractor_id: Who made the embeddings.
@@ -87,6 +90,7 @@ class MemoryBank:
     shape: Mapping[str, Any] | None
     loo_distances: NDArray[np.float32] = field(compare=False)
     position_maps: NDArray[np.float16] = field(compare=False)
+    near_identical: tuple[tuple[str, ...], ...] = ()
     alignment: float | None = None
     aligned: bool | None = None
     extractor_id: str
@@ -126,8 +130,28 @@ class MemoryBank:
 
     @property
     def n_parts(self) -> int:
-        """Number of physical parts among the images: the independent draws that a threshold can rest on."""
-        return len(set(self.part_ids))
+        """Number of different parts among the images, near-identical ones counted once: what a promise can rest on."""
+        return len(set(self.distinct_parts.values()))
+
+    @cached_property
+    def distinct_parts(self) -> dict[str, str]:
+        """The part of each image by digest, by the client's word and by what can be seen."""
+        return distinct_parts(self._part_by_digest, self.near_identical)
+
+    @cached_property
+    def scored_beside_own_part(self) -> frozenset[str]:
+        """Images whose leave-one-out score another image of the same part has made small: too few parts to leave both
+        out."""
+        parts = self._part_by_digest
+        return frozenset(
+            digest for group in self.near_identical if len({parts[each] for each in group}) > 1 for digest in group
+        )
+
+    @property
+    def n_parts_left_out(self) -> int:
+        """Number of those that were scored without any image of theirs: the draws that a promise rests on."""
+        parts = self.distinct_parts
+        return self.n_parts - len({parts[digest] for digest in self.scored_beside_own_part})
 
     @property
     def is_local(self) -> bool:
@@ -157,6 +181,7 @@ class MemoryBank:
         return {
             "image_digests": list(self.image_digests),
             "part_ids": list(self.part_ids),
+            "near_identical": [list(group) for group in self.near_identical],
             "image_hw": list(self.placement.image_hw),
             "input_hw": list(self.placement.input_hw),
             "grid_hw": list(self.placement.grid_hw),

@@ -84,8 +84,8 @@ def contradictions(
         )
     if score > threshold and not regions:
         yield (
-            f"The part is ng, but no connected area of {rule.area_mm2_thr:g} mm² lies above the threshold, so there is no "
-            "region. To decide by what is drawn, calibrate with score_mode=area; to see what the score "
+            f"The part is ng, but no connected area of {rule.area_mm2_thr:g} mm² lies above the threshold, so there is "
+            "no region. To decide by what is drawn, calibrate with score_mode=area; to see what the score "
             f"({rule.mode}) saw, with a smaller area_mm2_thr."
         )
     if score <= threshold and regions:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from backend.artifacts.model_key import ModelKey
@@ -13,6 +13,7 @@ from backend.memory_bank.bank import MemoryBank
 from backend.scoring.leave_one_out import leave_one_out_scores
 from backend.services.calibration import StoredUsed, calibrated
 from backend.services.consistency import PrecisionCheck, check_extractor, check_memory, check_mm_per_px
+from backend.services.learned_images import suspect_warnings
 from backend.services.model_cache import ModelCache
 from backend.services.rule_choice import RuleChoice, choose_rule
 from backend.services.stored_scores import LabelScores, StoredScores
@@ -119,9 +120,13 @@ class Calibrator:
             stored_ng: LabelScores | None = None
             if stored is not None:
                 stored_ng = stored.scores(stored.images.labelled("ng"), bank, choice.rule)
+            scores = leave_one_out_scores(bank, choice.rule)
+            doubts: Iterable[str] = ()
+            if request.ok_scores is None:
+                doubts = suspect_warnings(bank, scores, choice.rule, self.store.images(key))
             calibration = calibrated(
                 bank,
-                leave_one_out_scores(bank, choice.rule),
+                scores,
                 rule=choice.rule,
                 ok_scores=request.ok_scores,
                 ng_scores=request.ng_scores,
@@ -132,7 +137,7 @@ class Calibrator:
                 margin=1.0 if request.margin is None else request.margin,
                 threshold=request.threshold,
                 min_parts=self.min_ok_samples,
-                warnings=(*choice.warnings, *_without_effect(request)),
+                warnings=(*choice.warnings, *_without_effect(request), *doubts),
             )
             if calibration.method == "fewest_errors" and request.ok_percentile is not None:
                 calibration = replace(calibration, warnings=(*calibration.warnings, _OVERLAP))

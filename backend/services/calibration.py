@@ -22,6 +22,7 @@ from backend.imaging.placement import Placement
 from backend.memory_bank.bank import MemoryBank
 from backend.scoring.inspection import rule_in_force
 from backend.scoring.leave_one_out import LeaveOneOutScores
+from backend.services.learned_images import with_honest_promise
 from backend.services.stored_scores import LabelScores, StoredScores
 
 _FIT_SCORE_RATIO = 0.5
@@ -93,7 +94,14 @@ def calibrated(
         found = set_threshold(used, ng_scores, percentile=ok_percentile, margin=margin)
     else:
         found = manual_threshold(threshold, used if len(used) else None, ng_scores)
+    if source != "request":
+        found = with_honest_promise(found, bank, scores, of_memory=source == "stored")
     warnings = [*warnings, *found.warnings]
+    if source == "request" and bank.near_identical and found.n_ok > bank.n_parts:
+        warnings.append(
+            f"{found.n_ok} OK scores were sent, but the good images of this ROI show {bank.n_parts} different parts, "
+            "and some of them are near-identical. The promise holds only if each score is of another part."
+        )
     if source == "request" and len(stored) >= 2 and _look_like_fit_scores(used, stored):
         warnings.append(
             "The OK scores sent are far below the stored leave-one-image-out scores: they look like scores of images "

@@ -17,6 +17,7 @@ from backend.services.calibrating import MeasuredScores
 from backend.services.calibration import StoredUsed, dataset_shape
 from backend.services.datasets import Datasets
 from backend.services.inspection import InspectionService
+from backend.services.learned_images import parts_of_images
 from backend.services.rule_choice import choose_rule
 from backend.services.stored_scores import learned_fields, own_shape, worst_by_part
 
@@ -147,7 +148,8 @@ def calibrate_from_dataset(
         if item.inspection is not None and item.inspection.params["scoring"] != "own_image_only":
             scored[item.image.label].append((item.image, item.inspection.score_under(choice.rule)))
             shapes.append(learned_fields(own_shape(item.image), item.image.image_hw, bank))
-    ok_scores, ng_scores = worst_by_part(bank, scored["ok"]), worst_by_part(bank, scored["ng"])
+    parts = parts_of_images(bank, (image for image, _ in scored["ok"]), partial(datasets.pixels, key))
+    ok_scores, ng_scores = worst_by_part(scored["ok"], parts), worst_by_part(scored["ng"], {})
     if len(ok_scores) < service.defaults.min_ok_samples:
         because = f" {len(failed)} images failed, the first with: {failed[0].error}" if failed else ""
         raise InvalidInput(

@@ -10,6 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from backend.artifacts.model_key import ModelKey
 from backend.artifacts.stored_image import Label, StoredImage, safe_stem
 from backend.errors import ArtefactCorrupt, InvalidInput, NotFound
@@ -104,6 +107,10 @@ class Datasets:
     def read(self, key: ModelKey, image: StoredImage) -> bytes:
         """Return the original bytes of one image; see ``ImageStore.read``."""
         return self._store.images(key).read(image)
+
+    def pixels(self, key: ModelKey, image: StoredImage) -> NDArray[np.uint8]:
+        """Return the pixels [H, W, 3] uint8, BGR, of one image; raises what ``read`` raises."""
+        return decode_image(self.read(key, image), max_pixels=self._max_pixels, name=image.file_name)
 
     def delete(self, key: ModelKey, label: Label, file_name: str) -> bool:
         """Delete one image; return whether it was there. A memory keeps what it learned until the next fit."""

@@ -12,6 +12,7 @@ from backend.memory_bank.bank import FitOptions, MemoryBank
 from backend.memory_bank.coreset import Progress
 from backend.roi_mask import Shape
 from backend.scoring.leave_one_out import LeaveOneOutScores
+from backend.services.learned_images import LearnedImages
 
 Mode = Literal["add", "replace"]
 
@@ -87,6 +88,7 @@ class FitReport:
         n_new: Images that the memory did not know before.
         n_duplicates: Uploads that repeat an image.
         scores: Leave-one-image-out scores of all images.
+        learned: What is doubtful about the images.
         calibration: What became of the ROI's calibration: ``none`` was there, it was ``kept`` (the memory is the same),
             ``renewed``, or is ``stale``.
         threshold: The threshold now in force, if any.
@@ -96,6 +98,7 @@ class FitReport:
     n_new: int
     n_duplicates: int
     scores: LeaveOneOutScores
+    learned: LearnedImages
     calibration: Literal["none", "kept", "renewed", "stale"]
     threshold: float | None
     warnings: tuple[str, ...]
@@ -105,7 +108,12 @@ class FitReport:
 def fit_warnings(bank: MemoryBank, scores: LeaveOneOutScores, area_mm2_thr: float) -> Iterable[str]:
     """Yield what is weak about a memory: too few parts, images without a score, a doubtful alignment, coarse cells."""
     n = bank.n_parts
-    if n < 2:
+    if n >= 2 and bank.scored_beside_own_part:
+        yield (
+            f"{bank.n_parts_left_out} of {n} different parts could be scored without a near-identical image in the "
+            f"memory: a threshold promises next to nothing. Fit at least {FEW_PARTS} different parts, better 50."
+        )
+    elif n < 2:
         yield (
             "One good part is not enough for a threshold: nothing tells how much good parts differ. "
             f"Fit at least {FEW_PARTS}, better 50."

@@ -19,15 +19,13 @@ from backend.imaging.placement import Placement
 from backend.memory_bank.bank import MemoryBank
 from backend.memory_bank.coreset import Progress
 from backend.roi_mask import check_covers_cell, shape_mask
-from backend.scoring.inspection import rule_in_force
-from backend.scoring.leave_one_out import leave_one_out_scores
 from backend.services.before_fit import BeforeFit, warnings_of_fit
-from backend.services.calibration import prepare_renewal, renewed, warnings_of_renewal
+from backend.services.calibration import prepare_renewal
 from backend.services.consistency import PhysicalSize, check_aspect_ratio, check_extractor, scale_of_image
 from backend.services.fit_options import options_in_force, settings_not_taken
-from backend.services.fit_request import FitProgress, FitReport, FitRequest, fit_warnings
-from backend.services.image_checking import strange_images
+from backend.services.fit_request import FitProgress, FitReport, FitRequest
 from backend.services.model_cache import ModelCache
+from backend.services.renewal import renewal
 from backend.services.stored_scores import StoredScores
 from backend.services.training_images import TrainingImages, memory_of
 from backend.storage import ArtefactStore
@@ -168,32 +166,23 @@ class Fitter:
         warnings: Sequence[str],
     ) -> FitReport:
         """Make the memory the ROI's own, with its calibration renewed where that can be done, and report."""
-        previous = next(iter(before.calibrations), None)
-        own = next((each for each in before.calibrations if each.memory_checksum == bank.checksum), None)
         with watch.lap("scores"):
-            rule = rule_in_force(bank, previous)
-            scores = leave_one_out_scores(bank, rule)
-            new = None
-            if previous is not None and previous is not own:
-                same = before.extractor_id == bank.extractor_id
-                new = renewed(previous, bank, scores, scorer, same_extractor=same)
+            found = renewal(bank, before.calibrations, before.memory or before.known, scorer, self.store.images(key))
         with watch.lap("write"):
-            self.store.save_bank(key, bank, new, stored=before.calibrations)
-        in_force = new or own
+            self.store.save_bank(key, bank, found.new, stored=before.calibrations)
         return FitReport(
             bank=bank,
             n_new=len(set(bank.image_digests) - before.known_digests),
             n_duplicates=n_repeats,
-            scores=scores,
-            calibration="none" if previous is None else "renewed" if new else "kept" if own else "stale",
-            threshold=None if in_force is None else in_force.threshold,
+            scores=found.scores,
+            learned=found.learned,
+            calibration=found.outcome,
+            threshold=None if found.in_force is None else found.in_force.threshold,
             warnings=(
                 *warnings,
-                *fit_warnings(bank, scores, rule.area_mm2_thr),
-                *strange_images(bank, self.store.images(key)),
-                *warnings_of_fit(before, bank, is_stale=previous is not None and in_force is None),
+                *found.warnings,
+                *warnings_of_fit(before, bank, is_stale=found.outcome == "stale"),
                 *settings_not_taken(request, bank),
-                *warnings_of_renewal(previous, new),
             ),
             timings_ms=watch.timings_ms(),
         )

@@ -53,7 +53,8 @@ def check_image(
 
 def strange_images(bank: MemoryBank, images: ImageStore) -> Iterable[str]:
     """Yield a sentence about the learned images that are unlike the others, if there are any, by their stored names."""
-    ranges = learn_ranges(bank.position_maps, bank.part_ids, _cells(learned_mask(bank, bank.placement.image_hw)))
+    distinct = [bank.distinct_parts[digest] for digest in bank.image_digests]
+    ranges = learn_ranges(bank.position_maps, distinct, _cells(learned_mask(bank, bank.placement.image_hw)))
     found = [(_name_of(bank.image_digests[index], images), image_check(each)) for index, each in ranges.strange.items()]
     if not found:
         return

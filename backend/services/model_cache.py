@@ -55,7 +55,8 @@ class LoadedModel(StoredModel):
         key = mask_cells.tobytes()
         found = self._ranges_by_area.get(key)
         if found is None:
-            found = learn_ranges(bank.position_maps, bank.part_ids, mask_cells)
+            distinct = [bank.distinct_parts[digest] for digest in bank.image_digests]
+            found = learn_ranges(bank.position_maps, distinct, mask_cells)
             if len(self._ranges_by_area) >= _SHAPES_KEPT:
                 self._ranges_by_area.clear()
             self._ranges_by_area[key] = found

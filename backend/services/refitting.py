@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from backend.artifacts.files import read_file
 from backend.artifacts.formats import LearnedFacts
@@ -22,12 +21,11 @@ from backend.errors import ArtefactCorrupt, ArtefactOutdated, NotFound, Unavaila
 from backend.extractors.base import FeatureExtractor, embeddings_key
 from backend.memory_bank.bank import FitOptions, MemoryBank
 from backend.memory_bank.coreset import Progress
-from backend.scoring.inspection import rule_in_force
-from backend.scoring.leave_one_out import leave_one_out_scores
-from backend.services.calibration import prepare_renewal, renewed, warnings_of_renewal
-from backend.services.fit_request import FitProgress, FitRequest, fit_warnings
+from backend.services.calibration import prepare_renewal
+from backend.services.fit_request import FitProgress, FitRequest
 from backend.services.fitting import Fitter
 from backend.services.model_cache import LoadedModel
+from backend.services.renewal import Outcome, renewal
 from backend.services.stored_scores import StoredScores
 from backend.services.training_images import TrainingImages, memory_of
 from backend.utils import Stopwatch
@@ -51,7 +49,7 @@ class RefitReport:
     """
 
     bank: MemoryBank | None = None
-    calibration: Literal["none", "kept", "renewed", "stale"] | None = None
+    calibration: Outcome | None = None
     threshold: float | None = None
     set_aside: Calibration | None = None
     warnings: tuple[str, ...] = ()
@@ -204,28 +202,25 @@ class Refitter:
     def _switch(self, key: ModelKey, before: _Before, bank: MemoryBank, scorer: StoredScores) -> RefitReport:
         """Make the memory the model's own, with its calibration renewed where that can be done, and report."""
         previous = next(iter(before.calibrations), None)
-        own = next((each for each in before.calibrations if each.memory_checksum == bank.checksum), None)
-        rule = rule_in_force(bank, previous)
-        scores = leave_one_out_scores(bank, rule)
-        new = None
-        if previous is not None and previous is not own and _is_measurable(previous):
-            same = before.known.extractor_id == bank.extractor_id
-            new = renewed(previous, bank, scores, scorer, same_extractor=same)
+        found = renewal(
+            bank,
+            before.calibrations,
+            before.known,
+            scorer,
+            self.fitter.store.images(key),
+            can_renew=previous is not None and _is_measurable(previous),
+        )
         # One of an older format that cannot be renewed is written in this one: it still says what the next is to be.
         carried = previous if before.calibrations_are_older else None
-        self.fitter.store.save_bank(key, bank, new or carried, stored=before.calibrations)
-        in_force = new or own
-        set_aside = previous if in_force is None else None
+        self.fitter.store.save_bank(key, bank, found.new or carried, stored=before.calibrations)
+        set_aside = previous if found.in_force is None else None
+        n_bad_images = len(scorer.images.labelled("ng"))
         return RefitReport(
             bank=bank,
-            calibration="none" if previous is None else "renewed" if new else "kept" if own else "stale",
-            threshold=None if in_force is None else in_force.threshold,
+            calibration=found.outcome,
+            threshold=None if found.in_force is None else found.in_force.threshold,
             set_aside=set_aside,
-            warnings=(
-                *_warnings_about(before, bank, set_aside, len(scorer.images.labelled("ng"))),
-                *fit_warnings(bank, scores, rule.area_mm2_thr),
-                *warnings_of_renewal(previous, new),
-            ),
+            warnings=(*_warnings_about(before, bank, set_aside, n_bad_images), *found.warnings),
         )
 
 

@@ -104,14 +104,15 @@ class ShapeThresholds:
             self._read_stored(stored)
         rule = calibration.rule
         if calibration.ok_scores_from == "dataset":
-            ok = worst_by_part(bank, ((each.image, each.score(bank, rule, shape, hw)) for each in self._stored["ok"]))
+            scored = ((each.image, each.score(bank, rule, shape, hw)) for each in self._stored["ok"])
+            ok = worst_by_part(scored, bank.distinct_parts)
         else:
             ok = leave_one_out_scores(bank, rule, mask_within(shape, bank, hw)).by_part
         if len(ok) < 2:
             return ShapeThreshold(calibration=calibration, warnings=(_NOT_MEASURABLE,))
         made = partial(set_threshold, ok, percentile=calibration.ok_percentile, margin=calibration.margin)
         floor = made()
-        ng = worst_by_part(bank, self._bad_within(shape, floor.threshold)) if calibration.ng_images else ()
+        ng = worst_by_part(self._bad_within(shape, floor.threshold), {}) if calibration.ng_images else ()
         found = made(ng) if ng else floor
         warnings = []
         n_used = sum(len(images) for images in self._stored.values())

@@ -24,6 +24,7 @@ from backend.scoring.anomaly_map import anomaly_map
 from backend.scoring.image_score import image_score
 from backend.scoring.inspection import blur_px, mask_within
 from backend.services.consistency import PhysicalSize, check_aspect_ratio, on_fitted_grid, scale_of_image
+from backend.services.learned_images import parts_of_images
 
 _NAMED = 3
 """Images that a warning names."""
@@ -175,12 +176,16 @@ class StoredScores:
                 continue
             scored.append((each.image, score))
             shapes.append(learned_fields(shape, each.image.image_hw, bank))
+        parts = {} if not within_own_shapes else parts_of_images(bank, (image for image, _ in scored), self._pixels)
         return LabelScores(
-            by_part=worst_by_part(bank, scored),
+            by_part=worst_by_part(scored, {**bank.distinct_parts, **parts}),
             images=tuple(image.digest for image, _ in scored),
             shapes=tuple(shapes),
             warnings=(*warnings, *_of_failed(failed, len(stored))),
         )
+
+    def _pixels(self, image: StoredImage) -> NDArray[np.uint8]:
+        return decode_image(self.images.read(image), max_pixels=self._max_pixels, name=image.file_name)
 
     def _rows(self, image: StoredImage, fitted: Placement) -> NDArray[np.float32]:
         """Return the extractor's rows [Ht*Wt, D] of an image."""
@@ -190,7 +195,7 @@ class StoredScores:
             rows = self.images.get_embeddings(image.digest, made_by)
         if rows is not None and len(rows) == n_cells:
             return rows
-        pixels = decode_image(self.images.read(image), max_pixels=self._max_pixels, name=image.file_name)
+        pixels = self._pixels(image)
         check_aspect_ratio(fitted, (pixels.shape[0], pixels.shape[1]), image.file_name)
         on_grid = on_fitted_grid(pixels, self._extractor, fitted, image.file_name)
         rows = self._extraction.learn(self._extractor, [on_grid])[0]
@@ -200,11 +205,16 @@ class StoredScores:
         return rows
 
 
-def worst_by_part(bank: MemoryBank, scores: Iterable[tuple[StoredImage, float]]) -> tuple[float, ...]:
-    """Return the largest score of each part, in the order of the images."""
+def worst_by_part(scores: Iterable[tuple[StoredImage, float]], parts: Mapping[str, str]) -> tuple[float, ...]:
+    """Return the largest score of each part, in the order of the images.
+
+    Args:
+        scores: Images and their scores.
+        parts: The part of images by digest, where it is not the one that they are stored with.
+    """
     worst: dict[str, float] = {}
     for image, score in scores:
-        part = bank.part_of(image.digest) or image.part_id
+        part = parts.get(image.digest, image.part_id)
         worst[part] = max(score, worst.get(part, 0.0))
     return tuple(worst.values())
 

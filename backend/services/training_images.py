@@ -20,6 +20,7 @@ from backend.imaging.position_map import position_map, position_placement
 from backend.memory_bank.alignment import alignment_of_parts
 from backend.memory_bank.bank import MemoryBank, PatchGrid
 from backend.memory_bank.learning import learn
+from backend.memory_bank.near_identical import MIN_PARTS_LEFT_OUT_TOGETHER, distinct_parts, near_identical_groups
 from backend.memory_bank.whitening import fit_whitening
 from backend.roi_mask import Shape, check_covers_cell, scale_shape, shape_fields, shape_from_fields, shape_mask
 from backend.services.alignment_choice import choose_alignment
@@ -269,8 +270,13 @@ def memory_of(
     mask_cells = first.cell_coverage(mask).reshape(-1) > 0
     part_ids = {digest: image.part_id for digest, image in images.items()}
     position_maps = {digest: image.position_map for digest, image in images.items()}
-    position_cells = position_placement(first.image_hw).cell_coverage(mask).reshape(-1) > 0
-    alignment = alignment_of_parts(position_maps, part_ids, position_cells)
+    placement = position_placement(first.image_hw)
+    position_cells = placement.cell_coverage(mask).reshape(-1) > 0
+    near_identical = near_identical_groups(position_maps, part_ids, position_cells, placement)
+    distinct = distinct_parts(part_ids, near_identical)
+    if len(set(distinct.values())) >= MIN_PARTS_LEFT_OUT_TOGETHER:
+        part_ids = distinct
+    alignment = alignment_of_parts(position_maps, distinct, position_cells)
     choice = choose_alignment(request, known, alignment)
     whitening = None
     if extractor.whitens:
@@ -285,6 +291,7 @@ def memory_of(
         whitening=whitening,
         options=replace(request.options, aligned=choice.asked),
         mm_per_px=request.mm_per_px if known is None else known.mm_per_px,
+        near_identical=near_identical,
         alignment=alignment,
         aligned=choice.aligned,
         precision=extractor.precision,

@@ -135,7 +135,9 @@ def test_in_the_ordered_modes_regions_are_whatever_lies_above_the_threshold(case
     level = np.float32(threshold)
     if float(level) <= threshold:
         level = np.nextafter(level, np.float32(np.inf))
-    assert regions == find_regions(image_map, mask, threshold=float(level), area_mm2_thr=area_mm2_thr, mm_per_px=mm_per_px)
+    assert regions == find_regions(
+        image_map, mask, threshold=float(level), area_mm2_thr=area_mm2_thr, mm_per_px=mm_per_px
+    )
     assert bool(warnings) == (bool(regions) != (score > threshold))
 
 
