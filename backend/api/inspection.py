@@ -178,8 +178,8 @@ def infer(
     accept: Annotated[
         str | None,
         Header(
-            description="`image/png`: answer with the overlay as a PNG, and with X-Score, X-Threshold, X-Decision and "
-            "X-Regions as headers.",
+            description="`image/png`: answer with the overlay as a PNG; the headers X-Score, X-Threshold, X-Decision, "
+            "X-Reject-Reason and X-Regions say what was found.",
             examples=["application/json"],
         ),
     ] = None,
@@ -252,5 +252,6 @@ def _headers_of(inspection: Inspection) -> dict[str, str]:
         "X-Score": repr(inspection.score),
         "X-Threshold": "" if inspection.threshold is None else repr(inspection.threshold),
         "X-Decision": inspection.decision or "none",
+        "X-Reject-Reason": inspection.reject_reason or "none",
         "X-Regions": str(len(inspection.regions)),
     }

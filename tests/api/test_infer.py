@@ -421,6 +421,7 @@ def test_a_client_that_accepts_a_picture_gets_the_overlay_as_bytes(api: Api, def
     headers = answer.headers
     assert (float(headers["X-Score"]), float(headers["X-Threshold"])) == (given["score"], given["threshold"])
     assert (headers["X-Decision"], int(headers["X-Regions"])) == (given["decision"], len(given["regions"]))
+    assert headers["X-Reject-Reason"] == given["reject_reason"] == "defect"
     assert headers["X-Request-Id"] == "part-7"
 
 
