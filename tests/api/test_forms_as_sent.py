@@ -123,7 +123,11 @@ def test_a_form_without_its_boundary_or_its_end_is_refused(api: Api) -> None:
             assert "multipart" in error_of(sent, 400, "bad_request")["error"]
 
 
-BOM = "\ufeff"
+def test_the_last_boundary_needs_no_line_break(api: Api) -> None:
+    image = part(b"name=image; filename=a.png", PNG)
+    answer_of(send(api, "/infer", *texts(INSPECTION), image, end=b"--a-boundary--"))
+
+
 SHAPE = '{"kind":"rect","x":0,"y":0,"w":64,"h":64}'
 
 
