@@ -198,9 +198,10 @@ def _check_query(request: Request, query: Known, body: Known, kind: Body, ignore
     ignored += _capped(found)
 
 
-async def _check_form(request: Request, query: Known, body: Known, ignored: list[str]) -> None:
+async def _check_form(request: FormRequest, query: Known, body: Known, ignored: list[str]) -> None:
     sent_as = media_type(request)
     if sent_as not in ("multipart/form-data", URL_ENCODED):
+        await request.drop_body()
         raise InvalidInput(
             f"This call takes a form with files, and {_shown(sent_as) if sent_as else 'no Content-Type'} was sent. "
             "Send it as multipart/form-data.",
@@ -227,6 +228,7 @@ async def _check_form(request: Request, query: Known, body: Known, ignored: list
 async def _check_json(request: FormRequest, body: Known, ignored: list[str]) -> None:
     sent_as = media_type(request)
     if not re.fullmatch(r"application/(json|.+\+json)", sent_as):
+        await request.drop_body()
         raise InvalidInput(
             f"This call takes JSON, and {_shown(sent_as) if sent_as else 'no Content-Type'} was sent. Send a JSON "
             "object with Content-Type: application/json.",

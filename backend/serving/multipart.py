@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Any
 
 from python_multipart.multipart import parse_options_header
 from starlette.datastructures import FormData
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
+from backend.serving.draining import expects_100
 from backend.serving.file_names import decoded_words, extended_name, safe_name
 from backend.utils import json_noting_repeats
 
@@ -35,6 +36,13 @@ class FormRequest(Request):
         if not hasattr(self, "_json"):
             self._json, self.repeated_names = json_noting_repeats(await self.body())
         return self._json
+
+    async def drop_body(self) -> None:
+        """Take in what a client is still sending, unless it waits to be asked: closed under it, it loses the answer."""
+        if not expects_100(self.scope):
+            with suppress(ClientDisconnect):
+                async for _ in self.stream():
+                    pass
 
     async def _get_form(
         self, *, max_files: float = 1000, max_fields: float = 1000, max_part_size: int = 1024 * 1024
