@@ -11,8 +11,8 @@ from pydantic import AwareDatetime, BaseModel, Field
 
 from backend.api.dependencies import AuditOf, SettingsOf
 from backend.api.fields import MEDIA_TYPES, PNG_FILE, Amount, Count, ModelReply, Reply, Score, Serial
+from backend.api.infer_schemas import RegionAnswer
 from backend.api.routing import Route
-from backend.api.schemas import RegionAnswer
 from backend.artifacts.model_key import MAX_ID_CHARS
 from backend.imaging.image_codec import decode_image, encode_png, image_suffix
 from backend.scoring.inspection import Decision

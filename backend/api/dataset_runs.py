@@ -8,8 +8,8 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 
 from backend.api.dependencies import AuditOf, DatasetsOf, NowOrLater, ServiceOf, identity, model_key_of
+from backend.api.infer_schemas import RegionAnswer
 from backend.api.routing import Route
-from backend.api.schemas import RegionAnswer
 from backend.api.store_schemas import (
     CalibrateDatasetAnswer,
     CalibrateDatasetBody,

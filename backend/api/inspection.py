@@ -22,18 +22,9 @@ from backend.api.dependencies import (
     shape_of,
 )
 from backend.api.fields import PNG_FILE, ImageFile, MemoryFacts, MmPerPx, PartId, Serial, ShapeText
-from backend.api.image_check_schemas import ImageCheckAnswer
+from backend.api.infer_schemas import ImageCheckAnswer, InferAnswer, InferParams, RegionAnswer
 from backend.api.routing import Route, has_no_effect
-from backend.api.schemas import (
-    CalibrateAnswer,
-    CalibrateBody,
-    FitAnswer,
-    InferAnswer,
-    InferParams,
-    RegionAnswer,
-    ScoreSummary,
-    SuspectAnswer,
-)
+from backend.api.schemas import CalibrateAnswer, CalibrateBody, FitAnswer, ScoreSummary, SuspectAnswer
 from backend.api.store_schemas import JobStarted
 from backend.artifacts.heatmaps import save_heatmap
 from backend.imaging.image_codec import encode_png

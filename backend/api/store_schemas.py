@@ -21,7 +21,8 @@ from backend.api.fields import (
     Size,
     Stale,
 )
-from backend.api.schemas import CalibrateAnswer, CalibrationFacts, RegionAnswer
+from backend.api.infer_schemas import RegionAnswer
+from backend.api.schemas import CalibrateAnswer, CalibrationFacts
 from backend.artifacts.job_files import State
 from backend.artifacts.stored_image import Label
 

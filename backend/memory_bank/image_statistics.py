@@ -1,20 +1,15 @@
-"""Whether an image can be one of a ROI: simple statistics of it, beside the ranges that they have on the good images.
+"""Simple statistics of images that tell whether one can be of a ROI: light, contrast, sharpness, colour and layout.
 
-Light, contrast, sharpness, colour and the coarse layout of an image are compared, each on a logarithmic scale. The
-distance of a statistic is how far it lies outside the learned range, in units of half that range, or of a floor where
-good images hardly differ: what no camera repeats exactly must not count as strange.
+They follow from the position maps of images, for any area of them, each on a logarithmic scale.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtri
 
 from backend.imaging import appearance
 from backend.imaging.position_map import PLACE_CHANNELS
@@ -49,9 +44,9 @@ grey levels or a blur of one pixel more or less stay within twice that."""
 
 NAMES: Final = tuple(FLOORS)
 
-_FLOORS = np.array([*FLOORS.values()])
-_ONLY_BELOW = np.array([name.startswith(("detail", "sharpness")) for name in NAMES])
-_ONLY_ABOVE = np.isin(
+FLOOR_VALUES: Final = np.array([*FLOORS.values()])
+ONLY_BELOW = np.array([name.startswith(("detail", "sharpness")) for name in NAMES])
+ONLY_ABOVE = np.isin(
     NAMES, ("noise_0_1", "noise_1_2", "noise_2_4", "black", "white", "plain", "layout_tone", "layout_detail")
 )
 
@@ -95,107 +90,8 @@ _LOCAL_WEIGHT_OFFSET: Final = 0.1
 _CLIPPED: Final = 5.0
 _PLAIN_BELOW: Final = 0.01  # energy of the three finer bands: JPEG leaves more
 
-_RANGE_OF = 40
-"""Ranges of fewer images are widened to what so many would have, were they normally distributed."""
 
-_MINORITY: Final = 0.1
-"""Share of the images that may be unlike the others without being taken for a kind of good image of its own."""
-
-_MIN_FOR_STRANGE: Final = 5
-_STRANGE_FROM: Final = 3.0
-"""Distance from the median: as far as an inspected image is rejected, which lies two units beyond a range of ± one."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Statistic:
-    """One statistic of an image beside the learned ones, in plain units: levels, shares, ratios or a correlation.
-
-    Attributes:
-        low, high: The learned range.
-        distance: How far the value lies outside it; negative below it, 0 inside.
-    """
-
-    value: float
-    low: float
-    high: float
-    distance: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class LearnedRanges:
-    """The ranges of the statistics on good images; ``learn_ranges`` makes them.
-
-    Attributes:
-        low, high, unit: [S] float64, by ``NAMES``; what distances are measured from, and in.
-        layouts: [2, n, cells] float32, tone and detail of the images over the cells as unit rows.
-        mask_cells: [cells] bool, the area.
-        strange: For each image that is unlike the others by its index, the distances [S] that show it. Such images take
-            no part in the ranges.
-    """
-
-    low: NDArray[np.float64] = field(compare=False)
-    high: NDArray[np.float64] = field(compare=False)
-    unit: NDArray[np.float64] = field(compare=False)
-    layouts: NDArray[np.float32] = field(compare=False)
-    mask_cells: NDArray[np.bool_] = field(compare=False)
-    strange: dict[int, dict[str, Statistic]] = field(compare=False)
-
-    def compare(self, position_map: NDArray[np.float16], *, finest_px: float = 0.0) -> dict[str, Statistic]:
-        """Return the statistics of an image beside the learned ones.
-
-        Args:
-            position_map: [cells, 17] float16.
-            finest_px: Statistics of finer detail than that are left out, see ``FINEST_PX``.
-        """
-        layouts = _layouts(position_map[None], self.mask_cells)
-        similarity = np.einsum("lic,lnc->ln", layouts, self.layouts).max(axis=1)
-        values = np.concatenate([_statistics(position_map[None], self.mask_cells)[0], _dissimilarity(similarity)])
-        found = _beside(values, self.low, self.high, self.unit)
-        return {name: each for name, each in found.items() if FINEST_PX.get(name, math.inf) >= finest_px}
-
-
-def learn_ranges(
-    position_maps: NDArray[np.float16], parts: Sequence[str], mask_cells: NDArray[np.bool_]
-) -> LearnedRanges:
-    """Return the ranges of good images.
-
-    An image that lies far outside what the middle four fifths of the images let expect is left out as strange, from
-    five images on: a black frame among the good images must not make black frames good ones.
-
-    Args:
-        position_maps: [n, cells, 17] float16, n ≥ 1, see ``backend.imaging.position_map``.
-        parts: The part of each image: the layout is compared with that of other parts only.
-        mask_cells: [cells] bool, the area; without any cell in it, all cells.
-    """
-    mask_cells = mask_cells if mask_cells.any() else np.ones_like(mask_cells)
-    layouts = _layouts(position_maps, mask_cells)
-    similarity = layouts @ layouts.transpose(0, 2, 1)
-    names = np.asarray(parts, dtype=object)
-    similarity[:, names[:, None] == names[None, :]] = -np.inf
-    has_other = np.isfinite(similarity).any(axis=2)
-    similarity = np.where(has_other, similarity.max(axis=2), 0.0)  # one part alone says nothing of others
-    values = np.concatenate(
-        [_statistics(position_maps, mask_cells, learned=True), _dissimilarity(similarity).T], axis=1
-    )
-
-    n = len(values)
-    centre_low, centre_high, centre_unit = _centre(values)
-    distances = _distances(values, centre_low, centre_high, centre_unit)
-    is_strange = np.abs(distances).max(axis=1) > _STRANGE_FROM if n >= _MIN_FOR_STRANGE else np.zeros(n, bool)
-    usual = values[~is_strange]
-    low, high = usual.min(axis=0), usual.max(axis=0)
-    unit = _unit((high - low) / 2, expected=_half_range(len(usual)), n=len(usual))
-    return LearnedRanges(
-        low=low,
-        high=high,
-        unit=unit,
-        layouts=layouts[:, ~is_strange],
-        mask_cells=mask_cells,
-        strange={int(i): _beside(values[i], low, high, unit) for i in np.flatnonzero(is_strange)},
-    )
-
-
-def _statistics(
+def statistics_of(
     maps: NDArray[np.float16], mask_cells: NDArray[np.bool_], *, learned: bool = False
 ) -> NDArray[np.float64]:
     """Return all statistics but the layout of images [n, cells, 17] in an area: [n, S - 2] float64.
@@ -241,7 +137,7 @@ def _statistics(
     return np.stack(columns, axis=1)
 
 
-def _layouts(maps: NDArray[np.float16], mask_cells: NDArray[np.bool_]) -> NDArray[np.float32]:
+def layouts_of(maps: NDArray[np.float16], mask_cells: NDArray[np.bool_]) -> NDArray[np.float32]:
     """Return tone and detail of images over the cells of an area as unit rows; shorter where there is hardly any."""
     cells = maps[:, mask_cells].astype(np.float32)
     tone = np.log(cells[:, :, _GREY] + _LEVEL_OFFSET)
@@ -252,56 +148,12 @@ def _layouts(maps: NDArray[np.float16], mask_cells: NDArray[np.bool_]) -> NDArra
     return np.asarray(rows / np.maximum(np.linalg.norm(rows, axis=2, keepdims=True), least), dtype=np.float32)
 
 
-def _dissimilarity(correlation: NDArray[np.floating]) -> NDArray[np.float64]:
+def dissimilarity(correlation: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Return how unlike layouts are on their logarithmic scale, from how they correlate, -1 … 1."""
     return np.log(np.maximum(1 - correlation.astype(np.float64), 0) + _LAYOUT_OFFSET)
 
 
-def _distances(
-    values: NDArray[np.float64], low: NDArray[np.float64], high: NDArray[np.float64], unit: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """Return how far values lie outside a range, in units: negative below it, 0 inside."""
-    above = np.where(_ONLY_BELOW, 0.0, np.maximum(values - high, 0.0))
-    below = np.where(_ONLY_ABOVE, 0.0, np.minimum(values - low, 0.0))
-    return np.asarray((above + below) / unit)
-
-
-def _unit(half_range: NDArray[np.float64], *, expected: float, n: int) -> NDArray[np.float64]:
-    """Return what distances are measured in, given half the range of n values and what it is for normal ones, in σ.
-
-    Few values say little about their range: the unit is larger for them.
-    """
-    widened = half_range * (_half_range(_RANGE_OF) / expected if expected > 0 else 1.0) * (1 + 3 / n)
-    return np.asarray(np.maximum(_FLOORS * (1 + 2 / n), widened))
-
-
-def _half_range(n: int, left_out: int = 0) -> float:
-    """Return half the range that n normal values are expected to have without the outermost on each side, in σ."""
-    return float(ndtri((n - left_out - 0.375) / (n + 0.25))) if n > 1 + 2 * left_out else 0.0
-
-
-def _centre(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Return median, median and unit of the values, from what is left without a tenth of them on each side."""
-    n = len(values)
-    left_out = math.ceil(_MINORITY * n) if n >= _MIN_FOR_STRANGE else 0
-    ordered = np.sort(values, axis=0)
-    median = np.median(ordered, axis=0)
-    half_range = (ordered[n - 1 - left_out] - ordered[left_out]) / 2
-    return median, median, _unit(half_range, expected=_half_range(n, left_out), n=n)
-
-
-def _beside(
-    values: NDArray[np.float64], low: NDArray[np.float64], high: NDArray[np.float64], unit: NDArray[np.float64]
-) -> dict[str, Statistic]:
-    distances = _distances(values, low, high, unit)
-    return {
-        name: Statistic(
-            value=_plain(name, value), low=_plain(name, least), high=_plain(name, most), distance=float(distance)
-        )
-        for name, value, least, most, distance in zip(NAMES, values, low, high, distances, strict=True)
-    }
-
-
-def _plain(name: str, value: float) -> float:
+def plain_value(name: str, value: float) -> float:
     """Return a statistic as a level, a root mean square, a share, a ratio or a correlation."""
     number = math.exp(value)
     if name.startswith("layout"):

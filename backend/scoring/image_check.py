@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
-from backend.memory_bank.image_statistics import Statistic
+from backend.memory_bank.image_ranges import Statistic
 
 REJECT_FROM: Final = 2.0
 """Distance from which an image is none of the ROI; unseen good parts of eight sets reached 1.4."""

@@ -13,7 +13,7 @@ from backend.artifacts.stored_image import FILE_NAME_DIGITS
 from backend.imaging.appearance import INPUT_PX
 from backend.imaging.position_map import position_map, position_placement
 from backend.memory_bank.bank import MemoryBank
-from backend.memory_bank.image_statistics import learn_ranges
+from backend.memory_bank.image_ranges import learn_ranges
 from backend.scoring.image_check import ImageCheck, image_check
 from backend.scoring.leave_one_out import learned_mask
 from backend.services.model_cache import LoadedModel

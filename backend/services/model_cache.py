@@ -13,7 +13,7 @@ from backend.artifacts.model_key import ModelKey
 from backend.calib import Calibration
 from backend.errors import MemoryNotFound
 from backend.memory_bank.bank import MemoryBank
-from backend.memory_bank.image_statistics import LearnedRanges, learn_ranges
+from backend.memory_bank.image_ranges import LearnedRanges, learn_ranges
 from backend.scoring.leave_one_out import leave_one_out_scores
 from backend.services.shape_thresholds import ShapeThresholds
 from backend.storage import ArtefactStore, StoredModel

@@ -9,7 +9,8 @@ import pytest
 from backend.demo.samples import render_good
 from backend.imaging.appearance import CHANNELS, appearance_map
 from backend.imaging.position_map import position_map
-from backend.memory_bank.image_statistics import FINEST_PX, NAMES, LearnedRanges, Statistic, learn_ranges
+from backend.memory_bank.image_ranges import LearnedRanges, Statistic, learn_ranges
+from backend.memory_bank.image_statistics import FINEST_PX, NAMES
 
 EVERYWHERE = np.ones(27 * 27, bool)
 PARTS = [render_good(seed, size_px=192, mm_per_px=0.4).image_bgr for seed in range(16)]

@@ -8,7 +8,7 @@ import pytest
 
 from backend.demo.samples import render_good
 from backend.imaging.position_map import position_map
-from backend.memory_bank.image_statistics import LearnedRanges, learn_ranges
+from backend.memory_bank.image_ranges import LearnedRanges, learn_ranges
 from backend.scoring.image_check import image_check
 
 PARTS = [render_good(seed, size_px=192, mm_per_px=0.4).image_bgr for seed in range(13)]
