@@ -73,6 +73,15 @@ def test_paths_in_code_exist(document: str) -> None:
     assert [path for path in paths if not any((folder / path).exists() for folder in near)] == []
 
 
+def test_each_row_of_the_field_page_names_a_test_that_exists() -> None:
+    rows = [line for line in text_of("docs/field.md").splitlines() if line.startswith("| ") and "| test |" not in line]
+    for row in rows:
+        cell = row.rstrip("|").rsplit("|", 1)[1].strip()
+        if cell != "the same":
+            path, _, name = cell.strip("`").partition("::")
+            assert f"def {name}(" in text_of(path), row
+
+
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_commands_and_settings_exist(document: str) -> None:
     if document == "CHANGELOG.md":
