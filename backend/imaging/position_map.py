@@ -63,3 +63,8 @@ def position_map(image_bgr: NDArray[np.uint8]) -> NDArray[np.float16]:
     # Plain areas have no gradient, and not the crumbs of float32 either, which are at the same place in all images.
     place_values = np.round(np.stack(means, axis=1), _DECIMALS).astype(np.float16)
     return np.concatenate([place_values, appearance.appearance_map(image_bgr)], axis=1)
+
+
+def appearance_of(position_maps: NDArray[np.float16]) -> NDArray[np.float16]:
+    """Return the appearance maps [n, cells, 13] float16 that are part of position maps [n, cells, 17]."""
+    return position_maps[:, :, len(PLACE_CHANNELS) :]

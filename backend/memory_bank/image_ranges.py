@@ -72,22 +72,22 @@ class LearnedRanges:
     mask_cells: NDArray[np.bool_] = field(compare=False)
     strange: dict[int, dict[str, Statistic]] = field(compare=False)
 
-    def compare(self, position_map: NDArray[np.float16], *, finest_px: float = 0.0) -> dict[str, Statistic]:
+    def compare(self, appearance_map: NDArray[np.float16], *, finest_px: float = 0.0) -> dict[str, Statistic]:
         """Return the statistics of an image beside the learned ones.
 
         Args:
-            position_map: [cells, 17] float16.
+            appearance_map: [cells, 13] float16.
             finest_px: Statistics of finer detail than that are left out, see ``FINEST_PX``.
         """
-        layouts = layouts_of(position_map[None], self.mask_cells)
+        layouts = layouts_of(appearance_map[None], self.mask_cells)
         similarity = np.einsum("lic,lnc->ln", layouts, self.layouts).max(axis=1)
-        values = np.concatenate([statistics_of(position_map[None], self.mask_cells)[0], dissimilarity(similarity)])
+        values = np.concatenate([statistics_of(appearance_map[None], self.mask_cells)[0], dissimilarity(similarity)])
         found = _beside(values, self.low, self.high, self.unit)
         return {name: each for name, each in found.items() if FINEST_PX.get(name, math.inf) >= finest_px}
 
 
 def learn_ranges(
-    position_maps: NDArray[np.float16], parts: Sequence[str], mask_cells: NDArray[np.bool_]
+    appearance_maps: NDArray[np.float16], parts: Sequence[str], mask_cells: NDArray[np.bool_]
 ) -> LearnedRanges:
     """Return the ranges of good images.
 
@@ -95,19 +95,19 @@ def learn_ranges(
     five images on: a black frame among the good images must not make black frames good ones.
 
     Args:
-        position_maps: [n, cells, 17] float16, n ≥ 1, see ``backend.imaging.position_map``.
+        appearance_maps: [n, cells, 13] float16, n ≥ 1, see ``backend.imaging.appearance``.
         parts: The part of each image: the layout is compared with that of other parts only.
         mask_cells: [cells] bool, the area; without any cell in it, all cells.
     """
     mask_cells = mask_cells if mask_cells.any() else np.ones_like(mask_cells)
-    layouts = layouts_of(position_maps, mask_cells)
+    layouts = layouts_of(appearance_maps, mask_cells)
     similarity = layouts @ layouts.transpose(0, 2, 1)
     names = np.asarray(parts, dtype=object)
     similarity[:, names[:, None] == names[None, :]] = -np.inf
     has_other = np.isfinite(similarity).any(axis=2)
     similarity = np.where(has_other, similarity.max(axis=2), 0.0)  # one part alone says nothing of others
     values = np.concatenate(
-        [statistics_of(position_maps, mask_cells, learned=True), dissimilarity(similarity).T], axis=1
+        [statistics_of(appearance_maps, mask_cells, learned=True), dissimilarity(similarity).T], axis=1
     )
 
     n = len(values)

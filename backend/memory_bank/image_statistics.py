@@ -1,6 +1,6 @@
 """Simple statistics of images that tell whether one can be of a ROI: light, contrast, sharpness, colour and layout.
 
-They follow from the position maps of images, for any area of them, each on a logarithmic scale.
+They follow from the appearance maps of images, for any area of them, each on a logarithmic scale.
 """
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from backend.imaging import appearance
-from backend.imaging.position_map import PLACE_CHANNELS
+from backend.imaging.appearance import CHANNELS
 
 FLOORS: Final = {
     "level": 0.10,  # mean grey
@@ -51,7 +50,7 @@ ONLY_ABOVE = np.isin(
 )
 
 _GREY, _DEVIATION, _BAND, _BLACK, _NEARLY_BLACK, _WHITE, _NEARLY_WHITE, _BLUE, _GREEN, _RED = (
-    len(PLACE_CHANNELS) + appearance.CHANNELS.index(name)
+    CHANNELS.index(name)
     for name in (
         "grey",
         "deviation",
@@ -94,7 +93,7 @@ _PLAIN_BELOW: Final = 0.01  # energy of the three finer bands: JPEG leaves more
 def statistics_of(
     maps: NDArray[np.float16], mask_cells: NDArray[np.bool_], *, learned: bool = False
 ) -> NDArray[np.float64]:
-    """Return all statistics but the layout of images [n, cells, 17] in an area: [n, S - 2] float64.
+    """Return all statistics but the layout of images [n, cells, 13] in an area: [n, S - 2] float64.
 
     The shares of ``learned`` images are what they may become with a little more or less light.
     """

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from backend.artifacts.image_store import ImageStore
 from backend.artifacts.stored_image import FILE_NAME_DIGITS
-from backend.imaging.appearance import INPUT_PX
-from backend.imaging.position_map import position_map, position_placement
+from backend.imaging.appearance import INPUT_PX, appearance_map
+from backend.imaging.position_map import appearance_of, position_placement
 from backend.memory_bank.bank import MemoryBank
 from backend.memory_bank.image_ranges import learn_ranges
 from backend.scoring.image_check import ImageCheck, image_check
@@ -48,13 +48,17 @@ def check_image(
     if np.count_nonzero(cells) < _MIN_CELLS:
         cells = _cells(learned_mask(bank, image_hw))
     ranges = model.image_ranges(bank, cells)
-    return image_check(ranges.compare(position_map(image_bgr), finest_px=_finest_px(bank.placement.image_hw, image_hw)))
+    return image_check(
+        ranges.compare(appearance_map(image_bgr), finest_px=_finest_px(bank.placement.image_hw, image_hw))
+    )
 
 
 def strange_images(bank: MemoryBank, images: ImageStore) -> Iterable[str]:
     """Yield a sentence about the learned images that are unlike the others, if there are any, by their stored names."""
     distinct = [bank.distinct_parts[digest] for digest in bank.image_digests]
-    ranges = learn_ranges(bank.position_maps, distinct, _cells(learned_mask(bank, bank.placement.image_hw)))
+    ranges = learn_ranges(
+        appearance_of(bank.position_maps), distinct, _cells(learned_mask(bank, bank.placement.image_hw))
+    )
     found = [(_name_of(bank.image_digests[index], images), image_check(each)) for index, each in ranges.strange.items()]
     if not found:
         return

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from backend.artifacts.model_key import ModelKey
 from backend.calib import Calibration
 from backend.errors import MemoryNotFound
+from backend.imaging.position_map import appearance_of
 from backend.memory_bank.bank import MemoryBank
 from backend.memory_bank.image_ranges import LearnedRanges, learn_ranges
 from backend.scoring.leave_one_out import leave_one_out_scores
@@ -56,7 +57,7 @@ class LoadedModel(StoredModel):
         found = self._ranges_by_area.get(key)
         if found is None:
             distinct = [bank.distinct_parts[digest] for digest in bank.image_digests]
-            found = learn_ranges(bank.position_maps, distinct, mask_cells)
+            found = learn_ranges(appearance_of(bank.position_maps), distinct, mask_cells)
             if len(self._ranges_by_area) >= _SHAPES_KEPT:
                 self._ranges_by_area.clear()
             self._ranges_by_area[key] = found

@@ -8,7 +8,6 @@ import pytest
 
 from backend.demo.samples import render_good
 from backend.imaging.appearance import CHANNELS, appearance_map
-from backend.imaging.position_map import position_map
 from backend.memory_bank.image_ranges import LearnedRanges, Statistic, learn_ranges
 from backend.memory_bank.image_statistics import FINEST_PX, NAMES
 
@@ -18,7 +17,7 @@ LEARNED, UNSEEN = PARTS[:12], PARTS[12:]
 
 
 def ranges_of(images: list[np.ndarray], mask_cells: np.ndarray = EVERYWHERE, parts: list[str] | None = None):
-    maps = np.stack([position_map(image) for image in images])
+    maps = np.stack([appearance_map(image) for image in images])
     return learn_ranges(maps, parts or [str(n) for n in range(len(images))], mask_cells)
 
 
@@ -66,7 +65,7 @@ def test_fine_stripes_are_fine_detail_and_coarse_ones_coarse_detail() -> None:
 
 
 def test_unseen_good_parts_are_within_reach_of_the_learned_ones(ranges: LearnedRanges) -> None:
-    assert max(worst(ranges.compare(position_map(part))) for part in UNSEEN) < 1.2
+    assert max(worst(ranges.compare(appearance_map(part))) for part in UNSEEN) < 1.2
     assert ranges.strange == {}
 
 
@@ -90,7 +89,7 @@ def test_unseen_good_parts_are_within_reach_of_the_learned_ones(ranges: LearnedR
 )
 def test_what_is_no_image_of_the_part_is_far_away(ranges: LearnedRanges, spoiled) -> None:
     for part in UNSEEN:
-        assert worst(ranges.compare(position_map(spoiled(part).astype(np.uint8)))) > 2
+        assert worst(ranges.compare(appearance_map(spoiled(part).astype(np.uint8)))) > 2
 
 
 @pytest.mark.parametrize("n_learned", [1, 2, 12])
@@ -101,7 +100,7 @@ def test_no_camera_repeats_itself_exactly(n_learned: int, identical: bool) -> No
     image = LEARNED[0]
     shifted = [np.clip(image.astype(int) + by, 0, 255).astype(np.uint8) for by in (-2, 2)]
     for slightly in (exposed(image, 0.9), exposed(image, 1.1), *shifted, defocused(image, 1 / 384)):
-        assert worst(ranges.compare(position_map(slightly))) <= 2
+        assert worst(ranges.compare(appearance_map(slightly))) <= 2
 
 
 @pytest.mark.parametrize("grey", [0, 4, 128, 255])
@@ -110,8 +109,8 @@ def test_a_plain_part_without_any_texture_makes_nobody_nervous(grey: int) -> Non
     ranges = ranges_of([plain] * 5)
     noisy = np.clip(plain + np.random.default_rng(0).normal(0, 0.7, plain.shape), 0, 255).astype(np.uint8)
     for slightly in (plain, noisy, exposed(plain, 0.9), exposed(plain, 1.1)):
-        assert worst(ranges.compare(position_map(slightly))) <= 2
-    assert worst(ranges.compare(position_map(np.full_like(plain, 60)))) > 2
+        assert worst(ranges.compare(appearance_map(slightly))) <= 2
+    assert worst(ranges.compare(appearance_map(np.full_like(plain, 60)))) > 2
 
 
 @pytest.mark.parametrize("n_strange", [1, 2])
@@ -122,14 +121,14 @@ def test_a_spoiled_image_among_the_good_ones_does_not_widen_the_ranges(n_strange
     ranges = ranges_of(spoiled)
     assert sorted(ranges.strange) == list(range(n_strange))
     assert all(worst(found) > 2 for found in ranges.strange.values())
-    assert worst(ranges.compare(position_map(exposed(many[-1], factor)))) > 2
+    assert worst(ranges.compare(appearance_map(exposed(many[-1], factor)))) > 2
 
 
 def test_a_sixth_of_the_parts_being_darker_is_a_kind_of_good_part() -> None:
     many = [render_good(seed, size_px=96, mm_per_px=0.8).image_bgr for seed in range(24)]
     ranges = ranges_of([exposed(image, 0.5) if n < 4 else image for n, image in enumerate(many)])
     assert ranges.strange == {}
-    assert worst(ranges.compare(position_map(exposed(many[-1], 0.5)))) < 2
+    assert worst(ranges.compare(appearance_map(exposed(many[-1], 0.5)))) < 2
 
 
 def test_only_the_area_is_compared() -> None:
@@ -137,8 +136,8 @@ def test_only_the_area_is_compared() -> None:
     left[:, :13] = True
     image = UNSEEN[0].copy()
     image[:, 110:] = 0
-    assert worst(ranges_of(LEARNED).compare(position_map(image))) > 2
-    assert worst(ranges_of(LEARNED, left.reshape(-1)).compare(position_map(image))) < 1.5
+    assert worst(ranges_of(LEARNED).compare(appearance_map(image))) > 2
+    assert worst(ranges_of(LEARNED, left.reshape(-1)).compare(appearance_map(image))) < 1.5
 
 
 def test_images_of_one_part_say_nothing_of_how_alike_parts_are() -> None:
@@ -150,12 +149,12 @@ def test_images_of_one_part_say_nothing_of_how_alike_parts_are() -> None:
 
 
 def test_what_a_coarser_image_cannot_show_is_left_out() -> None:
-    found = ranges_of(LEARNED).compare(position_map(UNSEEN[0]), finest_px=4)
+    found = ranges_of(LEARNED).compare(appearance_map(UNSEEN[0]), finest_px=4)
     assert set(NAMES) - set(found) == {name for name, px in FINEST_PX.items() if px < 4}
 
 
 def test_statistics_are_given_in_units_that_people_know(ranges: LearnedRanges) -> None:
-    found = ranges.compare(position_map(UNSEEN[0]))
+    found = ranges.compare(appearance_map(UNSEEN[0]))
     grey = cv2.cvtColor(UNSEEN[0], cv2.COLOR_BGR2GRAY)
     assert found["level"].value == pytest.approx(grey.mean(), abs=0.5)
     assert found["contrast"].value == pytest.approx(grey.std(), rel=0.05)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from backend.demo.samples import render_good
-from backend.imaging.position_map import position_map
+from backend.imaging.appearance import appearance_map
 from backend.memory_bank.image_ranges import LearnedRanges, learn_ranges
 from backend.scoring.image_check import image_check
 
@@ -17,7 +17,7 @@ UNSEEN = PARTS[12]
 
 @pytest.fixture(scope="module")
 def ranges() -> LearnedRanges:
-    maps = np.stack([position_map(part) for part in PARTS[:12]])
+    maps = np.stack([appearance_map(part) for part in PARTS[:12]])
     return learn_ranges(maps, [str(n) for n in range(12)], np.ones(maps.shape[1], bool))
 
 
@@ -38,19 +38,19 @@ def lit(factor: float) -> np.ndarray:
     ],
 )
 def test_the_sentence_says_what_is_wrong_and_what_to_look_at(ranges: LearnedRanges, image, words: list[str]) -> None:
-    check = image_check(ranges.compare(position_map(image)))
+    check = image_check(ranges.compare(appearance_map(image)))
     assert check.verdict == "foreign"
     assert check.distance > 2
     assert all(word in check.sentence for word in words), check.sentence
 
 
 def test_a_good_part_needs_no_words(ranges: LearnedRanges) -> None:
-    check = image_check(ranges.compare(position_map(UNSEEN)))
+    check = image_check(ranges.compare(appearance_map(UNSEEN)))
     assert (check.verdict, check.sentence) == ("ok", "")
 
 
 def test_between_the_two_limits_lies_a_warning(ranges: LearnedRanges) -> None:
-    checks = [image_check(ranges.compare(position_map(lit(1 - step / 100)))) for step in range(0, 60, 2)]
+    checks = [image_check(ranges.compare(appearance_map(lit(1 - step / 100)))) for step in range(0, 60, 2)]
     verdicts = [check.verdict for check in checks]
     assert sorted(verdicts, key=["ok", "unusual", "foreign"].index) == verdicts
     assert set(verdicts) == {"ok", "unusual", "foreign"}
