@@ -212,7 +212,9 @@ def test_every_endpoint_of_the_service_is_in_this_table_or_named_here() -> None:
         "GET /jobs/{job_id}": "test_jobs_http",
         "DELETE /jobs/{job_id}": "test_jobs_http",
         "GET /metrics": "not JSON",
-        "GET /audit": "test_audit_http",
+        "GET /audit": "test_audit",
+        "GET /audit/{entry_id}/regions": "test_audit",
+        "GET /audit/{entry_id}/{view}": "bytes; test_audit",
     }
     assert {f"{method.upper()} {path}" for method, path in _OPERATIONS} == _ANSWERS.keys() | elsewhere.keys()
 

@@ -32,6 +32,7 @@ def test_the_state_names_what_it_is_about(client: Client) -> None:
         "role_id": client.role_id,
         "roi_id": client.roi_id,
         "model_key": "other",
+        "warnings": [],
     }
 
 

@@ -116,8 +116,8 @@ def test_without_an_extractor_it_says_why(
 ) -> None:
     monkeypatch.setenv("BDI_EXTRACTOR", "dinov2")
     monkeypatch.setenv("BDI_WEIGHTS", str(models / "nothing.safetensors"))
-    assert main(["refit", "--all", "--models", str(models)]) == 1
-    assert "weights" in capsys.readouterr().out.lower()
+    assert main(["refit", "--all", "--models", str(models)]) == 2
+    assert "BDI_WEIGHTS" in capsys.readouterr().err
 
 
 def test_a_folder_that_is_not_there_is_refused_and_not_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

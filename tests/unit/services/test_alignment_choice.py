@@ -211,8 +211,11 @@ def test_a_refit_keeps_what_was_asked_for_and_decided(services, key) -> None:
 def test_images_of_other_sizes_and_nearly_the_same_aspect_ratio_are_compared_as_well(service, key, sizes) -> None:
     height, width = sizes
     images = [good_image(seed, image_hw=(192 + 2 * (height - 64), 192 + 2 * (width - 64))) for seed in range(4)]
-    uploads = [Upload(name=f"{n}.png", data=encoded(image)) for n, image in enumerate(images)]
-    larger = [Upload(name=f"l{seed}.png", data=encoded(good_image(seed, image_hw=(192, 192)))) for seed in range(4, 8)]
+    uploads = [Upload(name=f"{n}.png", data=encoded(image), part_id=f"{n}") for n, image in enumerate(images)]
+    larger = [
+        Upload(name=f"l{seed}.png", data=encoded(good_image(seed, image_hw=(192, 192))), part_id=f"{seed}")
+        for seed in range(4, 8)
+    ]
     assert fit(service, key, [*uploads, *larger]).bank.alignment is not None
 
 

@@ -29,7 +29,7 @@ from backend.errors import (
 from backend.extractors.loader import ExtractorLoader
 from backend.imaging.image_codec import pixel_digest
 from backend.roi_mask import Circle, Rect
-from backend.services import fitting, training_images
+from backend.services import renewal, training_images
 from backend.services.datasets import Datasets, DatasetUpload
 from backend.services.fit_request import Upload
 from backend.settings import Settings
@@ -516,7 +516,7 @@ def calls(monkeypatch):
         monkeypatch.setattr(owner, name, counting)
 
     count(training_images, "decode_image")
-    count(fitting, "leave_one_out_scores")
+    count(renewal, "leave_one_out_scores")
     count(artifact_store, "read_file", key=lambda path: path.name)
     return counted
 
