@@ -10,8 +10,9 @@ from fastapi import APIRouter, Depends, File, Query, Request, Response, UploadFi
 from pydantic import JsonValue, TypeAdapter
 
 from backend.api.dependencies import DatasetsOf, KeyOfForm, KeyOfQuery, SettingsOf, check_uploads, identity
+from backend.api.field_names import close_name
 from backend.api.fields import MEDIA_TYPES, ImageFile, JsonPart
-from backend.api.routing import Route, close_name, refuse_repeated
+from backend.api.routing import Route, refuse_repeated
 from backend.api.store_schemas import ClassFiles, ClearAnswer, DeleteAnswer, ListAnswer, MetaAnswer, UploadAnswer
 from backend.artifacts.stored_image import Label
 from backend.errors import BadRequest

@@ -11,8 +11,8 @@ from fastapi import Depends, Form, Header, Query, Request
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 
+from backend.api.field_names import MAX_NAMED
 from backend.api.fields import ModelKeyId, RecipeId, RoiId, RoleId
-from backend.api.routing import MAX_NAMED
 from backend.artifacts.model_key import DEFAULT_RECIPE, ModelKey, checked_recipe
 from backend.deadlines import end_if_late
 from backend.errors import InvalidInput, TooLarge

@@ -5,13 +5,13 @@ What a route knows is what its parameters and models declare, so that a field is
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args, get_origin
+from itertools import islice
+from typing import Any, Literal
 
 from fastapi import Request, Response, params
 from fastapi.dependencies.models import Dependant
@@ -19,6 +19,7 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from starlette.requests import ClientDisconnect
 
+from backend.api.field_names import MAX_NAMED, fields_of, is_list, model_of, shown, unknown_field, unknown_keys
 from backend.errors import InvalidInput
 from backend.serving.multipart import FormRequest
 
@@ -29,12 +30,6 @@ URL_ENCODED = "application/x-www-form-urlencoded"
 
 WARNINGS_HEADER = "X-Warnings"
 """Where warnings stand beside an answer that is no JSON object: a JSON array of sentences, in ASCII."""
-
-MAX_NAMED = 20
-_SHOWN_CHARS = 64
-_LIKE = 0.75
-_LIKE_FREE = 0.8  # where free names are expected beside the known ones
-_LISTS = (list, tuple, set, frozenset)
 
 
 @dataclass(frozen=True)
@@ -75,7 +70,7 @@ class Route(APIRoute):
         if isinstance(getattr(self.body_field, "field_info", None), params.Form):
             kind = "form"
         elif kind == "json":
-            body = Known(model=_model_of(self.body_field.field_info.annotation) if self.body_field else None)
+            body = Known(model=model_of(self.body_field.field_info.annotation) if self.body_field else None)
 
         file_fields = frozenset(
             each.alias
@@ -126,55 +121,9 @@ def media_type(request: Request) -> str:
     return request.headers.get("Content-Type", "").partition(";")[0].strip().lower()
 
 
-def close_name(name: str, known: Iterable[str], *, contained: bool = False) -> str | None:
-    """Return the known name that a misspelt one stands for: the same letters, or nearly.
-
-    Args:
-        name: What was sent.
-        known: The names that there are.
-        contained: Also where the name holds a known one of several words, as ``default_mm_per_px`` does.
-    """
-    by_letters = {_letters(each): each for each in sorted(known)}
-    wanted = _letters(name)
-    if wanted in by_letters:
-        return by_letters[wanted]
-    if contained:
-        return next((each for each in sorted(known) if "_" in each and _letters(each) in wanted), None) or next(
-            (by_letters[each] for each in difflib.get_close_matches(wanted, by_letters, n=1, cutoff=_LIKE_FREE)), None
-        )
-    found = difflib.get_close_matches(wanted, by_letters, n=1, cutoff=_LIKE)
-    return by_letters[found[0]] if found else None
-
-
-def unknown_field(name: str, known: Iterable[str], *, of: str = "field") -> str:
-    """Return the sentence that names a field nobody reads."""
-    close = close_name(name, known)
-    hint = f" (did you mean {close}?)" if close else ""
-    return f"The {of} {_shown(name)}{hint} has no effect: this call does not know it."
-
-
-def unknown_keys(value: object, annotation: object, path: str = "") -> Iterator[str]:
-    """Yield a sentence for each name in decoded JSON that the models of its type do not have."""
-    if isinstance(value, list):
-        (inner,) = {*get_args(annotation)[:1]} or {None}
-        for each in value[:MAX_NAMED]:
-            if isinstance(each, dict | list):
-                yield from unknown_keys(each, inner, path)
-        return
-    models = list(_models_of(annotation))
-    if not isinstance(value, dict) or not models or any(each.model_config.get("extra") == "allow" for each in models):
-        return
-    fields = {name: of for each in models for name, of in _fields_of(each)}
-    for name, inner in value.items():
-        if name not in fields:
-            yield unknown_field(f"{path}{name}", {f"{path}{each}" for each in fields})
-        elif isinstance(inner, dict | list):
-            yield from unknown_keys(inner, fields[name], f"{path}{name}.")
-
-
 def refuse_repeated(names: Iterable[str]) -> None:
     """Raise InvalidInput if there are any names that come twice."""
-    fields = list(dict.fromkeys(_shown(name).strip("'") for name in names))
+    fields = list(dict.fromkeys(shown(name).strip("'") for name in names))
     if fields:
         raise InvalidInput(
             f"The field {', '.join(fields[:5])} comes more than once and holds one value. Send it once.",
@@ -185,17 +134,15 @@ def refuse_repeated(names: Iterable[str]) -> None:
 def _check_query(request: Request, query: Known, body: Known, kind: Body, ignored: list[str]) -> None:
     sent = Counter(name for name, _ in request.query_params.multi_items())
     refuse_repeated(name for name, n in sent.items() if n > 1 and name in query.single)
-    in_body = body.names or {name for name, _ in _fields_of(body.model)}
-    found = []
-    for name in sent:
-        if name in query.names:
-            continue
-        if name in in_body:
-            where = "a field of the form" if kind == "form" else "a field of the JSON body"
-            found.append(f"{_shown(name)} has no effect in the address: this call reads it as {where}.")
-        else:
-            found.append(unknown_field(name, query.names | in_body, of="parameter"))
-    ignored += _capped(found)
+    in_body = body.names or {name for name, _ in fields_of(body.model)}
+    where = "a field of the form" if kind == "form" else "a field of the JSON body"
+    ignored += _first_ones(
+        f"{shown(name)} has no effect in the address: this call reads it as {where}."
+        if name in in_body
+        else unknown_field(name, query.names | in_body, of="parameter")
+        for name in sent
+        if name not in query.names
+    )
 
 
 async def _check_form(request: FormRequest, query: Known, body: Known, ignored: list[str]) -> None:
@@ -203,7 +150,7 @@ async def _check_form(request: FormRequest, query: Known, body: Known, ignored: 
     if sent_as not in ("multipart/form-data", URL_ENCODED):
         await request.drop_body()
         raise InvalidInput(
-            f"This call takes a form with files, and {_shown(sent_as) if sent_as else 'no Content-Type'} was sent. "
+            f"This call takes a form with files, and {shown(sent_as) if sent_as else 'no Content-Type'} was sent. "
             "Send it as multipart/form-data.",
             details={"field": "Content-Type"},
         )
@@ -216,13 +163,13 @@ async def _check_form(request: FormRequest, query: Known, body: Known, ignored: 
     if repeated:
         await form.close()
         refuse_repeated(repeated)
-    found = []
-    for name in sent:
-        if name in query.names - body.names:
-            found.append(f"{_shown(name)} has no effect in the form: this call reads it in the address.")
-        elif name not in body.names:
-            found.append(unknown_field(name, body.names))
-    ignored += _capped(found)
+    ignored += _first_ones(
+        f"{shown(name)} has no effect in the form: this call reads it in the address."
+        if name in query.names
+        else unknown_field(name, body.names)
+        for name in sent
+        if name not in body.names
+    )
 
 
 async def _check_json(request: FormRequest, body: Known, ignored: list[str]) -> None:
@@ -230,7 +177,7 @@ async def _check_json(request: FormRequest, body: Known, ignored: list[str]) -> 
     if not re.fullmatch(r"application/(json|.+\+json)", sent_as):
         await request.drop_body()
         raise InvalidInput(
-            f"This call takes JSON, and {_shown(sent_as) if sent_as else 'no Content-Type'} was sent. Send a JSON "
+            f"This call takes JSON, and {shown(sent_as) if sent_as else 'no Content-Type'} was sent. Send a JSON "
             "object with Content-Type: application/json.",
             details={"field": "Content-Type"},
         )
@@ -239,12 +186,13 @@ async def _check_json(request: FormRequest, body: Known, ignored: list[str]) -> 
     except (ValueError, RecursionError, ClientDisconnect):
         return  # as above
     refuse_repeated(request.repeated_names)
-    ignored += _capped(list(unknown_keys(value, body.model)))
+    ignored += _first_ones(unknown_keys(value, body.model))
 
 
-def _capped(sentences: list[str]) -> list[str]:
-    more = len(sentences) - MAX_NAMED
-    return sentences if more <= 0 else [*sentences[:MAX_NAMED], f"{more} more fields have no effect."]
+def _first_ones(sentences: Iterator[str]) -> list[str]:
+    """Return as many sentences as an answer has room for. The others are not even made: each one costs a search."""
+    first = list(islice(sentences, MAX_NAMED))
+    return [*first, "Further fields have no effect either."] if next(sentences, None) else first
 
 
 def _all_of(dependant: Dependant) -> Iterator[Dependant]:
@@ -256,47 +204,8 @@ def _all_of(dependant: Dependant) -> Iterator[Dependant]:
 def _add(known: Known, fields: Iterable[Any]) -> None:
     for each in fields:
         info = each.field_info
-        if model := _model_of(info.annotation):
-            for name, of in _fields_of(model):
-                (known.several if _is_list(of) else known.single).add(name)
+        if model := model_of(info.annotation):
+            for name, of in fields_of(model):
+                (known.several if is_list(of) else known.single).add(name)
         else:
-            (known.several if _is_list(info.annotation) else known.single).add(each.alias)
-
-
-def _fields_of(model: type[BaseModel] | None) -> Iterator[tuple[str, Any]]:
-    """Yield the names by which a model's fields may come, and their types."""
-    if model is None:
-        return
-    for key, info in model.model_fields.items():
-        alias = info.validation_alias if isinstance(info.validation_alias, str) else info.alias
-        yield alias or key, info.annotation
-        if alias and model.model_config.get("populate_by_name"):
-            yield key, info.annotation
-
-
-def _is_list(annotation: object) -> bool:
-    origin = get_origin(annotation)
-    if origin is None:
-        return annotation in _LISTS
-    return origin in _LISTS or (not isinstance(origin, type) and any(map(_is_list, get_args(annotation))))
-
-
-def _models_of(annotation: object) -> Iterator[type[BaseModel]]:
-    """Yield the models among the options of a type."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-    elif get_origin(annotation) not in (*_LISTS, dict, Mapping, Literal):
-        for each in get_args(annotation):
-            yield from _models_of(each)
-
-
-def _model_of(annotation: object) -> type[BaseModel] | None:
-    return next(_models_of(annotation), None)
-
-
-def _letters(name: str) -> str:
-    return re.sub(r"[\W_]", "", name).casefold()
-
-
-def _shown(name: str) -> str:
-    return repr(name if len(name) <= _SHOWN_CHARS else f"{name[:_SHOWN_CHARS]}…")
+            (known.several if is_list(info.annotation) else known.single).add(each.alias)

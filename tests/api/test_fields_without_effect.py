@@ -10,7 +10,8 @@ import httpx
 import pytest
 from pydantic import BaseModel
 
-from backend.api.routing import WARNINGS_HEADER, Route, close_name, unknown_keys
+from backend.api.field_names import close_name, unknown_keys
+from backend.api.routing import WARNINGS_HEADER, Route
 from backend.app import ROUTERS
 from tests.testkit.app import Api, answer_of, error_of, running_app
 from tests.testkit.client import ROI, ROLE
