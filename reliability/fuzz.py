@@ -159,6 +159,7 @@ def _plain_requests() -> list[bytes]:
         "/recipes/copy": {"source": "nothing", "target": "copy"},
     }
     requests = [f"GET {path} HTTP/1.1\r\nHost: line-pc\r\nX-Recipe-Id: default\r\n\r\n".encode() for path in gets]
+    requests.append(b"DELETE /recipes?recipe_id=nothing HTTP/1.1\r\nHost: line-pc\r\n\r\n")
     requests.append(f"DELETE /datasets/clear?{ids}&label=ng HTTP/1.1\r\nHost: line-pc\r\n\r\n".encode())
     for path, value in bodies.items():
         body = json.dumps(value).encode()

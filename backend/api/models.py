@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Request
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request
 
 from backend.api.dependencies import DatasetsOf, KeyOfQuery, RecipesOf, ServiceOf, identity
 from backend.api.fields import MemoryFacts
@@ -15,6 +17,7 @@ from backend.api.store_schemas import (
     RecipeAnswer,
     RecipeCopyAnswer,
     RecipeCopyBody,
+    RecipeDeleteAnswer,
     RecipesAnswer,
     StateAnswer,
 )
@@ -75,3 +78,14 @@ def copy_recipe(request: Request, recipes: RecipesOf, body: RecipeCopyBody) -> R
     """Copy a recipe with its memories, calibrations and images; the new one is there completely, or not at all."""
     models = recipes.copy(body.source, body.target)
     return RecipeCopyAnswer(recipe_id=checked_recipe(body.target), models=models, request_id=request.state.request_id)
+
+
+@router.delete("/recipes", summary="Remove an emptied recipe", **ADMIN)
+def delete_recipe(
+    request: Request,
+    recipes: RecipesOf,
+    recipe_id: Annotated[str, Query(min_length=1, max_length=64, description="The recipe.", examples=["summer"])],
+) -> RecipeDeleteAnswer:
+    """Remove a recipe that holds neither memories nor images; one that holds any is 409, and stays as it is."""
+    recipes.delete(recipe_id)
+    return RecipeDeleteAnswer(recipe_id=checked_recipe(recipe_id), request_id=request.state.request_id)

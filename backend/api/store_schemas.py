@@ -117,6 +117,14 @@ class RecipeCopyAnswer(Reply, RecipeAnswer):
     status: Ok = "ok"
 
 
+class RecipeDeleteAnswer(Reply):
+    """The recipe that is gone."""
+
+    status: Ok = "ok"
+    recipe_id: str = Field(description="The recipe.", examples=["summer"])
+    deleted: Literal[True] = Field(True, description="Always true: what cannot be removed is an error.")
+
+
 class UploadAnswer(Answer):
     """What was stored."""
 

@@ -1,7 +1,7 @@
 """What each file of a models folder is, by its path alone, and the one walk over all of them.
 
 A name that this module does not know was not written by the service: it is reported, never deleted, and an archive that
-holds one is refused.
+holds one is refused. A folder that cannot be ours is not entered, and neither is one that may not be read.
 """
 
 from __future__ import annotations
@@ -10,24 +10,36 @@ import os
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from backend.artifacts.files import TEMP_PREFIX, names_in
-from backend.artifacts.model_key import DEFAULT_RECIPE, ModelKey, folder_name, id_of_folder
+from backend.artifacts.files import TEMP_PREFIX
+from backend.artifacts.foreign import is_of_system, pass_over
+from backend.artifacts.model_key import (
+    DEFAULT_RECIPE,
+    RECIPES_FOLDER,
+    ModelKey,
+    checked_recipe,
+    folder_name,
+    id_of_folder,
+)
 from backend.artifacts.stored_image import Label
 from backend.errors import InvalidId, ReservedRecipe
 from backend.imaging.image_codec import SUFFIX_BY_FORMAT
 
 Kind = Literal[
     "memory", "index", "calibration", "image", "facts", "embeddings", "heatmap", "lock", "job", "job_mark", "engine",
-    "audit", "note", "temporary", "unknown",
+    "audit", "note", "marker", "temporary", "foreign", "unreadable", "unknown",
 ]  # fmt: skip
 
 AUDIT_IMAGES = ".audit-images"
 """The folder of the images beside the audit; no id leads to it."""
+
+MARKER = ".roi-inspector"
+"""An empty file that says that a folder is a models folder."""
 
 CORRUPT_MARK = ".corrupt-"
 """Between the name of a file that was set aside as damaged and the time of that."""
@@ -54,8 +66,10 @@ _PATTERNS_IN_ROI: dict[Kind, re.Pattern[str]] = {
         "lock": r"\.lock",
     }.items()
 }
+OWN_FOLDERS = (".jobs", ".engines", AUDIT_IMAGES)
 _PATTERNS_ELSEWHERE: dict[Kind, re.Pattern[str]] = {
-    "lock": re.compile(r"\.jobs/\.lock"),
+    "lock": re.compile(r"\.jobs/\.lock|\.audit\.sqlite3\.lock"),
+    "marker": re.compile(re.escape(MARKER)),
     "note": re.compile(r"README\.md"),
     "audit": re.compile(
         rf"audit\.sqlite3(-wal|-shm|-journal)?|{re.escape(AUDIT_IMAGES)}/[0-9a-f]{{16}}/[0-9]{{1,19}}-[0-9a-f]{{16}}\.zip"
@@ -91,7 +105,10 @@ class ArtifactPath:
 
 
 class Entry(NamedTuple):
-    """A file of a models folder, or a temporary folder as a whole; its name is the path below, with forward slashes."""
+    """A file of a models folder, or as a whole a folder that is temporary or not entered.
+
+    Its name is the path below the models folder, with forward slashes.
+    """
 
     path: Path
     name: str
@@ -102,14 +119,15 @@ class Entry(NamedTuple):
 def walk(models_dir: Path, below: Path | None = None) -> Iterator[Entry]:
     """Yield what lies below a models folder, folder by folder, names in order; links are not followed.
 
-    What disappears meanwhile is passed over.
+    What disappears meanwhile is passed over. Folders that cannot be ours, and those below the models folder that may
+    not be read, are not entered: they count for nothing, and are named once in the log.
 
     Args:
         models_dir: The models folder.
         below: A folder in it, to walk over that alone.
 
     Raises:
-        OSError: If a folder cannot be read.
+        OSError: If a folder of ours cannot be read although it may be, or the models folder itself.
     """
     folder = models_dir if below is None else below
     prefix = "" if below is None else f"{below.relative_to(models_dir).as_posix()}/"
@@ -117,17 +135,53 @@ def walk(models_dir: Path, below: Path | None = None) -> Iterator[Entry]:
         found = sorted(os.scandir(folder), key=lambda entry: entry.name)
     except FileNotFoundError:
         return
+    except PermissionError:
+        if below is None:
+            raise
+        yield _passed_over(below, prefix.rstrip("/"), "unreadable")
+        return
     for each in found:
         path, name = Path(each.path), prefix + each.name
-        if not each.is_dir(follow_symlinks=False):
-            try:
+        try:
+            is_folder = each.is_dir(follow_symlinks=False)
+            if is_of_system(each.name):
+                yield _passed_over(path, name, "foreign")
+            elif not is_folder:
                 yield Entry(path, name, classify_path(name), each.stat(follow_symlinks=False).st_size)
-            except FileNotFoundError:
-                continue
-        elif each.name.startswith(TEMP_PREFIX):
-            yield Entry(path, name, classify_path(name), sum(entry.n_bytes for entry in walk(path)))
-        else:
-            yield from walk(models_dir, path)
+            elif each.name.startswith(TEMP_PREFIX):
+                yield Entry(path, name, classify_path(name), _bytes_below(path))
+            elif not may_hold_ours(name):
+                yield _passed_over(path, name, "unknown")
+            else:
+                yield from walk(models_dir, path)
+        except FileNotFoundError:
+            continue
+        except PermissionError:
+            yield _passed_over(path, name, "unreadable")
+
+
+def _passed_over(path: Path, name: str, kind: Kind) -> Entry:
+    pass_over(path, "it may not be read" if kind == "unreadable" else "it is not of this service")
+    return Entry(path, name, ArtifactPath(kind=kind), 0)
+
+
+def _bytes_below(folder: Path) -> int:
+    n_bytes = 0
+    for root, _, names in os.walk(folder):
+        for name in names:
+            with suppress(OSError):  # gone, or of an account that we may not look at
+                n_bytes += Path(root, name).lstat().st_size
+    return n_bytes
+
+
+def may_hold_ours(name: str) -> bool:
+    """Return whether a folder can hold files of ours, by its path below the models folder with forward slashes."""
+    first, *others = name.split("/")
+    if first in OWN_FOLDERS:
+        return True
+    if first != RECIPES_FOLDER:
+        return all(map(_is_id_folder, [first, *others[:1]]))
+    return not others or (_is_recipe_folder(others[0]) and all(map(_is_id_folder, others[1:3])))
 
 
 def classify_path(name: str) -> ArtifactPath:
@@ -175,20 +229,17 @@ def orphans(entries: Iterable[Entry]) -> list[Entry]:
     ]
 
 
-def child_folder(parent: Path, an_id: str) -> Path:
-    """Return the folder of an id below a parent.
+@lru_cache(maxsize=4096)
+def _is_id_folder(name: str) -> bool:
+    """Return whether an id leads to a folder of this name."""
+    return _key(None, name, name, None) is not None
 
-    The plain name, unless it is taken by an id that differs from this one only by case: a case-insensitive file system
-    would mix the two up, so the second gets the fully escaped name.
-    """
-    escaped = folder_name(an_id, escape_all=True)
-    present = {unicodedata.normalize("NFC", name) for name in names_in(parent)}
-    if escaped in present:
-        return parent / escaped
-    plain = folder_name(an_id)
-    if plain in present or plain.casefold() not in {entry.casefold() for entry in present}:
-        return parent / plain
-    return parent / escaped
+
+def _is_recipe_folder(name: str) -> bool:
+    try:
+        return name != DEFAULT_RECIPE and checked_recipe(name) == name
+    except ReservedRecipe:
+        return False
 
 
 @lru_cache(maxsize=4096)  # A walk asks for the same ROI at each of its files, and checking ids is slow.

@@ -27,6 +27,7 @@ from filelock import FileLock, Timeout
 
 from backend.artifacts.disk_limit import DiskLimit, size_of
 from backend.artifacts.files import make_folder, read_file, remove, stamp, write_atomic, writing
+from backend.artifacts.folders import child_folder
 from backend.artifacts.formats import (
     LearnedFacts,
     OutdatedFormat,
@@ -37,7 +38,6 @@ from backend.artifacts.formats import (
     facts_of_damaged,
 )
 from backend.artifacts.image_store import ImageStore
-from backend.artifacts.layout import child_folder
 from backend.artifacts.model_key import DEFAULT_RECIPE, RECIPES_FOLDER, ModelKey, folder_name
 from backend.artifacts.quarantine import Quarantine, set_aside_copies
 from backend.artifacts.stored_model import Stamps, StoredModel, unusable

@@ -104,7 +104,9 @@ def _sweep_roi(store: ArtefactStore, roi: ModelKey, entries: Sequence[Entry]) ->
         return swept
     try:
         with store.lock(roi, timeout_s=0):
-            left = orphans([*walk(store.models_dir, store.roi_folder(roi))])
+            present = [*walk(store.models_dir, store.roi_folder(roi))]
+            is_whole = all(entry.artifact.kind != "unreadable" for entry in present)
+            left = orphans(present) if is_whole else []  # else nobody knows what belongs to what
             store.remove(*(entry.path for entry in left))
             swept["files of images that were never stored"] = len(left)
             for key in bare:

@@ -123,7 +123,9 @@ def _finding(path: Path, artifact: ArtifactPath) -> Finding | None:
     try:
         match artifact.kind:
             case "unknown":
-                return "unknown", "no file of this service; move it elsewhere"
+                return "unknown", "not of this service; move it elsewhere"
+            case "unreadable":
+                return "unreadable", "this account may not read it, so nobody has looked at what it holds"
             case "temporary" if is_leftover(path):
                 return "leftover", "of a crash; a service sweeps it when it starts"
             case "memory":

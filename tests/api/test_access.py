@@ -40,6 +40,7 @@ ADMINS = {
     ("DELETE", "/datasets/file"),
     ("DELETE", "/datasets/clear"),
     ("POST", "/recipes/copy"),
+    ("DELETE", "/recipes"),
     ("DELETE", "/jobs/{job_id}"),
     *KEPT_IMAGES,
 }

@@ -203,14 +203,6 @@ def test_a_mistyped_recipe_makes_no_recipe(client: Client, recipe: str) -> None:
     assert not (client.models_dir / "recipes" / recipe).exists()
 
 
-def test_a_recipe_that_was_emptied_is_not_listed(client: Client, recipe: str) -> None:
-    other = client.at(recipe=recipe)
-    other.upload("ok", [png(1)]).ok()
-    assert recipe in _listed(client)
-    other.delete("/datasets/clear", label="ok").ok()
-    assert recipe not in _listed(client)
-
-
 def test_folders_that_an_operator_put_there_do_no_harm(client: Client, recipe: str) -> None:
     _fill(client)
     _fill(client.at(recipe=recipe))
@@ -347,3 +339,43 @@ def test_lock_files_and_heat_maps_are_not_copied(client: Client, recipe: str) ->
     assert "memory.npz" in names
     assert not {name for name in names if name.startswith(".")}
     assert not (copied / client.role_id / client.roi_id / "heatmaps").exists()
+
+
+# --- emptied ----------------------------------------------------------------------------------------------------------
+
+
+def test_an_emptied_recipe_is_listed_and_can_be_removed_and_copied_to(client: Client, recipe: str) -> None:
+    _fill(client)
+    emptied = client.at(recipe=recipe)
+    emptied.upload("ok", [png(1)]).ok()
+    assert client.send("DELETE", f"/recipes?recipe_id={recipe}").ok(409)["code"] == "conflict"
+    assert client.post("/recipes/copy", {"from": "default", "to": recipe}).ok(409)["code"] == "conflict"
+    assert len(emptied.files("ok")) == 1, "what holds anything stays as it is"
+    emptied.delete("/datasets/clear", label="ok").ok()
+    assert _listed(client)[recipe] == []
+    assert client.send("DELETE", f"/recipes?recipe_id={recipe.upper()}").ok()["recipe_id"] == recipe
+    assert recipe not in _listed(client)
+    assert client.send("DELETE", f"/recipes?recipe_id={recipe}").ok(404)["code"] == "not_found"
+    emptied.upload("ok", [png(1)]).ok()
+    emptied.delete("/datasets/clear", label="ok").ok()
+    client.post("/recipes/copy", {"from": "default", "to": recipe}).ok(201)
+    assert _listed(client)[recipe] == _listed(client)["default"]
+    assert not [entry for entry in (client.models_dir / "recipes").iterdir() if entry.name.startswith(".")]
+
+
+@pytest.mark.parametrize(
+    ("recipe_id", "status", "code"),
+    [("default", 409, "conflict"), ("last", 400, "reserved_recipe_id"), ("..", 400, "reserved_recipe_id")],
+)
+def test_no_other_recipe_is_removed(client: Client, recipe_id: str, status: int, code: str) -> None:
+    _fill(client)
+    assert client.send("DELETE", f"/recipes?recipe_id={recipe_id}").ok(status)["code"] == code
+    assert client.files("ok")
+
+
+def test_a_recipe_that_was_fitted_or_in_which_somebody_works_is_not_removed(client: Client, recipe: str) -> None:
+    other = client.at(recipe=recipe)
+    other.fit([png(0), png(1)]).ok()
+    other.delete("/datasets/clear", label="ok").ok()
+    assert client.send("DELETE", f"/recipes?recipe_id={recipe}").ok(409)["code"] == "conflict"
+    assert other.about("/state").ok()["memory_fitted"]

@@ -257,6 +257,7 @@ def test_a_hostile_label_job_or_recipe_is_refused_or_a_recipe_like_any_other(san
         responses = [
             client.get("/datasets/file", params={"role_id": ROLE, "roi_id": "x", "label": name, "filename": "x"}),
             client.post("/recipes/copy", json={"source": name, "target": "fine"}),
+            client.delete("/recipes", params={"recipe_id": name}),
             client.post("/recipes/copy", json={"source": "default", "target": f"{name}/.."}),
         ]
         if name.isprintable() and name.strip(". "):

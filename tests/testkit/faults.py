@@ -98,3 +98,20 @@ class Disk:
         if self._fault in errno.errorcode.values():
             number = getattr(errno, self._fault)
             raise OSError(number, os.strerror(number))
+
+
+@contextmanager
+def unreadable(*folders: Path) -> Iterator[None]:
+    """Let nobody, not even the administrator, list these folders in the ``with`` block."""
+    refused = {str(folder) for folder in folders}
+
+    def refusing(real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(path: Any = ".") -> Any:
+            if not isinstance(path, int) and os.fspath(path) in refused:
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), os.fspath(path))
+            return real(path)
+
+        return call
+
+    with mock.patch.multiple(os, scandir=refusing(os.scandir), listdir=refusing(os.listdir)):
+        yield

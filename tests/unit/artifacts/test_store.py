@@ -16,9 +16,9 @@ import pytest
 
 from backend.artifacts import heatmaps
 from backend.artifacts import store as store_module
+from backend.artifacts.folders import child_folder
 from backend.artifacts.formats import OutdatedFormat, calibrations_from_bytes
 from backend.artifacts.heatmaps import save_heatmap
-from backend.artifacts.layout import child_folder
 from backend.artifacts.model_key import ModelKey, id_of_folder
 from backend.artifacts.store import ArtefactStore
 from backend.calib import Calibration, false_alarm_bounds
