@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import io
 import logging
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -142,6 +143,7 @@ class ImageStore:
 
     def find(self, file_name: str, label: Label) -> StoredImage | None:
         """Return the image that clients know by a file name, or None."""
+        file_name = unicodedata.normalize("NFC", file_name)
         stem, _, tail = file_name.rpartition("-")
         digits = PurePosixPath(tail).stem
         if not stem or len(digits) != FILE_NAME_DIGITS or not digits.isalnum():
@@ -150,24 +152,42 @@ class ImageStore:
         return next((image for image in self._described(label, names) if image.file_name == file_name), None)
 
     def read(self, image: StoredImage) -> bytes:
-        """Return the original bytes of an image.
+        """Return the original bytes of an image; of one that was uploaded anew since, those of now.
 
         Raises:
             NotFound: If they are gone.
             ArtefactCorrupt: If they are not what was uploaded.
             StorageFailed: If the disk does not hand them out.
         """
-        path = self._images / image.label / (image.digest + image.suffix)
-        data = read_file(path)
+        known = image
+        while True:
+            path = self._images / known.label / (known.digest + known.suffix)
+            data = read_file(path)
+            if data is not None:
+                with suppress(ValueError):
+                    return known.checked(data)
+            # The same pixels may have been deleted and uploaded as another file since these facts were read.
+            now = self.get(known.digest, known.label)
+            if now is None or now == known:
+                break
+            known = now
         if data is None and not set_aside_copies(path):
             raise NotFound(f"The stored image {image.file_name!r} is gone. Upload it again.")
-        if data is not None:
-            try:
-                return image.checked(data)
-            except ValueError:
-                if not image.is_damaged:
-                    self._found_damaged(path, image.checked)
+        if data is not None and not known.is_damaged:
+            self._found_damaged(path, partial(self._check_now, path, known))
         raise ArtefactCorrupt(f"The stored image {image.file_name!r} is damaged. Upload it again, or delete it.")
+
+    def _check_now(self, path: Path, image: StoredImage, data: bytes) -> None:
+        """Raise ValueError if a file's bytes are not those that the facts of now describe; called under the lock."""
+        facts = read_file(path.with_suffix(".json"))
+        if facts is None:
+            return  # an image without facts is none
+        try:
+            now = facts_from_bytes(facts, image.digest, image.label)
+        except ValueError:
+            return  # It is the facts that are damaged: their reader finds that.
+        if now.suffix == path.suffix:
+            now.checked(data)
 
     def delete(self, digests: Iterable[str], label: Label) -> int:
         """Delete images and their embeddings; return how many were there. They stay deleted after a power cut.

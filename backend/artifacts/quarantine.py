@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Iterable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -29,6 +30,7 @@ class Quarantine:
         self._models_dir = models_dir
         self._lock = threading.Lock()
         self._damaged: set[ArtifactPath] = set()
+        self._since: dict[ArtifactPath, bool] = {}  # what was remembered or forgotten since the last walk began
 
     @property
     def reason(self) -> str | None:
@@ -54,22 +56,37 @@ class Quarantine:
 
     def remember(self, path: Path) -> None:
         """Remember a damaged file."""
-        with self._lock:
-            self._damaged.add(self._artifact(path))
+        self._note(self._artifact(path), is_damaged=True)
 
     def forget(self, path: Path) -> None:
         """Forget about a file: it is sound, replaced, or deleted on purpose."""
+        self._note(self._artifact(path), is_damaged=False)
+
+    def begin_walk(self) -> None:
+        """Say that a walk over the folder begins; what is remembered or forgotten from now on goes before its finds."""
         with self._lock:
-            self._damaged.discard(self._artifact(path))
+            self._since = {}
 
     def update(self, found: Iterable[ArtifactPath]) -> None:
         """Take over what a walk over the folder has found; a damaged file still in its place is found by its reader."""
-        damaged = unreplaced(artifact for artifact in found if artifact.key is not None)
+        missing = unreplaced(artifact for artifact in found if artifact.key is not None)
+        damaged = {_as_one(artifact) for artifact in missing}
         with self._lock:
+            for artifact, is_damaged in self._since.items():
+                damaged = damaged | {artifact} if is_damaged else damaged - {artifact}
             self._damaged = damaged
 
+    def _note(self, artifact: ArtifactPath, *, is_damaged: bool) -> None:
+        with self._lock:
+            if is_damaged or artifact in self._damaged:
+                self._since[artifact] = is_damaged
+            if is_damaged:
+                self._damaged.add(artifact)
+            else:
+                self._damaged.discard(artifact)
+
     def _artifact(self, path: Path) -> ArtifactPath:
-        return classify_path(path.relative_to(self._models_dir).as_posix()).in_use
+        return _as_one(classify_path(path.relative_to(self._models_dir).as_posix()).in_use)
 
 
 def set_aside_copies(path: Path) -> list[Path]:
@@ -79,6 +96,11 @@ def set_aside_copies(path: Path) -> list[Path]:
         StorageFailed: If the folder cannot be read.
     """
     return [path.with_name(name) for name in sorted(names_in(path.parent)) if name.startswith(path.name + CORRUPT_MARK)]
+
+
+def _as_one(artifact: ArtifactPath) -> ArtifactPath:
+    """Return an image for its facts: the upload that mends either writes the facts last."""
+    return replace(artifact, kind="image") if artifact.kind == "facts" else artifact
 
 
 def _description(artifact: ArtifactPath) -> str:

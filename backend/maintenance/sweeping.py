@@ -64,6 +64,7 @@ def sweep(store: ArtefactStore, *, stop: threading.Event | None = None) -> Count
     stop = stop or threading.Event()
     swept: Counter[str] = Counter()
     by_roi: dict[ModelKey | None, list[Entry]] = defaultdict(list)
+    store.quarantine.begin_walk()
     for entry in walk(store.models_dir):
         if stop.is_set():
             return swept

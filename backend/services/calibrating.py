@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from backend.artifacts.model_key import ModelKey
 from backend.calib import OK_PERCENTILE, Calibration, ScoreMode
+from backend.errors import Conflict
 from backend.extractors.extraction import Extraction
 from backend.extractors.loader import ExtractorLoader
 from backend.memory_bank.bank import MemoryBank
@@ -103,7 +104,7 @@ class Calibrator:
 
         Raises:
             MemoryNotFound: If the ROI was never fitted.
-            Conflict: If scores were measured with another memory than the ROI's own of now.
+            Conflict: If scores were measured with another memory than the ROI's own of now, or under another rule.
             MmPerPxMismatch: If ``mm_per_px`` is not that of the fit.
             ExtractorMismatch, WeightsUnavailable: If bad images are stored that cannot be scored with its memory.
             InvalidInput: As ``calibrated``.
@@ -112,11 +113,21 @@ class Calibrator:
         stored = self._stored(key, bank, request, measured)
         with self.store.lock(key):
             model = self.models.get(key)
-            bank, last = model.fitted_bank(key), model.last_calibration
+            now, last = model.fitted_bank(key), model.last_calibration
+            if measured is None and not request.brings_scores and (stored is None or now.checksum != bank.checksum):
+                stored = self._stored(key, now, request)  # bad images, or another memory, may have come since
+            bank = now
             if request.mm_per_px is not None:
                 check_mm_per_px(bank, request.mm_per_px)
             check_memory(bank, () if measured is None else measured.with_memories)
-            choice = self._choice(bank, last, request) if measured is None else measured.by
+            choice = self._choice(bank, last, request, is_measured=measured is not None)
+            if measured is not None:
+                if choice.rule != measured.by.rule:
+                    raise Conflict(
+                        "The ROI was calibrated while its images were inspected, so that they would be scored "
+                        "otherwise by now. Send the call again."
+                    )
+                choice = measured.by
             stored_ng: LabelScores | None = None
             if stored is not None:
                 stored_ng = stored.scores(stored.images.labelled("ng"), bank, choice.rule)
@@ -182,11 +193,13 @@ class Calibrator:
         stored.prepare(bad, bank.placement)
         return stored
 
-    def _choice(self, bank: MemoryBank, last: Calibration | None, request: CalibrationRequest) -> RuleChoice:
+    def _choice(
+        self, bank: MemoryBank, last: Calibration | None, request: CalibrationRequest, *, is_measured: bool
+    ) -> RuleChoice:
         return choose_rule(
             bank,
             last,
-            brings_scores=request.brings_scores,
+            brings_scores=not is_measured and request.brings_scores,
             score_mode=request.score_mode,
             score_percentile=request.score_percentile,
             area_mm2_thr=request.area_mm2_thr,

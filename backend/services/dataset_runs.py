@@ -111,7 +111,7 @@ def calibrate_from_dataset(
     Raises:
         MemoryNotFound: If the ROI was never fitted.
         InvalidInput: If there are too few ok images, or no ng image although ``require_ng``.
-        Conflict: If the ROI was fitted meanwhile.
+        Conflict: If the ROI was fitted meanwhile, or calibrated to be scored otherwise.
         Unavailable: If nothing can be inspected now.
     """
     stored = datasets.list(key)
@@ -163,6 +163,9 @@ def calibrate_from_dataset(
         key,
         ok_scores=ok_scores,
         ng_scores=ng_scores or None,
+        score_mode=score_mode,
+        score_percentile=score_percentile,
+        area_mm2_thr=area_mm2_thr,
         ok_percentile=ok_percentile,
         margin=margin,
         threshold=threshold,

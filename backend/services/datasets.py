@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+from unicodedata import normalize
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,25 +53,22 @@ class Datasets:
             Conflict: If an image is stored under the other label.
             StorageFull, StorageFailed: If one cannot be written.
         """
-        try:
-            bank = self._store.load(key).bank
-        except ArtefactCorrupt:
-            bank = None  # Images are what a damaged memory is learned from again; that fit compares their scales.
+        stamps = self._store.stamps(key)
+        size = self._fitted_size(key)
         described = []
         for upload in uploads:
             image = decode_image(upload.data, max_pixels=self._max_pixels, name=upload.name)
             mm_per_px = _mm_per_px(upload)
             image_hw = (image.shape[0], image.shape[1])
-            if bank is not None and mm_per_px is not None:
-                sent = PhysicalSize(image_hw=image_hw, mm_per_px=mm_per_px)
-                scale_of_image(PhysicalSize.of(bank), sent, upload.name)
+            if size is not None and mm_per_px is not None:
+                scale_of_image(size, PhysicalSize(image_hw=image_hw, mm_per_px=mm_per_px), upload.name)
             digest = pixel_digest(image)
             described.append(
                 StoredImage(
                     digest=digest,
                     label=label,
                     name=safe_stem(upload.name),
-                    part_id=str(upload.meta.get("part_id") or digest),
+                    part_id=normalize("NFC", str(upload.meta.get("part_id") or digest)),
                     image_hw=image_hw,
                     mm_per_px=mm_per_px,
                     bytes_sha256=sha256_hex(upload.data),
@@ -79,11 +77,23 @@ class Datasets:
                 )
             )
         with self._store.lock(key):
+            if self._store.stamps(key) != stamps and (size := self._fitted_size(key)) is not None:
+                for stored, upload in zip(described, uploads, strict=True):  # fitted meanwhile
+                    if stored.mm_per_px is not None:
+                        sent = PhysicalSize(image_hw=stored.image_hw, mm_per_px=stored.mm_per_px)
+                        scale_of_image(size, sent, upload.name)
             images = self._store.images(key)
             for stored, upload in zip(described, uploads, strict=True):
                 images.check_label(stored.digest, label, upload.name)
             with images.all_or_none():
                 return [images.put(stored, upload.data) for stored, upload in zip(described, uploads, strict=True)]
+
+    def _fitted_size(self, key: ModelKey) -> PhysicalSize | None:
+        try:
+            bank = self._store.load(key).bank
+        except ArtefactCorrupt:
+            return None  # Images are what a damaged memory is learned from again; that fit compares their scales.
+        return None if bank is None else PhysicalSize.of(bank)
 
     def list(self, key: ModelKey) -> dict[Label, list[StoredImage]]:
         """Return the images of each label, by file name."""

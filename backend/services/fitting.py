@@ -90,10 +90,12 @@ class Fitter:
         prepare_renewal(next(iter(before.calibrations), None), scorer, fitted)
         with self.store.lock(key), images.all_or_none():
             before = self._before(key, request)
+            if request.use_dataset:  # which may be another one by now
+                first = _reference(training, request, images.labelled("ok"))
             size = _checked_size(before.known, request, extractor, first, training)
             training.know(before.memory)
-            if before.known is not None and before.known.placement.grid_hw != fitted.grid_hw:
-                fitted = before.known.placement  # somebody else's fit came first, and fixed the grid
+            prepared, fitted = fitted, first if before.known is None else before.known.placement
+            if fitted.grid_hw != prepared.grid_hw:  # somebody else's fit came first, and fixed the grid
                 fresh = training.of_uploads(request.uploads, fitted)
             for digest, image in fresh.items():
                 images.check_label(digest, "ok", image.name)

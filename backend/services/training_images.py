@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from unicodedata import normalize
 
 import numpy as np
 from numpy.typing import NDArray
@@ -123,7 +124,7 @@ class TrainingImages:
                 check_aspect_ratio(fitted, (image.shape[0], image.shape[1]), upload.name)
                 by_digest[digest] = upload
                 if upload.part_id:
-                    part_ids[digest] = upload.part_id
+                    part_ids[digest] = normalize("NFC", upload.part_id)
                 yield digest, image
 
         grids = self._load_or_extract(decoded(), fitted)
