@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import Any, cast
 
@@ -20,8 +20,10 @@ from backend import __version__
 from backend.api import audit, dataset_runs, datasets, inspection, jobs, models, monitoring, refitting
 from backend.api.dependencies import documented_headers
 from backend.api.http_errors import ERROR_RESPONSES, ErrorAnswers, install_error_handlers
+from backend.errors import StorageFailed
 from backend.maintenance.sweeping import Upkeep
 from backend.services.inspection import InspectionService
+from backend.services.storage_health import StorageHealth
 from backend.serving.access import SECURITY_SCHEMES, KeyCheck
 from backend.serving.draining import Draining, Gate
 from backend.serving.limits import RequestLimits
@@ -106,14 +108,17 @@ async def _running(app: FastAPI, settings: Settings, service: InspectionService 
     state.service = service or build_service(settings)
     state.datasets = build_datasets(settings, state.service.store)
     state.recipes = build_recipes(settings, state.service.store)
-    state.audit = build_audit(settings)
-    state.jobs = build_jobs(settings)
+    state.audit = build_audit(settings, state.service.store)
+    state.storage_health = StorageHealth(state.service.store, state.audit)
+    state.jobs = build_jobs(settings, state.service.store)
     state.body_budget = build_body_budget(settings)
     state.gate = gate = Gate()
     state.metrics = Metrics(in_flight=lambda: gate.in_flight)
     upkeep = Upkeep(state.service.store)
     # Every waiting inspection holds a thread; the queue must be what bounds them, with its 503.
     anyio.to_thread.current_default_thread_limiter().total_tokens = settings.queue_length + _THREADS_BESIDE_INSPECTIONS
+    with suppress(StorageFailed):  # every call says so
+        await anyio.to_thread.run_sync(state.service.store.folder.adopt)
     state.service.start()
     upkeep.start()
     yield

@@ -80,9 +80,9 @@ def build_body_budget(settings: Settings) -> BodyBudget:
     return BodyBudget(max(settings.max_held_mb, settings.max_body_mb) * 1_000_000)
 
 
-def build_jobs(settings: Settings) -> Jobs:
+def build_jobs(settings: Settings, store: ArtefactStore) -> Jobs:
     """Return the runner of background calls."""
-    return Jobs(settings.models_dir / ".jobs", concurrent=settings.concurrent_jobs)
+    return Jobs(settings.models_dir / ".jobs", concurrent=settings.concurrent_jobs, models=store.folder)
 
 
 def build_api_keys(settings: Settings) -> ApiKeys:
@@ -94,10 +94,10 @@ def build_api_keys(settings: Settings) -> ApiKeys:
     return ApiKeys() if settings.api_keys is None else ApiKeys.parse(settings.api_keys.get_secret_value())
 
 
-def build_audit(settings: Settings) -> Audit:
+def build_audit(settings: Settings, store: ArtefactStore) -> Audit:
     """Return where decisions are kept; no file is made yet."""
     path = settings.audit_file or settings.models_dir / "audit.sqlite3"
-    return Audit(path, keeps=settings.audit, images_mb=settings.audit_images_mb)
+    return Audit(path, keeps=settings.audit, images_mb=settings.audit_images_mb, models=store.folder)
 
 
 def check_requirements(settings: Settings) -> None:

@@ -23,6 +23,7 @@ from backend.services.datasets import Datasets
 from backend.services.inspection import InspectionService
 from backend.services.jobs import Jobs
 from backend.services.recipes import Recipes
+from backend.services.storage_health import StorageHealth
 from backend.serving.draining import Gate
 from backend.serving.limits import HeldBody
 from backend.serving.metrics import Metrics
@@ -49,6 +50,7 @@ MetricsOf = Annotated[Metrics, _part("metrics")]
 RecipesOf = Annotated[Recipes, _part("recipes")]
 ServiceOf = Annotated[InspectionService, _part("service")]
 SettingsOf = Annotated[Settings, _part("settings")]
+StorageHealthOf = Annotated[StorageHealth, _part("storage_health")]
 
 
 async def documented_headers(

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, Field
 
 from backend import __version__
-from backend.api.dependencies import GateOf, MetricsOf, ServiceOf, SettingsOf
+from backend.api.dependencies import GateOf, MetricsOf, ServiceOf, SettingsOf, StorageHealthOf
 from backend.api.fields import Pair, Reply
 from backend.api.routing import Route
 from backend.extractors.base import EngineOrigin, HasEngine
@@ -54,10 +54,18 @@ class HealthAnswer(Reply):
 
 
 @router.get("/health", summary="Whether the service can inspect", tags=["inspection"], **OPEN)
-async def health(request: Request, service: ServiceOf, settings: SettingsOf, gate: GateOf) -> HealthAnswer:
-    """Answer at once, whatever the device is doing. Where keys are needed, a caller without one is told no reason."""
+async def health(
+    request: Request, service: ServiceOf, settings: SettingsOf, gate: GateOf, storage: StorageHealthOf
+) -> HealthAnswer:
+    """Answer at once, whatever the device is doing. Where keys are needed, a caller without one is told no reason.
+
+    503 `storage_failed`: the models folder has vanished, and nothing can be inspected.
+    """
     state = service.extractor.state
-    damage = service.store.quarantine.reason
+    stored = await storage.state()
+    if stored.failure is not None and not gate.stopping:
+        raise stored.failure
+    damage = " ".join([*stored.reasons, service.store.quarantine.reason or ""]).strip()
     degraded = " ".join(reason for reason in (state.reason, damage) if reason) or None
     reason = "The service is stopping." if gate.stopping else degraded
     if reason and request.app.state.api_keys and request.state.caller is None:

@@ -154,6 +154,16 @@ def stamp(path: Path) -> tuple[int, int, int] | None:
     return None if status is None else (status.st_mtime_ns, status.st_size, status.st_ino)
 
 
+def identity(path: Path) -> tuple[int, int] | None:
+    """Return what tells the file or folder of now from another one of its name (device, inode), None for none.
+
+    Raises:
+        StorageFailed: If the system refuses to answer.
+    """
+    status = _read(path.stat)
+    return None if status is None else (status.st_dev, status.st_ino)
+
+
 def read_file(path: Path) -> bytes | None:
     """Return a file's bytes, or None when there is none.
 

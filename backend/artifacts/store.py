@@ -37,8 +37,10 @@ from backend.artifacts.formats import (
     calibrations_from_bytes,
     facts_of_damaged,
 )
+from backend.artifacts.held_locks import HeldLocks
 from backend.artifacts.image_store import ImageStore
 from backend.artifacts.model_key import DEFAULT_RECIPE, RECIPES_FOLDER, ModelKey, folder_name
+from backend.artifacts.models_folder import ModelsFolder
 from backend.artifacts.quarantine import Quarantine, set_aside_copies
 from backend.artifacts.stored_model import Stamps, StoredModel, unusable
 from backend.calib import Calibration
@@ -61,12 +63,15 @@ class ArtefactStore:
     def __init__(self, models_dir: Path, *, max_disk_gb: float = 0.0) -> None:
         """Use ``models_dir``; nothing is made before the first write."""
         self.models_dir = models_dir
+        self.folder = ModelsFolder(models_dir)
         self.quarantine = Quarantine(models_dir)
         self.disk = DiskLimit(models_dir, max_disk_gb)
         self._locks: dict[Path, FileLock] = {}
+        self._held = HeldLocks()
 
     def roi_folder(self, key: ModelKey) -> Path:
-        """Return the folder of a ROI, whether it exists or not."""
+        """Return the folder of a ROI, whether it exists or not; raises StorageFailed if the models folder vanished."""
+        self.folder.check()
         root = self.models_dir
         if key.recipe_id != DEFAULT_RECIPE:
             root = root / RECIPES_FOLDER / folder_name(key.recipe_id)
@@ -215,9 +220,12 @@ class ArtefactStore:
         Raises:
             StorageFull, StorageFailed: If it cannot be written; the old file is untouched.
         """
+        self.folder.ensure()
+        self._held.check(path)
         more_bytes = len(data) - size_of(path)
         self.disk.check(more_bytes)
         write_atomic(path, data)
+        self._held.check(path)  # else it may lie in another folder than what is read
         self.disk.count(more_bytes)
         self.quarantine.forget(path)
 
@@ -227,6 +235,7 @@ class ArtefactStore:
         Raises:
             StorageFailed: If one cannot be deleted.
         """
+        self._held.check(*paths)
         sizes = sum(size_of(path) for path in paths)
         remove(*paths)
         self.disk.count(-sizes)
@@ -260,6 +269,7 @@ class ArtefactStore:
             StorageFull, StorageFailed: If the ROI's folder cannot be made.
         """
         folder = self.roi_folder(key)
+        self.folder.ensure()
         make_folder(folder)
         lock = self._locks.setdefault(folder, FileLock(folder / ".lock"))
         with writing():
@@ -267,10 +277,9 @@ class ArtefactStore:
                 lock.acquire(timeout=timeout_s)
             except Timeout as error:  # an OSError, too
                 raise Unavailable(f"Another fit of {key} has been running for a long time. Try again later.") from error
-        try:
+        # Two new ids that differ by case alone may have come to one folder at the same moment.
+        with self._held.holding(lock, folder, is_right=lambda: self.roi_folder(key) == folder):
             yield
-        finally:
-            lock.release()
 
     def _bank(self, key: ModelKey) -> MemoryBank | None:
         return self._read(key, self.model_folder(key) / "memory.npz", bank_from_bytes)

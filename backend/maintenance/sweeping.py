@@ -60,10 +60,12 @@ def sweep(store: ArtefactStore, *, stop: threading.Event | None = None) -> Count
 
     Raises:
         OSError: If a folder cannot be read.
+        StorageFailed: If the models folder has vanished.
     """
     stop = stop or threading.Event()
     swept: Counter[str] = Counter()
     by_roi: dict[ModelKey | None, list[Entry]] = defaultdict(list)
+    store.folder.check()
     store.quarantine.begin_walk()
     for entry in walk(store.models_dir):
         if stop.is_set():

@@ -20,8 +20,10 @@ from typing import Any, Literal
 from backend import __version__
 from backend.artifacts.layout import AUDIT_IMAGES
 from backend.artifacts.model_key import ModelKey
+from backend.artifacts.models_folder import ModelsFolder
 from backend.errors import AuditOff, AuditUnavailable, NotFound
 from backend.scoring.inspection import Inspection
+from backend.services.audit_file import AuditFile
 from backend.services.audit_images import AuditImages, KeptImage
 
 _log = logging.getLogger(__name__)
@@ -32,6 +34,8 @@ VERSION = 2
 """2: decisions have a serial."""
 _BUSY_S = 5.0
 _GIVE_UP_S = 15.0
+_TRIES = 5
+_TRY_S = 0.2
 
 # One decision as it is kept; units and meanings as in the answer to ``/infer``.
 _COLUMNS = {
@@ -98,12 +102,15 @@ class Audit:
         path: The file; its folder is made on the first decision.
         keeps: Whether decisions are kept; what was kept before can be looked up all the same.
         images_mb: Most that the images beside the rows take together, 10⁶ bytes; 0 keeps none.
+        models: The models folder, which the file may lie in.
     """
 
-    def __init__(self, path: Path, *, keeps: bool, images_mb: float = 0.0) -> None:
+    def __init__(self, path: Path, *, keeps: bool, images_mb: float = 0.0, models: ModelsFolder | None = None) -> None:
         self.keeps = keeps
         self.images = AuditImages(path.with_name(AUDIT_IMAGES), max_bytes=int(images_mb * 1e6) if keeps else 0)
         self._path = path
+        self._file = AuditFile(path, models)
+        self._failure: str | None = None
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="audit")
         self._connection: sqlite3.Connection | None = None  # the writer's
 
@@ -172,9 +179,12 @@ class Audit:
         except RuntimeError as error:
             raise AuditUnavailable("The service is stopping: the decision is not kept, so it is not given.") from error
         try:
-            return written.result(_GIVE_UP_S)
+            row_id = written.result(_GIVE_UP_S)
+            self._failure = None
+            return row_id
         except (sqlite3.Error, OSError) as error:  # a TimeoutError is an OSError
             written.cancel()
+            self._failure = "Decisions cannot be written to the audit file, so none is given; the log has the reason."
             _log.error("a decision could not be kept", exc_info=error)
             raise AuditUnavailable(
                 "The decision could not be written to the audit file, so it is not given. Look whether the disk is "
@@ -193,6 +203,7 @@ class Audit:
             AuditOff: If no decision was ever kept.
             AuditUnavailable: If the file cannot be read.
         """
+        self._file.check_folder()
         if not self._path.is_file():
             if self.keeps:
                 return []
@@ -227,6 +238,29 @@ class Audit:
             raise NotFound("There is no such decision. GET /audit lists those that there are.")
         return self.images.find(row_id, rows[0]["image_digest"])
 
+    def troubles(self, *, tries: bool = True) -> list[str]:
+        """Return what keeps decisions from being kept, and where they went if that has changed; looks at the disk.
+
+        Args:
+            tries: Try whether the file can be written.
+
+        Raises:
+            StorageFailed: If the models folder has vanished, and the file with it.
+        """
+        if not self.keeps:
+            return []
+        self._file.check_folder()
+        unusable = None
+        try:
+            if not self._file.is_in_place:
+                self._writer.submit(self._current).result(_GIVE_UP_S)
+            if tries and self._path.exists():
+                _try(self._path)
+        except (sqlite3.Error, OSError, RuntimeError) as error:
+            if getattr(error, "sqlite_errorcode", None) != sqlite3.SQLITE_BUSY:
+                unusable = f"The audit file cannot be used, so no decision is given: {error}."
+        return [each for each in (unusable or self._failure, self._file.moved) if each is not None]
+
     def close(self) -> None:
         """Finish what waits and close the file."""
         self._writer.shutdown()
@@ -235,13 +269,34 @@ class Audit:
 
     def _insert(self, row: Mapping[str, Any]) -> int:
         try:
-            self._connection = self._connection or _ready(self._path)
-            with self._connection:
-                self._connection.execute("BEGIN IMMEDIATE")
-                return int(self._connection.execute(_INSERT, row).lastrowid or 0)
+            for _ in range(_TRIES):
+                connection = self._current()
+                with connection:
+                    connection.execute("BEGIN IMMEDIATE")
+                    row_id = int(connection.execute(_INSERT, row).lastrowid or 0)
+                self._file.written()
+                if self._file.is_in_place:
+                    return row_id
+            raise sqlite3.OperationalError("the audit file is moved again and again")
         except BaseException:
             self._disconnect()  # The file may have been replaced or its disk gone: begin anew.
             raise
+
+    def _current(self) -> sqlite3.Connection:
+        """Return a connection to the file that lies at the path now; called by the writer."""
+        last_id = 0
+        if self._connection is not None and not self._file.is_in_place:
+            with suppress(sqlite3.Error):  # what it still holds beside the file goes into it, wherever it lies now
+                self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+                (last_id,) = self._connection.execute("SELECT seq FROM sqlite_sequence").fetchone() or (0,)
+            self._connection.close()
+            self._connection = None
+        elif not self._file.is_as_written:
+            self._disconnect()  # An older copy may have been put in its place: what this connection knows does not hold.
+        if self._connection is None:
+            with self._file.opening():
+                self._connection = _ready(self._path, after_id=last_id)
+        return self._connection
 
     def _disconnect(self) -> None:
         if self._connection is not None:
@@ -249,13 +304,23 @@ class Audit:
             self._connection = None
 
 
+def _try(path: Path) -> None:
+    """Raise sqlite3.Error if the file is no audit, is damaged at its end, or may not be written."""
+    # Not ``connect(path)``, which would make it.
+    address = f"{path.absolute().as_uri()}?mode=rw"
+    with closing(sqlite3.connect(address, uri=True, timeout=_TRY_S, isolation_level=None)) as connection:
+        connection.execute("BEGIN IMMEDIATE")
+        connection.execute("SELECT * FROM decisions ORDER BY id DESC LIMIT 1").fetchall()
+        connection.execute("ROLLBACK")
+
+
 def _opened(path: Path) -> sqlite3.Connection:
     # Transactions are ours: what the module begins by itself takes its lock too late. Another thread may close it.
     return sqlite3.connect(path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False)
 
 
-def _ready(path: Path) -> sqlite3.Connection:
-    """Return a connection to a file that has the table."""
+def _ready(path: Path, *, after_id: int = 0) -> sqlite3.Connection:
+    """Return a connection to a file that has the table; in a new one ids go on after ``after_id``."""
     path.parent.mkdir(parents=True, exist_ok=True)
     connection = _opened(path)
     try:
@@ -263,6 +328,8 @@ def _ready(path: Path) -> sqlite3.Connection:
         # NORMAL does not wait for the disk, and the decisions of the last seconds before a power cut would be gone.
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
+        # Each decision goes on into the file itself, which is what an operator moves away.
+        connection.execute("PRAGMA wal_autocheckpoint = 1")
         with connection:
             connection.execute("BEGIN IMMEDIATE")  # before it is read: of two processes, one makes the table
             version = _version(connection)
@@ -270,6 +337,8 @@ def _ready(path: Path) -> sqlite3.Connection:
                 raise sqlite3.DatabaseError(f"the audit file has version {version}, this service knows {VERSION}")
             for statement in _STEPS[version]:
                 connection.execute(statement)
+            if after_id and not version:
+                connection.execute("INSERT INTO sqlite_sequence (name, seq) VALUES ('decisions', ?)", [after_id])
     except BaseException:
         connection.close()
         raise

@@ -21,8 +21,9 @@ from typing import Any
 
 from filelock import FileLock
 
-from backend.artifacts.files import make_folder, read_file, stamp, write_atomic
+from backend.artifacts.files import identity, make_folder, read_file, stamp, write_atomic, writing
 from backend.artifacts.job_files import FINAL, Job, is_abandoned, job_from_bytes
+from backend.artifacts.models_folder import ModelsFolder
 from backend.errors import InspectionError, JobCancelled, NotFound, QueueFull, ShuttingDown, Unavailable
 from backend.memory_bank.coreset import Progress
 from backend.utils import sealed_json
@@ -37,11 +38,15 @@ _JOB_ID = re.compile(r"[0-9a-f]{32}")
 class Jobs:
     """Runs jobs on a few threads of their own, and answers for those of other processes on the same folder."""
 
-    def __init__(self, folder: Path, *, concurrent: int = 2, max_waiting: int = 32) -> None:
+    def __init__(
+        self, folder: Path, *, concurrent: int = 2, max_waiting: int = 32, models: ModelsFolder | None = None
+    ) -> None:
         self._folder = folder
+        self._models = models or ModelsFolder(folder.parent)
         self._max_waiting = max_waiting
         self._owner = uuid.uuid4().hex
         self._mark: FileLock | None = None
+        self._mark_identity: tuple[int, int] | None = None
         self._threads = ThreadPoolExecutor(concurrent, thread_name_prefix="job")
         self._lock = threading.Lock()
         self._own: dict[str, Job] = {}  # those whose last state is not in a file
@@ -68,10 +73,8 @@ class Jobs:
                 raise ShuttingDown("The service is stopping. Send the request again to the one that follows.")
             if sum(job.state == "queued" for job in self._own.values()) >= self._max_waiting:
                 raise QueueFull(f"{self._max_waiting} jobs are waiting. Start this one when some have ended.")
-            if self._mark is None:
-                make_folder(self._folder)
-                self._mark = FileLock(self._mark_path(self._owner), thread_local=False)
-                self._mark.acquire(timeout=0)
+            self._models.ensure()
+            self._hold_mark()
             job = Job(job_id=uuid.uuid4().hex, kind=kind, owner=self._owner, created_s=time.time())
             self._save(job)
             future = self._futures[job.job_id] = self._threads.submit(self._run, job, call)
@@ -87,6 +90,8 @@ class Jobs:
         """
         with self._lock:
             own = self._own.get(job_id)
+        if own is None:
+            self._models.check()
         job = own or self._read(self._path(job_id))
         if job is None:
             raise NotFound(f"There is no job {job_id[:40]!r}.")
@@ -133,6 +138,19 @@ class Jobs:
                 self._mark.release()
                 self._mark_path(self._owner).unlink(missing_ok=True)
 
+    def _hold_mark(self) -> None:
+        """Hold the mark of this process where the others look for it, also if the folder was moved or replaced."""
+        path = self._mark_path(self._owner)
+        if self._mark is not None:
+            if identity(path) == self._mark_identity:
+                return
+            self._mark.release()
+        make_folder(self._folder)
+        with writing():
+            self._mark = FileLock(path, thread_local=False)
+            self._mark.acquire(timeout=0)
+        self._mark_identity = identity(path)
+
     def _run(self, job: Job, call: Callable[[Progress], dict[str, Any]]) -> None:
         cancel_path = self._cancel_path(job.job_id)
         job = replace(job, state="running", started_s=time.time())
@@ -177,6 +195,9 @@ class Jobs:
 
     def _write(self, job: Job) -> bool:
         try:
+            self._models.ensure()
+            if job.owner == self._owner:
+                self._hold_mark()
             write_atomic(self._path(job.job_id), sealed_json(asdict(job)))
         except Unavailable:
             # The work itself decides whether a full disk matters; its own writes will say so.

@@ -39,6 +39,7 @@ class Recipes:
         Raises:
             StorageFailed: If a folder cannot be read although it may be.
         """
+        self._store.folder.check()
         recipes: dict[str, list[ModelKey]] = {DEFAULT_RECIPE: []}
         recipes |= {recipe_id: [] for recipe_id in recipe_folders(self._models_dir)}
         rois = roi_folders(self._models_dir)

@@ -43,6 +43,7 @@ def fitted_models(store: ArtefactStore, recipe_id: str | None = None) -> list[Mo
     Raises:
         StorageFailed: If a folder cannot be read.
     """
+    store.folder.check()
     try:
         found = {entry.artifact.key for entry in walk(store.models_dir) if entry.artifact.kind == "memory"}
     except OSError as error:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 import threading
 import time
@@ -19,6 +21,7 @@ from backend.extractors.filter_bank import FilterBankFeatures
 from backend.extractors.loader import ExtractorLoader
 from backend.imaging.image_codec import pixel_digest
 from backend.imaging.placement import Placement
+from backend.services import storage_health
 from tests.testkit.app import SMALL_INPUT_PX, Api, answer_of, error_of, ready, running_app
 from tests.testkit.fakes import plate, plates
 
@@ -251,3 +254,55 @@ def test_health_names_the_models_folder_to_whoever_may_know_it(tmp_path: Path) -
             for address in ("http://127.0.0.1:8000", "http://192.168.0.7:8000"):
                 health = answer_of(api.client.get(f"{address}/health", headers={"X-API-Key": key} if key else {}))
                 assert health["models_dir"] == known
+
+
+# --- the disk ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("number", "words"), [(errno.EROFS, "Read-only"), (errno.ENOSPC, "No space"), (errno.EACCES, "Permission")]
+)
+def test_health_says_that_nothing_can_be_stored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, words: str
+) -> None:
+    with running_app(tmp_path / "models") as api:
+        answer_of(api.fit(plates([0, 1])))
+        assert answer_of(api.client.get("/health"))["status"] == "ok"
+        with monkeypatch.context() as disk:
+            disk.setattr(storage_health, "FRESH_S", 0.0)
+            real = os.open
+
+            def refuse(path: Any, flags: int, *arguments: Any, **options: Any) -> int:
+                if str(path).startswith(str(api.models)) and flags & os.O_CREAT:
+                    raise OSError(number, os.strerror(number))
+                return real(path, flags, *arguments, **options)
+
+            disk.setattr(os, "open", refuse)
+            told = answer_of(api.client.get("/health"))
+            assert told["status"] == "degraded"
+            assert words in told["reason"]
+            assert str(tmp_path) not in told["reason"]
+        assert answer_of(api.client.get("/health"))["status"] == "ok"
+
+
+def test_health_answers_while_the_disk_does_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers_again = threading.Event()
+    with running_app(tmp_path / "models") as api:
+        answer_of(api.fit(plates([0, 1])))
+        real = api.client.app.state.service.store.folder.check  # type: ignore[attr-defined]
+
+        def hang() -> None:
+            assert answers_again.wait(PATIENCE_S)
+            real()
+
+        monkeypatch.setattr(storage_health, "PATIENCE_S", 0.05)
+        monkeypatch.setattr(api.client.app.state.service.store.folder, "check", hang)  # type: ignore[attr-defined]
+        try:
+            for _ in range(3):
+                told = answer_of(api.client.get("/health"))
+                assert told["status"] == "degraded"
+                assert "has not answered" in told["reason"]
+            assert sum(thread.name == "storage-health" for thread in threading.enumerate()) == 1
+        finally:
+            answers_again.set()
+        _until(lambda: answer_of(api.client.get("/health"))["status"] == "ok")

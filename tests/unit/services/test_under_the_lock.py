@@ -1,4 +1,4 @@
-"""What is decided under a ROI's lock rests on what is read under it: whatever happens before the lock is taken counts."""
+"""What is decided under a ROI's lock rests on what is read under it, whatever happens before the lock is taken."""
 
 from __future__ import annotations
 
