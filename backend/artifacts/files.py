@@ -17,14 +17,25 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
+from filelock import FileLock
+
 from backend.errors import StorageFailed, StorageFull
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 _log = logging.getLogger(__name__)
 
 TEMP_PREFIX = ".tmp-"
+LOCK_NAME = ".lock"
 
 ABANDONED_S = 86_400.0
-"""What is temporary and older has no writer any more: the longest, a restore, takes hours."""
+"""What is temporary and younger may have a writer: the longest, a restore, takes hours."""
+
+_LOCKS_ABOVE = 5
+"""Folders above a temporary file that a ROI's lock may lie in."""
 
 _FULL = frozenset({errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG})
 _NO_FOLDER_SYNC = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP})
@@ -48,11 +59,16 @@ def write_atomic(path: Path, data: bytes) -> None:
         descriptor = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
         try:
             try:
+                _hold(descriptor)
                 _write_all(descriptor, data)
                 os.fsync(descriptor)
+                if os.name == "nt":  # which renames no file that is open
+                    os.close(descriptor)
+                    descriptor = -1
+                replace(temp, path)
             finally:
-                os.close(descriptor)
-            replace(temp, path)
+                if descriptor >= 0:
+                    os.close(descriptor)
             sync_folder(path.parent)
         finally:
             with suppress(OSError):  # what it failed with before is what counts
@@ -61,18 +77,32 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 @contextmanager
 def scratch_folder(parent: Path) -> Iterator[Path]:
-    """Yield a new folder beside its final place; it is gone afterwards."""
+    """Yield a new folder beside its final place, held by a lock in it; it is gone afterwards."""
     make_folder(parent)
-    with tempfile.TemporaryDirectory(prefix=TEMP_PREFIX, dir=parent, ignore_cleanup_errors=True) as name:
+    with (
+        tempfile.TemporaryDirectory(prefix=TEMP_PREFIX, dir=parent, ignore_cleanup_errors=True) as name,
+        FileLock(Path(name, LOCK_NAME), thread_local=False),
+    ):
         yield Path(name)
 
 
 def is_leftover(path: Path) -> bool:
-    """Return whether something temporary was left by a crash, so that it can be deleted; its age tells."""
+    """Return whether something temporary was left by a crash, so that it can be deleted.
+
+    It is old, and nobody holds it: neither the file, nor a lock in the folder that it is, nor one in a folder above.
+    Age alone does not tell: a process may have been stopped, and a clock set.
+    """
     try:
-        return time.time() - path.stat().st_mtime > ABANDONED_S
-    except OSError:  # gone, or of an account that we may not look at
+        if time.time() - path.stat().st_mtime <= ABANDONED_S or _is_held(path):
+            return False
+        locks = [folder / LOCK_NAME for folder in (path, *path.parents[:_LOCKS_ABOVE])]
+        for lock in locks:
+            if lock.is_file():
+                with FileLock(lock, timeout=0, thread_local=False):
+                    pass
+    except (OSError, RuntimeError):  # gone, not ours to look at, or held (Timeout is an OSError), be it by ourselves
         return False
+    return True
 
 
 def remove(*paths: Path) -> None:
@@ -135,6 +165,8 @@ def sync_tree(folder: Path) -> None:
     """Make everything in a folder durable before the folder is renamed to its final name."""
     for root, _, names in os.walk(folder):
         for name in names:
+            if name == LOCK_NAME:
+                continue
             # For writing: Windows flushes no other descriptor.
             descriptor = os.open(Path(root, name), os.O_RDWR | getattr(os, "O_BINARY", 0))
             try:
@@ -214,6 +246,26 @@ def _read(ask: Callable[[], T]) -> T | None:
             "What is stored of this ROI cannot be read now. See that the disk works and that the service's account may "
             "read the models folder; the log has the reason."
         ) from error
+
+
+def _hold(descriptor: int) -> None:
+    """Hold an open file against ``is_leftover``; Windows deletes none that is open anyway."""
+    if fcntl is not None:
+        with suppress(OSError):  # a file system without such locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _is_held(path: Path) -> bool:
+    if fcntl is None or not path.is_file():
+        return False
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
 
 
 def _write_all(descriptor: int, data: bytes) -> None:

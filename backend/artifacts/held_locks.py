@@ -8,10 +8,8 @@ from pathlib import Path
 
 from filelock import BaseFileLock
 
-from backend.artifacts.files import identity
+from backend.artifacts.files import LOCK_NAME, identity
 from backend.errors import StorageFailed
-
-LOCK_NAME = ".lock"
 
 
 class HeldLocks:

@@ -7,7 +7,6 @@ is first stored, and a process that has seen the folder with it goes on with no 
 from __future__ import annotations
 
 import logging
-import os
 from contextlib import suppress
 from pathlib import Path
 
@@ -36,7 +35,7 @@ class ModelsFolder:
         if now is not None and identity(self.path / MARKER) is not None:
             self._seen = now
         elif self._seen is not None:
-            if now != self._seen or not os.listdir(self.path):
+            if now != self._seen or not any(self.path.iterdir()):
                 raise StorageFailed(
                     "The models folder has vanished: its disk is no longer mounted, or it was moved, emptied or "
                     "deleted. Bring it back; what was stored in it serves on then. If it is to begin anew, start the "

@@ -1,7 +1,7 @@
 """Tidying up after a crash, behind a running service, and looking after the models folder from then on.
 
 Another process may work on the same folder at this very moment, so nothing is deleted that could be its own: a
-temporary file that is not a day old, a mark whose process lives, anything in a ROI that is locked.
+temporary file that is not a day old or that a lock holds, a mark whose process lives, anything in a ROI that is locked.
 """
 
 from __future__ import annotations

@@ -292,7 +292,7 @@ class Audit:
             self._connection.close()
             self._connection = None
         elif not self._file.is_as_written:
-            self._disconnect()  # An older copy may have been put in its place: what this connection knows does not hold.
+            self._disconnect()  # An older copy may have been put in its place: what the connection knows may not hold.
         if self._connection is None:
             with self._file.opening():
                 self._connection = _ready(self._path, after_id=last_id)

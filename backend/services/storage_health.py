@@ -1,4 +1,4 @@
-"""Whether what is stored can be read and written, for ``/health``: looked at now and then, and never waited for long."""
+"""Whether what is stored can be read and written, for ``/health``: looked at often, and never waited for."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ class StorageHealth:
                     path.unlink()
         except OSError as error:
             return (
-                f"Nothing can be stored in the models folder ({os.strerror(error.errno or 0)}): inspections go on, fits "
-                "and uploads are refused."
+                f"Nothing can be stored in the models folder ({os.strerror(error.errno or 0)}): inspections go "
+                "on, fits and uploads are refused."
             )
         return None

@@ -170,15 +170,16 @@ def test_a_folder_in_which_no_marker_can_be_made_is_known_by_its_identity(
 def test_whoever_holds_a_lock_whose_file_is_another_one_by_now_stores_nothing_any_more(tmp_path: Path) -> None:
     store = ArtefactStore(tmp_path / "models")
     folder = store.roi_folder(KEY)
-    with pytest.raises(StorageFailed, match="moved or replaced"), store.lock(KEY):
+    with store.lock(KEY):
         store.write(folder / "calib.json", b"one")
         folder.rename(folder.with_name("moved"))
         other = ArtefactStore(tmp_path / "models")
         with other.lock(KEY, timeout_s=0):  # another process finds no lock, and makes its own
             other.write(folder / "calib.json", b"the other's")
-        with pytest.raises(StorageFailed):
+        with pytest.raises(StorageFailed, match="moved or replaced"):
             store.remove(folder / "calib.json")
-        store.write(folder / "calib.json", b"two")
+        with pytest.raises(StorageFailed, match="moved or replaced"):
+            store.write(folder / "calib.json", b"two")
     assert (folder / "calib.json").read_bytes() == b"the other's"
     with store.lock(KEY):
         store.write(folder / "calib.json", b"three")

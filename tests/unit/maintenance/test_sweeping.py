@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from backend.artifacts.files import ABANDONED_S, TEMP_PREFIX
+from backend.artifacts import files as artifact_files
+from backend.artifacts.files import ABANDONED_S, TEMP_PREFIX, scratch_folder
 from backend.artifacts.model_key import ModelKey
 from backend.maintenance.sweeping import Upkeep, sweep
 from backend.maintenance.verifying import verify_folder
@@ -82,6 +83,36 @@ def test_a_file_that_somebody_may_be_writing_is_left_alone(fitted: ArtefactStore
     age(temp, ABANDONED_S - 60)
     assert not sweep(fitted)
     assert verify_folder(fitted.models_dir) == []
+
+
+def test_what_is_held_by_a_lock_is_left_alone_whatever_its_age(
+    fitted: ArtefactStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweeper = ArtefactStore(fitted.models_dir)
+    left_over = left(fitted.models_dir)  # beside a ROI that somebody works on
+    age(left_over)
+    with fitted.lock(KEY):
+        assert not sweep(sweeper)
+    assert left_over.exists()
+
+    with scratch_folder(fitted.models_dir / "recipes") as scratch:
+        (scratch / "memory.npz").write_bytes(b"copied")
+        age(scratch)
+        sweep(sweeper)
+        assert (scratch / "memory.npz").exists()
+    assert not left_over.exists()
+
+    written: list[bool] = []
+
+    def late(temp: Path, target: Path) -> None:  # of a process that was stopped for a day
+        age(temp)
+        sweep(sweeper)
+        written.append(temp.exists())
+        temp.replace(target)
+
+    monkeypatch.setattr(artifact_files, "replace", late)
+    fitted.write(fitted.models_dir / ".jobs" / f"{'a' * 32}.json", b"{}")
+    assert written == [True]
 
 
 def test_images_without_facts_and_embeddings_without_an_image_are_swept(fitted: ArtefactStore) -> None:
