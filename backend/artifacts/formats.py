@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from backend.artifacts.memory_checks import check_calibration_usable, check_learned_usable, check_memory_usable
 from backend.calib import Calibration
 from backend.imaging.placement import Placement
 from backend.memory_bank.bank import FitOptions, MemoryBank
@@ -116,8 +117,12 @@ def bank_from_bytes(data: bytes) -> MemoryBank:
     except (OSError, KeyError, TypeError, IndexError, zipfile.BadZipFile, EOFError, RuntimeError) as error:
         # RuntimeError: a flag or a version in the zip's headers that says "encrypted" or "of the future".
         raise ValueError("not a memory file") from error
-    if bank.checksum != facts["checksum"]:
-        raise ValueError("checksum mismatch")
+    try:
+        check_memory_usable(bank)
+        if bank.checksum != facts["checksum"]:
+            raise ValueError("checksum mismatch")
+    except (TypeError, OverflowError) as error:
+        raise ValueError("not a memory file") from error
     return bank
 
 
@@ -134,6 +139,9 @@ def facts_of_damaged(data: bytes) -> LearnedFacts | None:
     try:
         facts, _ = json.JSONDecoder().raw_decode(text)
         facts = unsealed_json(canonical_json(facts))
+        check_learned_usable(
+            _pair(facts["image_hw"]), _pair(facts["grid_hw"]), facts["mm_per_px"], facts["extractor_id"]
+        )
         return LearnedFacts(
             image_digests=tuple(facts["image_digests"]),
             placement=_placement(facts),
@@ -170,7 +178,9 @@ def calibrations_from_bytes(data: bytes) -> list[Calibration]:
         del document["format_version"]
         others = document.pop("other_memories")
         calibrations = [Calibration.from_fields(fields) for fields in [document, *others]]
-    except (KeyError, TypeError, AttributeError, RecursionError) as error:
+        for calibration in calibrations:
+            check_calibration_usable(calibration)
+    except (KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         raise ValueError("not a calibration file") from error
     if calibration_bytes(calibrations) != data:
         raise ValueError("not in its one byte form")

@@ -250,12 +250,14 @@ def embeddings_from_bytes(data: bytes) -> NDArray[np.float32]:
     """Return embeddings [N, D] float32 from a stored file.
 
     Raises:
-        ValueError: If a byte of it has changed.
+        ValueError: If a byte of it has changed, or it holds none.
     """
     body, footer = data[:-_DIGEST_BYTES], data[-_DIGEST_BYTES:]
     if bytes.fromhex(sha256_hex(body)) != footer:
         raise ValueError("digest mismatch")
     rows: NDArray[np.float32] = np.load(io.BytesIO(body), allow_pickle=False)
+    if rows.dtype != np.float32 or rows.ndim != 2 or not rows.size or not np.isfinite(rows).all():
+        raise ValueError("no embeddings")
     return rows
 
 

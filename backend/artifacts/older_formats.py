@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Final
 
+from backend.artifacts.memory_checks import check_calibration_usable, check_options_usable
 from backend.calib import SCORE_MODES, Calibration
 from backend.memory_bank.bank import FitOptions
 from backend.utils import canonical_json, sha256_hex
@@ -49,7 +50,12 @@ def fit_options(facts: Mapping[str, Any], otherwise: FitOptions) -> FitOptions:
     elif mode != _FORMER_DEFAULT_MODE:
         known = {"first_mode": mode, **known}  # somebody had chosen it, and it held for calibrations as well
     own = {name: known[name] for name in vars(otherwise) if name in known and name != "rule"}
-    return replace(otherwise, **own, rule=replace(otherwise.rule, **rule))
+    found = replace(otherwise, **own, rule=replace(otherwise.rule, **rule))
+    try:
+        check_options_usable(found)
+    except (ValueError, TypeError):
+        return otherwise  # made by hand: no version has written these
+    return found
 
 
 def older_calibrations(data: bytes) -> list[Calibration]:
@@ -63,7 +69,10 @@ def older_calibrations(data: bytes) -> list[Calibration]:
             return []
         del document["format_version"]
         others = document.pop("other_memories")
-        return [_calibration(fields) for fields in [document, *others]]
+        calibrations = [_calibration(fields) for fields in [document, *others]]
+        for calibration in calibrations:
+            check_calibration_usable(calibration)
+        return calibrations
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return []
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any, Literal
 
+from backend.imaging.image_codec import SUFFIX_BY_FORMAT
 from backend.utils import sealed_json, sha256_hex, unsealed_json
 
 Label = Literal["ok", "ng"]
@@ -86,4 +88,21 @@ def facts_from_bytes(data: bytes, digest: str, label: Label) -> StoredImage:
         raise ValueError("not the facts of an image") from error
     if (image.digest, image.label) != (digest, label):
         raise ValueError("the facts of another image")
+    if not _is_usable(image):
+        raise ValueError("facts that no upload has left")
     return image
+
+
+def _is_usable(image: StoredImage) -> bool:
+    """Return whether facts can have come from an upload: whoever can seal a file may have put anything into it."""
+    scale = image.mm_per_px
+    is_number = isinstance(scale, int | float) and not isinstance(scale, bool)
+    return (
+        all(isinstance(text, str) and text for text in (image.name, image.part_id, image.bytes_sha256))
+        and not {"/", "\\"} & {*image.name}
+        and min(image.image_hw) > 0
+        and (scale is None or (is_number and 0 < scale < math.inf))
+        and image.suffix in SUFFIX_BY_FORMAT.values()
+        and isinstance(image.meta, Mapping)
+        and isinstance(image.is_of_dataset, bool)
+    )

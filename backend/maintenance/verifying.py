@@ -20,6 +20,7 @@ from backend.artifacts.formats import OutdatedFormat, bank_from_bytes, calibrati
 from backend.artifacts.image_store import embeddings_from_bytes
 from backend.artifacts.job_files import job_from_bytes
 from backend.artifacts.layout import ArtifactPath, Entry, Kind, orphans, unreplaced, walk
+from backend.artifacts.memory_checks import check_memory_usable
 from backend.artifacts.model_key import ModelKey
 from backend.artifacts.stored_image import StoredImage, facts_from_bytes
 from backend.errors import InspectionError
@@ -129,7 +130,7 @@ def _finding(path: Path, artifact: ArtifactPath) -> Finding | None:
             case "temporary" if is_leftover(path):
                 return "leftover", "of a crash; a service sweeps it when it starts"
             case "memory":
-                bank_from_bytes(path.read_bytes())
+                check_memory_usable(bank_from_bytes(path.read_bytes()), of_any=True)
             case "calibration":
                 calibrations_from_bytes(path.read_bytes())
             case "index":

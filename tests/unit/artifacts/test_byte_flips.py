@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from backend.artifacts.heatmaps import save_heatmap
+from backend.artifacts.layout import MARKER
 from backend.artifacts.model_key import ModelKey
 from backend.artifacts.quarantine import set_aside_copies
 from backend.errors import ArtefactCorrupt, NotFound
@@ -168,7 +169,7 @@ def test_a_changed_job_is_no_job(tmp_path: Path) -> None:
 
 
 def every_file(models: Path) -> list[Path]:
-    return sorted(path for path in models.rglob("*") if path.is_file() and path.name != ".lock")
+    return sorted(path for path in models.rglob("*") if path.is_file() and path.name not in (".lock", MARKER))
 
 
 @pytest.mark.parametrize("change", ["flip", "cut", "empty"])

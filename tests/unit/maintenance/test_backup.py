@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import io
 import json
@@ -12,12 +13,16 @@ import threading
 import warnings
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from backend.artifacts import formats, store
+from backend.artifacts.formats import bank_bytes, bank_from_bytes, calibration_bytes, calibrations_from_bytes
 from backend.artifacts.model_key import ModelKey
 from backend.cli import main
 from backend.errors import ArtefactOutdated, StorageFull
@@ -26,10 +31,12 @@ from backend.maintenance import restoring, verifying
 from backend.maintenance.backup import MANIFEST, ArchiveError, back_up
 from backend.maintenance.restoring import restore
 from backend.maintenance.verifying import verify_folder
+from backend.memory_bank.bank import MemoryBank
 from backend.services.datasets import DatasetUpload
 from backend.services.fit_request import Upload
 from backend.services.inspection import InspectionService
 from backend.settings import Settings
+from backend.utils import sealed_json, sha256_hex, unsealed_json
 from backend.wiring import build_datasets, build_service
 from tests.testkit.fakes import FakeExtractor, encoded, good_image
 
@@ -534,6 +541,98 @@ def test_a_file_that_is_not_sound_in_itself_is_refused_though_the_archive_is(
     def change(contents: dict[str, bytes], _manifest: dict[str, Any]) -> None:
         name = next(name for name in contents if name.endswith(suffix) and (suffix != ".json" or "images" in name))
         contents[name] = contents[name][:-40] + b"?" + contents[name][-39:]
+
+    refused(rebuilt(archive, tmp_path / "bad.zip", change), tmp_path, "not sound")
+
+
+def edited(bank: MemoryBank, name: str, value: Any) -> MemoryBank:
+    """Return a memory with another value, past all checks of it."""
+    made = copy.copy(bank)
+    made.__dict__.pop("checksum", None)
+    object.__setattr__(made, name, value)
+    return made
+
+
+def with_nan(array: NDArray[Any]) -> NDArray[Any]:
+    spoilt = array.copy()
+    spoilt.flat[3] = np.nan
+    return spoilt
+
+
+NONSENSE: dict[str, Callable[[MemoryBank], MemoryBank]] = {
+    "NaN vectors": lambda bank: edited(bank, "vectors", with_nan(bank.vectors)),
+    "infinite vectors": lambda bank: edited(bank, "vectors", bank.vectors * np.float32(np.inf)),
+    "no unit rows": lambda bank: edited(bank, "vectors", bank.vectors * np.float32(2)),
+    "wide numbers": lambda bank: edited(bank, "vectors", bank.vectors.astype(np.float64)),
+    "k = 0": lambda bank: edited(bank, "options", replace(bank.options, k=0)),
+    "k = 1.5": lambda bank: edited(bank, "options", replace(bank.options, k=1.5)),
+    "no mode": lambda bank: edited(bank, "options", replace(bank.options, rule=replace(bank.options.rule, mode="x"))),
+    "a blur below 0": lambda bank: edited(
+        bank, "options", replace(bank.options, rule=replace(bank.options.rule, blur_sigma=-1.0))
+    ),
+    "a scale of 0": lambda bank: edited(bank, "mm_per_px", 0.0),
+    "no cell": lambda bank: edited(bank, "mask_cells", np.zeros_like(bank.mask_cells)),
+    "distances below 0": lambda bank: edited(bank, "loo_distances", bank.loo_distances - np.float32(3)),
+    "NaN position maps": lambda bank: edited(bank, "position_maps", with_nan(bank.position_maps)),
+    "other position maps": lambda bank: edited(bank, "position_maps", bank.position_maps[:, :5]),
+    "a grid of nothing": lambda bank: edited(bank, "placement", replace(bank.placement, input_hw=(0, 0))),
+    "an image of nothing": lambda bank: edited(bank, "placement", replace(bank.placement, image_hw=(-1, 64))),
+    "no shape": lambda bank: edited(bank, "shape", {"kind": "rect"}),
+    "parts without names": lambda bank: edited(bank, "part_ids", (7,) * len(bank.part_ids)),
+    "fewer rows than vectors": lambda bank: edited(bank, "n_embeddings", 1),
+    "alignment": lambda bank: edited(bank, "alignment", "much"),
+    "another width": lambda bank: edited(bank, "extractor_id", "filter-bank/v1:of another width"),
+}
+
+
+@pytest.mark.parametrize("what", NONSENSE)
+def test_a_sealed_memory_of_nonsense_is_refused(archive: Path, tmp_path: Path, what: str) -> None:
+    def change(contents: dict[str, bytes], _manifest: dict[str, Any]) -> None:
+        name = next(name for name in contents if name.endswith("memory.npz"))
+        contents[name] = bank_bytes(NONSENSE[what](bank_from_bytes(contents[name])))
+
+    refused(rebuilt(archive, tmp_path / "bad.zip", change), tmp_path, "not sound")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        *({"threshold": -1.0}, {"mm_per_px": 0.0}, {"blur_sigma": -2.0}, {"n_ok": 1.5}, {"score_percentile": 0.0}),
+        *({"method": "guess"}, {"ok_scores_from": "nobody"}, {"shape": {"kind": "star"}}, {"ok_percentile": 101.0}),
+        *({"memory_checksum": 7}, {"margin": "wide"}, {"ng_images": (1,)}, {"area_mm2_thr": True}),
+    ],
+)
+def test_a_sealed_calibration_of_nonsense_is_refused(archive: Path, tmp_path: Path, fields: dict[str, Any]) -> None:
+    def change(contents: dict[str, bytes], _manifest: dict[str, Any]) -> None:
+        name = next(name for name in contents if name.endswith("calib.json"))
+        (first, *others) = calibrations_from_bytes(contents[name])
+        contents[name] = calibration_bytes([replace(first, **fields), *others])
+
+    refused(rebuilt(archive, tmp_path / "bad.zip", change), tmp_path, "not sound")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        *({"suffix": "/../../memory.npz"}, {"suffix": ".exe"}, {"name": "../x"}, {"name": 7}, {"part_id": ""}),
+        *({"mm_per_px": 0}, {"mm_per_px": "0.2"}, {"image_hw": [0, 4]}, {"meta": []}, {"is_of_dataset": "no"}),
+    ],
+)
+def test_sealed_facts_of_nonsense_are_refused(archive: Path, tmp_path: Path, fields: dict[str, Any]) -> None:
+    def change(contents: dict[str, bytes], _manifest: dict[str, Any]) -> None:
+        name = next(name for name in contents if "/images/" in name and name.endswith(".json"))
+        contents[name] = sealed_json({**unsealed_json(contents[name]), **fields})
+
+    refused(rebuilt(archive, tmp_path / "bad.zip", change), tmp_path, "not sound")
+
+
+@pytest.mark.parametrize("rows", [np.zeros((3, 2)), np.full((3, 2), np.nan, np.float32), np.zeros(4, np.float32)])
+def test_sealed_embeddings_of_nonsense_are_refused(archive: Path, tmp_path: Path, rows: NDArray[Any]) -> None:
+    def change(contents: dict[str, bytes], _manifest: dict[str, Any]) -> None:
+        name = next(name for name in contents if name.endswith(".npy"))
+        buffer = io.BytesIO()
+        np.save(buffer, rows)
+        contents[name] = buffer.getvalue() + bytes.fromhex(sha256_hex(buffer.getvalue()))
 
     refused(rebuilt(archive, tmp_path / "bad.zip", change), tmp_path, "not sound")
 
