@@ -12,7 +12,14 @@ from numpy.typing import NDArray
 
 from backend.artifacts.formats import LearnedFacts
 from backend.artifacts.model_key import ModelKey
-from backend.errors import AspectRatioMismatch, Conflict, ExtractorMismatch, InspectionError, MmPerPxMismatch
+from backend.errors import (
+    ArtefactCorrupt,
+    AspectRatioMismatch,
+    Conflict,
+    ExtractorMismatch,
+    InspectionError,
+    MmPerPxMismatch,
+)
 from backend.extractors.base import FeatureExtractor
 from backend.extractors.extraction import Extraction
 from backend.imaging.image_codec import decode_image
@@ -177,6 +184,17 @@ def check_memory(bank: MemoryBank, measured_with: Collection[str]) -> None:
         raise Conflict(
             "The ROI was fitted while its images were inspected: these scores do not belong to its memory of now. "
             "Send the call again."
+        )
+
+
+def check_width(bank: MemoryBank, n_columns: int) -> None:
+    """Raise ArtefactCorrupt if an extractor's rows are not as wide as those that a memory of its name was made of."""
+    expected = bank.vectors.shape[1] if bank.whitening is None else len(bank.whitening.mean)
+    if n_columns != expected:
+        raise ArtefactCorrupt(
+            f"The stored memory of this ROI was not made by the extractor that it names: its rows have {expected} "
+            f"columns in place of {n_columns}. Fit it again with /fit_ok and mode=replace.",
+            details={"artefact": "memory.npz"},
         )
 
 

@@ -36,6 +36,7 @@ from backend.services.consistency import (
     PrecisionCheck,
     check_aspect_ratio,
     check_extractor,
+    check_width,
     on_fitted_grid,
     scale_of_image,
 )
@@ -198,6 +199,7 @@ class InspectionService:
         mask = inspected_mask(shape, bank, placement.image_hw)
         terms = self._terms_within(key, model, terms, shape, mask)
         rows = self._extraction.inspect(extractor, on_grid, watch)
+        check_width(bank, rows.shape[1])
         with watch.lap("search"):
             distances, scoring = _distances(bank, rows, digest, terms.k)
         facts = {

@@ -1,16 +1,18 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from backend.artifacts.model_key import ModelKey
 from backend.demo.samples import render_good
-from backend.errors import ExtractorMismatch, Unavailable
+from backend.errors import ArtefactCorrupt, ExtractorMismatch, Unavailable
 from backend.extractors.dinov2 import DinoV2Features
 from backend.imaging.image_codec import encode_png
 from backend.services.fit_request import Upload
 from tests.testkit import dinov2_files
-from tests.testkit.fakes import FakeExtractor
+from tests.testkit.fakes import FakeExtractor, encoded, good_image
 
 KEY = ModelKey(role_id="Inspection", roi_id="inspection-1")
 
@@ -88,3 +90,13 @@ def test_dinov2_in_bf16_moves_the_scores_of_a_memory_made_in_fp32_by_less_than_o
     found = services("dinov2", in_bf16).infer(KEY, unseen, mm_per_px=0.6)
     assert (found.params["precision"], made.bank.precision) == ("bf16", "fp32")
     assert abs(found.score - expected.score) < 0.01 * made.scores.suggested_threshold()
+
+
+def test_a_memory_of_another_width_than_its_extractor_makes_is_named_in_words(service, key):
+    fitted = service.fit_ok(key, [Upload(name="a.png", data=encoded(good_image(0)))], mm_per_px=0.2).bank
+    narrow = np.ascontiguousarray(fitted.vectors[:, :2])
+    narrow /= np.linalg.norm(narrow, axis=1, keepdims=True)
+    with service.store.lock(key):
+        service.store.save_bank(key, replace(fitted, vectors=narrow))
+    with pytest.raises(ArtefactCorrupt, match="columns"):
+        service.infer(key, encoded(good_image(1)), mm_per_px=0.2)

@@ -10,7 +10,7 @@ import textwrap
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -227,3 +227,24 @@ def test_what_the_image_library_remarks_on_does_not_stand_between_the_lines(capf
                 "Metadata Warning", UserWarning, "TiffImagePlugin.py", 1, module="PIL.TiffImagePlugin"
             )
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_log_file_that_was_moved_or_removed_goes_on_in_a_new_one(tmp_path: Path) -> None:
+    file = tmp_path / "logs" / "roi.log"
+    with bare_root(), json_lines(Settings(log_file=file), io.StringIO()):
+        for number, change in enumerate(
+            (lambda: file.rename(tmp_path / "moved"), file.unlink, lambda: file.parent.rename(tmp_path / "away"), None)
+        ):
+            logging.getLogger("backend").warning("line %d", number)
+            _until(lambda number=number: file.exists() and f"line {number}" in file.read_text())
+            if change is not None:
+                change()
+    assert "line 0" in (tmp_path / "moved").read_text()
+    assert "line 2" in (tmp_path / "away" / "roi.log").read_text()
+
+
+def _until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
