@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from datetime import datetime
 from typing import Annotated, Any, Literal
+from unicodedata import normalize
 
 import numpy as np
 from fastapi import APIRouter, Path, Query, Request, Response
-from pydantic import AwareDatetime, BaseModel, Field
+from pydantic import AfterValidator, AwareDatetime, BaseModel, Field
 
 from backend.api.dependencies import AuditOf, SettingsOf
 from backend.api.fields import MEDIA_TYPES, PNG_FILE, Amount, Count, ModelReply, Reply, Score, Serial
@@ -24,7 +25,11 @@ from backend.serving.access import ADMIN, INSPECT
 router = APIRouter(tags=["audit"], route_class=Route)
 
 _TIME = "ISO 8601 with a time zone."
-_Id = Annotated[str | None, Field(max_length=MAX_ID_CHARS, description="Only these.", examples=["inspection-1"])]
+_Id = Annotated[
+    str | None,
+    Field(max_length=MAX_ID_CHARS, description="Only these.", examples=["inspection-1"]),
+    AfterValidator(lambda an_id: an_id and normalize("NFC", an_id)),  # as ids are kept
+]
 _Text = Annotated[str | None, Field(max_length=128, description="Only this one.", examples=["8f0c6d0e6d2e4f0a"])]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import unicodedata
 from collections.abc import Iterator
@@ -87,3 +88,21 @@ def test_a_folder_whose_name_came_back_in_another_unicode_form_is_the_same_roi(a
     listed = answer_of(api.client.get("/recipes"))["recipes"][0]["models"]
     assert [model["role_id"] for model in listed].count(composed) == len(listed) - 1 == 1
     assert verify_folder(api.models) == []
+
+
+def test_names_and_parts_that_come_in_another_unicode_form_are_the_same(api: Api) -> None:
+    roi = {"role_id": "Inspection", "roi_id": "parts"}
+    for seed, form in ((0, "NFC"), (1, "NFD")):
+        part = unicodedata.normalize(form, "Prüfling é")
+        files = [
+            ("images", (f"{part}.png", plates([seed])[0], "image/png")),
+            ("metas", (None, json.dumps({"part_id": part}), "application/json")),
+        ]
+        (saved,) = answer_of(api.client.post("/datasets/ok/upload", data=roi, files=files))["saved"]
+        decomposed = unicodedata.normalize("NFD", saved)
+        meta = api.client.get("/datasets/meta", params={**roi, "label": "ok", "filename": decomposed})
+        answer_of(meta)
+    answer_of(api.fit([], use_dataset="true", roi_id="parts"))
+    bank = ArtefactStore(api.models).load(ModelKey(**roi)).bank
+    assert bank is not None
+    assert bank.n_parts == 1

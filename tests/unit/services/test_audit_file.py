@@ -7,6 +7,7 @@ import sqlite3
 import subprocess
 import sys
 import textwrap
+import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -223,3 +224,11 @@ def test_a_file_in_a_models_folder_that_has_vanished_is_not_made_elsewhere(api: 
     with pytest.raises(StorageFailed, match="vanished"):
         audit.write(ENTRY)
     assert not api.models.exists()
+
+
+def test_decisions_are_found_by_an_id_in_any_unicode_form(api: Api) -> None:
+    answer_of(api.fit(plates([0, 1]), role_id="Prüfung"))
+    answer_of(api.infer(plates([9])[0], role_id="Prüfung"))
+    for form in ("NFC", "NFD"):
+        found = answer_of(api.client.get("/audit", params={"role_id": unicodedata.normalize(form, "Prüfung")}))
+        assert len(found["entries"]) == 1, form
