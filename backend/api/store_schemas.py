@@ -122,7 +122,9 @@ class RecipeDeleteAnswer(Reply):
 
     status: Ok = "ok"
     recipe_id: str = Field(description="The recipe.", examples=["summer"])
-    deleted: Literal[True] = Field(True, description="Always true: what cannot be removed is an error.")
+    deleted: Literal[True] = Field(
+        True, description="Always true: what cannot be removed is an error.", examples=[True]
+    )
 
 
 class UploadAnswer(Answer):
