@@ -92,11 +92,7 @@ class ArtefactStore:
         )
 
     def stamps(self, key: ModelKey) -> Stamps:
-        """Return what changes whenever the memory or the calibration of a model is replaced.
-
-        Raises:
-            StorageFailed: If the disk refuses to answer.
-        """
+        """Return what changes whenever the memory or the calibration is replaced; raises StorageFailed."""
         folder = self.model_folder(key)
         return stamp(folder / "memory.npz"), stamp(folder / "calib.json")
 
@@ -230,11 +226,7 @@ class ArtefactStore:
         self.quarantine.forget(path)
 
     def remove(self, *paths: Path) -> None:
-        """Delete files durably.
-
-        Raises:
-            StorageFailed: If one cannot be deleted.
-        """
+        """Delete files durably; raises StorageFailed if one cannot be deleted."""
         self._held.check(*paths)
         sizes = sum(size_of(path) for path in paths)
         remove(*paths)

@@ -23,7 +23,7 @@ from backend.artifacts.model_key import ModelKey
 from backend.artifacts.models_folder import ModelsFolder
 from backend.errors import AuditOff, AuditUnavailable, NotFound
 from backend.scoring.inspection import Inspection
-from backend.services.audit_file import AuditFile
+from backend.services.audit_file import AuditFile, try_to_write
 from backend.services.audit_images import AuditImages, KeptImage
 
 _log = logging.getLogger(__name__)
@@ -35,7 +35,6 @@ VERSION = 2
 _BUSY_S = 5.0
 _GIVE_UP_S = 15.0
 _TRIES = 5
-_TRY_S = 0.2
 
 # One decision as it is kept; units and meanings as in the answer to ``/infer``.
 _COLUMNS = {
@@ -255,7 +254,7 @@ class Audit:
             if not self._file.is_in_place:
                 self._writer.submit(self._current).result(_GIVE_UP_S)
             if tries and self._path.exists():
-                _try(self._path)
+                try_to_write(self._path)
         except (sqlite3.Error, OSError, RuntimeError) as error:
             if getattr(error, "sqlite_errorcode", None) != sqlite3.SQLITE_BUSY:
                 unusable = f"The audit file cannot be used, so no decision is given: {error}."
@@ -302,16 +301,6 @@ class Audit:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
-
-
-def _try(path: Path) -> None:
-    """Raise sqlite3.Error if the file is no audit, is damaged at its end, or may not be written."""
-    # Not ``connect(path)``, which would make it.
-    address = f"{path.absolute().as_uri()}?mode=rw"
-    with closing(sqlite3.connect(address, uri=True, timeout=_TRY_S, isolation_level=None)) as connection:
-        connection.execute("BEGIN IMMEDIATE")
-        connection.execute("SELECT * FROM decisions ORDER BY id DESC LIMIT 1").fetchall()
-        connection.execute("ROLLBACK")
 
 
 def _opened(path: Path) -> sqlite3.Connection:

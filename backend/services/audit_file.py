@@ -7,9 +7,10 @@ stays, and would be taken for the log of whatever file comes to lie at the path 
 from __future__ import annotations
 
 import logging
+import sqlite3
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -25,6 +26,7 @@ MOVED_SHOWN_S: Final = 3600.0
 """How long health says that the file was moved, s; the log says it for good."""
 
 _LOCK_PATIENCE_S: Final = 5.0
+_TRY_S: Final = 0.2
 _LOGS: Final = ("-wal", "-shm")
 
 
@@ -99,3 +101,13 @@ class AuditFile:
 
     def _beside(self, suffix: str) -> Path:
         return self.path.with_name(self.path.name + suffix)
+
+
+def try_to_write(path: Path) -> None:
+    """Raise sqlite3.Error if the file is no audit, is damaged at its end, or may not be written."""
+    # Not ``connect(path)``, which would make it.
+    address = f"{path.absolute().as_uri()}?mode=rw"
+    with closing(sqlite3.connect(address, uri=True, timeout=_TRY_S, isolation_level=None)) as connection:
+        connection.execute("BEGIN IMMEDIATE")
+        connection.execute("SELECT * FROM decisions ORDER BY id DESC LIMIT 1").fetchall()
+        connection.execute("ROLLBACK")
