@@ -25,73 +25,14 @@ from backend.errors import AuditOff, AuditUnavailable, NotFound
 from backend.scoring.inspection import Inspection
 from backend.services.audit_file import AuditFile, try_to_write
 from backend.services.audit_images import AuditImages, KeptImage
+from backend.services.audit_table import CONDITIONS, INSERT, VERSION, opened, ready, time_text, version_of
 
 _log = logging.getLogger(__name__)
 
 Source = Literal["infer", "infer_dataset"]
 
-VERSION = 2
-"""2: decisions have a serial."""
-_BUSY_S = 5.0
 _GIVE_UP_S = 15.0
 _TRIES = 5
-
-# One decision as it is kept; units and meanings as in the answer to ``/infer``.
-_COLUMNS = {
-    "time_utc": "TEXT NOT NULL",
-    "source": "TEXT NOT NULL",
-    "request_id": "TEXT NOT NULL",
-    "caller": "TEXT",
-    "recipe_id": "TEXT NOT NULL",
-    "role_id": "TEXT NOT NULL",
-    "roi_id": "TEXT NOT NULL",
-    "model_key": "TEXT NOT NULL",
-    "image_name": "TEXT NOT NULL",
-    "image_digest": "TEXT NOT NULL",
-    "score": "REAL NOT NULL",
-    "threshold": "REAL",
-    "decision": "TEXT",
-    "n_regions": "INTEGER NOT NULL",
-    "area_mm2": "REAL NOT NULL",
-    "memory_checksum": "TEXT NOT NULL",
-    "extractor_id": "TEXT NOT NULL",
-    "mm_per_px": "REAL NOT NULL",
-    "service_version": "TEXT NOT NULL",
-    "params": "TEXT NOT NULL",
-    "serial": "TEXT",
-}
-_SERIALS = ["CREATE INDEX decisions_by_serial ON decisions (serial) WHERE serial IS NOT NULL"]
-_SCHEMA = [
-    f"CREATE TABLE decisions (id INTEGER PRIMARY KEY AUTOINCREMENT, {', '.join(map(' '.join, _COLUMNS.items()))})",
-    "CREATE INDEX decisions_by_roi ON decisions (role_id, roi_id, id)",
-    "CREATE INDEX decisions_by_time ON decisions (time_utc)",
-    "CREATE INDEX decisions_by_image ON decisions (image_digest)",
-    "CREATE INDEX decisions_by_request ON decisions (request_id)",
-    *_SERIALS,
-    *(
-        f"CREATE TRIGGER decisions_no_{verb.lower()} BEFORE {verb} ON decisions "
-        "BEGIN SELECT RAISE(ABORT, 'decisions are never changed'); END"
-        for verb in ("UPDATE", "DELETE")
-    ),
-    f"PRAGMA user_version = {VERSION}",
-]
-_UPGRADE = ["ALTER TABLE decisions ADD COLUMN serial TEXT", *_SERIALS, f"PRAGMA user_version = {VERSION}"]
-"""From version 1."""
-
-_STEPS: dict[int, list[str]] = {0: _SCHEMA, 1: _UPGRADE, VERSION: []}
-"""What brings a file of a version to this one."""
-
-_INSERT = f"INSERT INTO decisions ({', '.join(_COLUMNS)}) VALUES ({', '.join(f':{name}' for name in _COLUMNS)})"
-_CONDITIONS = {
-    **{
-        name: f"{name} = ?"
-        for name in ("recipe_id", "role_id", "roi_id", "image_digest", "request_id", "decision", "serial")
-    },
-    "since": "time_utc >= ?",
-    "until": "time_utc < ?",
-    "before_id": "id < ?",
-    "id": "id = ?",
-}
 
 
 class Audit:
@@ -142,7 +83,7 @@ class Audit:
             params["calibration"] = inspection.calibration.summary()
         row_id = self.write(
             {
-                "time_utc": _text(datetime.now(UTC)),
+                "time_utc": time_text(datetime.now(UTC)),
                 "source": source,
                 "request_id": request_id,
                 "caller": caller,
@@ -207,15 +148,15 @@ class Audit:
             if self.keeps:
                 return []
             raise AuditOff("No decisions are kept here. Set BDI_AUDIT=1 and start the service again.")
-        asked = {_CONDITIONS[name]: value for name, value in wanted.items() if value is not None}
+        asked = {CONDITIONS[name]: value for name, value in wanted.items() if value is not None}
         where = f" WHERE {' AND '.join(asked)}" if asked else ""
         wanted_names = {name for name, value in wanted.items() if value is not None}
-        values = [_text(value) if isinstance(value, datetime) else value for value in asked.values()]
+        values = [time_text(value) if isinstance(value, datetime) else value for value in asked.values()]
         try:
-            with closing(_opened(self._path)) as connection:
+            with closing(opened(self._path)) as connection:
                 connection.row_factory = sqlite3.Row
                 connection.execute("PRAGMA query_only = 1")
-                if "serial" in wanted_names and _version(connection) < VERSION:
+                if "serial" in wanted_names and version_of(connection) < VERSION:
                     return []  # written before decisions had one
                 rows = connection.execute(
                     f"SELECT * FROM decisions{where} ORDER BY id DESC LIMIT ?", [*values, limit]
@@ -272,7 +213,7 @@ class Audit:
                 connection = self._current()
                 with connection:
                     connection.execute("BEGIN IMMEDIATE")
-                    row_id = int(connection.execute(_INSERT, row).lastrowid or 0)
+                    row_id = int(connection.execute(INSERT, row).lastrowid or 0)
                 self._file.written()
                 if self._file.is_in_place:
                     return row_id
@@ -294,53 +235,10 @@ class Audit:
             self._disconnect()  # An older copy may have been put in its place: what the connection knows may not hold.
         if self._connection is None:
             with self._file.opening():
-                self._connection = _ready(self._path, after_id=last_id)
+                self._connection = ready(self._path, after_id=last_id)
         return self._connection
 
     def _disconnect(self) -> None:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
-
-
-def _opened(path: Path) -> sqlite3.Connection:
-    # Transactions are ours: what the module begins by itself takes its lock too late. Another thread may close it.
-    return sqlite3.connect(path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False)
-
-
-def _ready(path: Path, *, after_id: int = 0) -> sqlite3.Connection:
-    """Return a connection to a file that has the table; in a new one ids go on after ``after_id``."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    connection = _opened(path)
-    try:
-        # A log beside the file, so that a reader and a writer do not wait for each other. FULL, because in this mode
-        # NORMAL does not wait for the disk, and the decisions of the last seconds before a power cut would be gone.
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = FULL")
-        # Each decision goes on into the file itself, which is what an operator moves away.
-        connection.execute("PRAGMA wal_autocheckpoint = 1")
-        with connection:
-            connection.execute("BEGIN IMMEDIATE")  # before it is read: of two processes, one makes the table
-            version = _version(connection)
-            if version not in _STEPS:
-                raise sqlite3.DatabaseError(f"the audit file has version {version}, this service knows {VERSION}")
-            for statement in _STEPS[version]:
-                connection.execute(statement)
-            if after_id and not version:
-                connection.execute("INSERT INTO sqlite_sequence (name, seq) VALUES ('decisions', ?)", [after_id])
-    except BaseException:
-        connection.close()
-        raise
-    return connection
-
-
-def _version(connection: sqlite3.Connection) -> int:
-    (version,) = connection.execute("PRAGMA user_version").fetchone()
-    return int(version)
-
-
-def _text(time: datetime) -> str:
-    """Return a time as ISO 8601 in UTC with microseconds: such texts sort as the times do."""
-    with suppress(OverflowError):  # the first or the last day that there is, in another time zone
-        time = time.astimezone(UTC)
-    return time.replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"

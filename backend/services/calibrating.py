@@ -115,7 +115,7 @@ class Calibrator:
             model = self.models.get(key)
             now, last = model.fitted_bank(key), model.last_calibration
             if measured is None and not request.brings_scores and (stored is None or now.checksum != bank.checksum):
-                stored = self._stored(key, now, request)  # bad images, or another memory, may have come since
+                stored = self._stored(key, now, request, None)  # bad images, or another memory, may have come since
             bank = now
             if request.mm_per_px is not None:
                 check_mm_per_px(bank, request.mm_per_px)

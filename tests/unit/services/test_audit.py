@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from backend.errors import AuditOff, AuditUnavailable
-from backend.services import audit
+from backend.services import audit, audit_table
 from backend.services.audit import Audit
 
 ENTRY = {
@@ -67,7 +67,7 @@ def test_it_is_on_the_disk_when_keep_returns(kept: Audit, path: Path) -> None:
 
 def test_each_transaction_waits_for_the_disk(path: Path) -> None:
     """In this mode only FULL does; NORMAL would lose the last decisions in a power cut."""
-    with closing(audit._ready(path)) as connection:
+    with closing(audit_table.ready(path)) as connection:
         assert connection.execute("PRAGMA synchronous").fetchone() == (2,)
 
 
