@@ -97,11 +97,7 @@ class TrainingImages:
             self.warnings[scale.warning] = None
 
     def placement_of(self, image: StoredImage) -> Placement:
-        """Return how a stored image is brought to the grid.
-
-        Raises:
-            ArtefactCorrupt: If nobody knows its size any more.
-        """
+        """Return how a stored image is brought to the grid; raises ArtefactCorrupt if nobody knows its size."""
         if image.is_damaged:
             raise ArtefactCorrupt(f"The stored image {image.file_name!r} is damaged. Upload it again, or delete it.")
         return self.extractor.placement(image.image_hw)
