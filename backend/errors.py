@@ -28,6 +28,8 @@ InspectionError
 │   ├── RequestTimeout           it took longer than a request may
 │   ├── AuditUnavailable         the decision could not be written down, so it is not given
 │   ├── ShuttingDown
+│   ├── Busy                     another call holds what this one needs
+│   ├── OutOfResources           no memory, open files or threads are left
 │   ├── StorageFull              the disk, or the limit set for the models folder, is full
 │   └── StorageFailed            the disk refuses to read or to write
 └── ArtefactCorrupt              a stored file does not match its digest
@@ -176,6 +178,18 @@ class AuditUnavailable(Unavailable, code="audit_unavailable"):
 
 class ShuttingDown(Unavailable, code="shutting_down"):
     """The service is stopping and takes no new work."""
+
+    retry_after_s = 5
+
+
+class Busy(Unavailable, code="busy"):
+    """Another call holds what this one needs, and does not end soon."""
+
+    retry_after_s = 5
+
+
+class OutOfResources(Unavailable, code="out_of_resources"):
+    """No memory, open files or threads are left for the call."""
 
     retry_after_s = 5
 

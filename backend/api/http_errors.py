@@ -17,6 +17,7 @@ from backend.api.routing import URL_ENCODED, media_type
 from backend.api.schemas import ErrorBody
 from backend.artifacts.model_key import DEFAULT_RECIPE
 from backend.errors import InspectionError, ShuttingDown, Unauthorized, Unavailable, status_of
+from backend.machine_errors import of_machine_or_cause
 from backend.utils import reason_of
 
 _log = logging.getLogger(__name__)
@@ -33,8 +34,8 @@ _MEANINGS = {
     HTTPStatus.UNPROCESSABLE_ENTITY: "A field is missing or out of range.",
     HTTPStatus.INTERNAL_SERVER_ERROR: "The service failed; its log has the reason under the request id.",
     HTTPStatus.SERVICE_UNAVAILABLE: (
-        "The queue is full, it took too long, the weights are not available, the decision cannot be kept, or the "
-        "service is stopping."
+        "The queue is full, another call holds the ROI, it took too long, the weights are not available, the decision "
+        "cannot be kept, disk, memory, files or threads have run out, or the service is stopping."
     ),
 }
 
@@ -78,6 +79,10 @@ class ErrorAnswers:
 
 
 async def _answer_to(request: Request, error: Exception) -> JSONResponse:
+    refusal = of_machine_or_cause(error) if not isinstance(error, InspectionError) else None
+    if refusal is not None:
+        refusal.__cause__ = error  # for the log
+        error = refusal
     status: int
     details: Mapping[str, Any] = {}
     headers: Mapping[str, str] | None = None

@@ -19,7 +19,8 @@ from typing import TypeVar
 
 from filelock import FileLock
 
-from backend.errors import StorageFailed, StorageFull
+from backend.errors import OutOfResources, StorageFailed, StorageFull
+from backend.machine_errors import of_machine
 
 try:
     import fcntl
@@ -37,7 +38,6 @@ ABANDONED_S = 86_400.0
 _LOCKS_ABOVE = 5
 """Folders above a temporary file that a ROI's lock may lie in."""
 
-_FULL = frozenset({errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG})
 _NO_FOLDER_SYNC = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP})
 _REPLACE_PATIENCE_S = 2.0
 
@@ -222,7 +222,10 @@ def writing() -> Iterator[None]:
     except OSError as error:
         name = errno.errorcode.get(error.errno or 0, "?")
         _log.error("the models folder cannot be written: errno %s (%s)", error.errno, name, exc_info=error)
-        if error.errno in _FULL:
+        refusal = of_machine(error)
+        if isinstance(refusal, OutOfResources):
+            raise refusal from error
+        if isinstance(refusal, StorageFull):
             raise StorageFull(
                 "The disk of the models folder is full. What was stored before serves on. Free some space, then send "
                 "it again."
@@ -242,6 +245,9 @@ def _read(ask: Callable[[], T]) -> T | None:
     except OSError as error:
         name = errno.errorcode.get(error.errno or 0, "?")
         _log.error("the models folder cannot be read: errno %s (%s)", error.errno, name, exc_info=error)
+        refusal = of_machine(error)
+        if isinstance(refusal, OutOfResources):
+            raise refusal from error
         raise StorageFailed(
             "What is stored of this ROI cannot be read now. See that the disk works and that the service's account may "
             "read the models folder; the log has the reason."

@@ -20,6 +20,7 @@ from backend.errors import BadImage, TooLarge
 from backend.imaging.jpeg_structure import jpeg_structure
 from backend.imaging.png_file import png_file
 from backend.imaging.tiff_file import COLOUR, PALETTE, TIFF_BEGINS, WHITE_IS_ZERO, UnreadTiff, tiff_size, tiff_values
+from backend.machine_errors import is_exhaustion
 from backend.utils import sha256_hex
 
 _BY_PILLOW = ("PNG", "JPEG", "BMP", "WEBP")
@@ -63,9 +64,9 @@ def decode_image(data: bytes, *, max_pixels: int, name: str = "image") -> NDArra
         pixels = _READERS[image_format](data)
     except (_Unread, UnreadTiff) as error:
         raise BadImage(f"The image {name!r} cannot be used: {error}. Save it again as PNG.") from error
-    except MemoryError:
-        raise
     except Exception as error:  # Pillow raises whatever its parsers trip over: IndexError, struct.error, …
+        if is_exhaustion(error):
+            raise
         raise BadImage(f"The image {name!r} is truncated or damaged. Save it again and send it whole.") from error
     if pixels.shape[:2] != (height, width):
         raise BadImage(f"The image {name!r} cannot be decoded. Save it again as PNG.")
@@ -159,6 +160,8 @@ def _read_header(data: bytes, name: str) -> tuple[str, tuple[int, int]]:
     except UnreadTiff as error:
         raise BadImage(f"The image {name!r} cannot be used: {error}. Save it again as PNG.") from error
     except Exception as error:  # as above
+        if is_exhaustion(error):
+            raise
         if data.startswith(TIFF_BEGINS):
             raise BadImage(f"The TIFF {name!r} is truncated or damaged. Save it again and send it whole.") from error
         raise BadImage(

@@ -25,6 +25,7 @@ from backend.artifacts.files import identity, make_folder, read_file, stamp, wri
 from backend.artifacts.job_files import FINAL, Job, is_abandoned, job_from_bytes
 from backend.artifacts.models_folder import ModelsFolder
 from backend.errors import InspectionError, JobCancelled, NotFound, QueueFull, ShuttingDown, Unavailable
+from backend.machine_errors import of_machine
 from backend.memory_bank.coreset import Progress
 from backend.utils import sealed_json
 
@@ -173,12 +174,16 @@ class Jobs:
         except JobCancelled:
             job = job.ended("cancelled" if cancel_path.exists() else "lost")
         except InspectionError as error:
-            facts = {"error": error.sentence, "code": error.code, "details": error.details}
+            facts: dict[str, Any] = {"error": error.sentence, "code": error.code, "details": error.details}
             job = job.ended("failed", error=facts)
-        except Exception:
+        except Exception as error:
             _log.exception("job %s failed", job.job_id)
+            refusal = of_machine(error)
             message = "The service failed on this job. Its log has the reason under the job's id."
-            job = job.ended("failed", error={"error": message, "code": "internal_error"})
+            facts = {"error": message, "code": "internal_error"}
+            if refusal is not None:
+                facts = {"error": refusal.sentence, "code": refusal.code}
+            job = job.ended("failed", error=facts)
         with self._lock:
             self._save(job)
         with suppress(OSError):

@@ -49,6 +49,8 @@ KNOWN = {
     "request_timeout": 503,
     "audit_unavailable": 503,
     "shutting_down": 503,
+    "busy": 503,
+    "out_of_resources": 503,
     "storage_full": 503,
     "storage_failed": 503,
     "artefact_corrupt": 500,
