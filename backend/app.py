@@ -21,6 +21,7 @@ from backend.api import audit, dataset_runs, datasets, inspection, jobs, models,
 from backend.api.dependencies import documented_headers
 from backend.api.http_errors import ERROR_RESPONSES, ErrorAnswers, install_error_handlers
 from backend.errors import StorageFailed
+from backend.imaging.pixel_budget import IN_FLIGHT
 from backend.maintenance.sweeping import Upkeep
 from backend.services.inspection import InspectionService
 from backend.services.storage_health import StorageHealth
@@ -40,6 +41,7 @@ from backend.wiring import (
     build_recipes,
     build_service,
     check_requirements,
+    pixels_in_flight,
 )
 
 ROUTERS = tuple(
@@ -105,6 +107,7 @@ async def _running(app: FastAPI, settings: Settings, service: InspectionService 
     for name in unknown_variables():
         _log.warning("%s is set, but there is no such setting: it has no effect. See docs/configuration.md.", name)
     _log.info("the models folder is %s", settings.models_dir.absolute())
+    IN_FLIGHT.max_pixels = pixels_in_flight(settings)
     state.service = service or build_service(settings)
     state.datasets = build_datasets(settings, state.service.store)
     state.recipes = build_recipes(settings, state.service.store)

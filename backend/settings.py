@@ -73,6 +73,13 @@ class Settings(BaseSettings):
     )
     concurrent_jobs: int = Field(2, ge=1, le=64, description="Background calls that run at a time.")
     max_pixels: int = Field(40_000_000, ge=64, le=170_000_000, description="Largest image, px.")
+    max_held_mpx: int = Field(
+        0,
+        ge=0,
+        le=1_000_000,
+        description="Most pixels that all calls together hold decoded, megapixels; one more image waits a few seconds, "
+        "then it is answered 503. 0 = half of the memory that the process may use, at 16 bytes a pixel.",
+    )
     max_body_mb: int = Field(512, ge=1, le=65_536, description="Largest request body, MB.")
     max_held_mb: int = Field(
         2048, ge=1, le=1_048_576, description="Most that large uploads of calls and waiting jobs hold together, MB."

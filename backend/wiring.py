@@ -15,6 +15,7 @@ from backend.extractors.device_queue import DeviceQueue
 from backend.extractors.dinov2 import DinoV2Features
 from backend.extractors.filter_bank import FilterBankFeatures
 from backend.extractors.loader import ExtractorLoader, check_cuda_device, require_cuda
+from backend.imaging.pixel_budget import pixels_for, usable_memory_bytes
 from backend.memory_bank.bank import FitOptions
 from backend.memory_bank.threads import limit_threads, usable_cpus
 from backend.services.audit import Audit
@@ -73,6 +74,11 @@ def build_datasets(settings: Settings, store: ArtefactStore | None = None) -> Da
 def build_recipes(settings: Settings, store: ArtefactStore | None = None) -> Recipes:
     """Return the recipes below the models folder."""
     return Recipes(store or build_store(settings))
+
+
+def pixels_in_flight(settings: Settings) -> int:
+    """Return how many decoded pixels all calls may hold together, px."""
+    return settings.max_held_mpx * 1_000_000 or pixels_for(usable_memory_bytes())
 
 
 def build_body_budget(settings: Settings) -> BodyBudget:

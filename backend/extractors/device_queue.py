@@ -98,3 +98,4 @@ class DeviceQueue:
                 future.set_result(call())
             except BaseException as error:
                 future.set_exception(error)
+            del future, call  # with the images that the call refers to: the next one may be hours away

@@ -18,6 +18,7 @@ from PIL import Image
 
 from backend.errors import BadImage, TooLarge
 from backend.imaging.jpeg_structure import jpeg_structure
+from backend.imaging.pixel_budget import IN_FLIGHT
 from backend.imaging.png_file import png_file
 from backend.imaging.tiff_file import COLOUR, PALETTE, TIFF_BEGINS, WHITE_IS_ZERO, UnreadTiff, tiff_size, tiff_values
 from backend.machine_errors import is_exhaustion
@@ -58,19 +59,33 @@ def decode_image(data: bytes, *, max_pixels: int, name: str = "image") -> NDArra
         BadImage: If the bytes are empty, damaged, of another format or kind of pixels, or smaller than
             ``MIN_EDGE_PX``, or hold more than one picture. What is missing is never made up.
         TooLarge: If the header announces more than ``max_pixels``; nothing was decoded then.
+        OutOfResources: If other images in work leave no room for it in time.
     """
     image_format, (height, width) = _checked_header(data, max_pixels, name)
+    n_pixels = height * width
+    IN_FLIGHT.take(n_pixels)
     try:
-        pixels = _READERS[image_format](data)
+        pixels = _decoded(image_format, data, name)
+        if pixels.shape[:2] != (height, width):
+            raise BadImage(f"The image {name!r} cannot be decoded. Save it again as PNG.")
+    except BaseException:
+        IN_FLIGHT.give_back(n_pixels)
+        raise
+    if pixels.base is not None:
+        pixels = pixels.copy()  # parts of it refer to the array that owns the memory: this one
+    IN_FLIGHT.count_until_gone(pixels, n_pixels)
+    return pixels
+
+
+def _decoded(image_format: str, data: bytes, name: str) -> NDArray[np.uint8]:
+    try:
+        return to_bgr_uint8(_READERS[image_format](data))
     except (_Unread, UnreadTiff) as error:
         raise BadImage(f"The image {name!r} cannot be used: {error}. Save it again as PNG.") from error
     except Exception as error:  # Pillow raises whatever its parsers trip over: IndexError, struct.error, …
         if is_exhaustion(error):
             raise
         raise BadImage(f"The image {name!r} is truncated or damaged. Save it again and send it whole.") from error
-    if pixels.shape[:2] != (height, width):
-        raise BadImage(f"The image {name!r} cannot be decoded. Save it again as PNG.")
-    return to_bgr_uint8(pixels)
 
 
 def encode_png(pixels: NDArray[np.uint8]) -> bytes:

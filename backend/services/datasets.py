@@ -63,6 +63,7 @@ class Datasets:
             if size is not None and mm_per_px is not None:
                 scale_of_image(size, PhysicalSize(image_hw=image_hw, mm_per_px=mm_per_px), upload.name)
             digest = pixel_digest(image)
+            del image  # before the next is decoded: there may be room for one only
             described.append(
                 StoredImage(
                     digest=digest,

@@ -16,6 +16,7 @@ from backend.errors import ArtefactCorrupt
 from backend.extractors.base import FeatureExtractor, embeddings_key
 from backend.extractors.extraction import Extraction
 from backend.imaging.image_codec import decode_image, image_size, image_suffix, pixel_digest
+from backend.imaging.pixel_budget import IN_FLIGHT
 from backend.imaging.placement import Placement
 from backend.imaging.position_map import position_map, position_placement
 from backend.memory_bank.alignment import alignment_of_parts
@@ -122,6 +123,7 @@ class TrainingImages:
                 if upload.part_id:
                     part_ids[digest] = normalize("NFC", upload.part_id)
                 yield digest, image
+                del image  # before the next is decoded: there may be room for one only
 
         grids = self._load_or_extract(decoded(), fitted)
         return {
@@ -212,6 +214,7 @@ class TrainingImages:
 
         for digest, source in sources:
             if digest in grids or digest in batch:
+                del source
                 self.progress.image_done()
                 continue
             rows = self.images.get_embeddings(digest, made_by)
@@ -229,11 +232,14 @@ class TrainingImages:
                     self.position_maps[digest] = position_map(source)
             if rows is not None:
                 add(digest, rows, (source.shape[0], source.shape[1]))
+                del source
                 continue
             if batch and next(iter(batch.values())).shape != source.shape:
                 extract()
             batch[digest] = source
-            if len(batch) == self.extractor.batch_size:
+            n_pixels = len(batch) * source.shape[0] * source.shape[1]
+            del source
+            if len(batch) == self.extractor.batch_size or 4 * n_pixels > IN_FLIGHT.max_pixels:
                 extract()
         if batch:
             extract()
