@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from backend.artifacts.model_key import ModelKey
-from backend.artifacts.store import LOCK_TIMEOUT_S, ArtefactStore
+from backend.artifacts.roi_locks import LOCK_TIMEOUT_S
+from backend.artifacts.store import ArtefactStore
 from backend.artifacts.stored_model import StoredModel
 from backend.calib import Calibration
 from backend.memory_bank.bank import MemoryBank

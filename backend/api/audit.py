@@ -13,6 +13,7 @@ from pydantic import AfterValidator, AwareDatetime, BaseModel, Field
 from backend.api.dependencies import AuditOf, SettingsOf
 from backend.api.fields import MEDIA_TYPES, PNG_FILE, Amount, Count, ModelReply, Reply, Score, Serial
 from backend.api.infer_schemas import RegionAnswer
+from backend.api.own_threads import on_readers_threads
 from backend.api.routing import Route
 from backend.artifacts.model_key import MAX_ID_CHARS
 from backend.imaging.image_codec import decode_image, encode_png, image_suffix
@@ -92,6 +93,7 @@ class AuditAnswer(Reply):
 
 
 @router.get("/audit", summary="Decisions that were given", **INSPECT)
+@on_readers_threads
 def find_decisions(request: Request, audit: AuditOf, query: Annotated[AuditQuery, Query()]) -> AuditAnswer:
     """Tell why a part was rejected in March: score, threshold, memory and calibration as they were then."""
     wanted = query.model_dump()

@@ -9,6 +9,7 @@ from fastapi.responses import JSONResponse
 
 from backend.api.dependencies import AuditOf, DatasetsOf, NowOrLater, ServiceOf, identity, model_key_of
 from backend.api.infer_schemas import RegionAnswer
+from backend.api.own_threads import on_writers_threads
 from backend.api.routing import Route
 from backend.api.store_schemas import (
     CalibrateDatasetAnswer,
@@ -35,6 +36,7 @@ router = APIRouter(tags=["datasets"], route_class=Route)
     responses={202: {"model": JobStarted}},
     **ADMIN,
 )
+@on_writers_threads
 def calibrate_dataset(
     request: Request, service: ServiceOf, datasets: DatasetsOf, now_or_later: NowOrLater, body: CalibrateDatasetBody
 ) -> CalibrateDatasetAnswer | JSONResponse:
@@ -78,6 +80,7 @@ def calibrate_dataset(
     responses={202: {"model": JobStarted}},
     **INSPECT,
 )
+@on_writers_threads
 def infer_dataset(
     request: Request,
     service: ServiceOf,

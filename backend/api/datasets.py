@@ -12,6 +12,7 @@ from pydantic import JsonValue, TypeAdapter
 from backend.api.dependencies import DatasetsOf, KeyOfForm, KeyOfQuery, SettingsOf, check_uploads, identity
 from backend.api.field_names import close_name
 from backend.api.fields import MEDIA_TYPES, ImageFile, JsonPart
+from backend.api.own_threads import on_readers_threads, on_writers_threads
 from backend.api.routing import Route, refuse_repeated
 from backend.api.store_schemas import ClassFiles, ClearAnswer, DeleteAnswer, ListAnswer, MetaAnswer, UploadAnswer
 from backend.artifacts.stored_image import Label
@@ -65,18 +66,21 @@ KeepImages = Annotated[Callable[[Label], UploadAnswer], Depends(_keep_images)]
 
 
 @router.post("/datasets/ok/upload", summary="Keep good images", **ADMIN)
+@on_writers_threads
 def upload_ok(keep: KeepImages) -> UploadAnswer:
     """Store good images. They are learned by the next `/fit_ok` with `use_dataset=true`."""
     return keep("ok")
 
 
 @router.post("/datasets/ng/upload", summary="Keep bad images", **ADMIN)
+@on_writers_threads
 def upload_ng(keep: KeepImages) -> UploadAnswer:
     """Store bad images. They are used by the next `/calibrate_dataset`, and by `/calibrate_ng` without scores."""
     return keep("ng")
 
 
 @router.get("/datasets/list", summary="The stored images", **INSPECT)
+@on_readers_threads
 def list_files(request: Request, datasets: DatasetsOf, key: KeyOfQuery) -> ListAnswer:
     """List the files of each class by name."""
     classes = {
@@ -97,6 +101,7 @@ def list_files(request: Request, datasets: DatasetsOf, key: KeyOfQuery) -> ListA
     responses={200: {"description": "The bytes as uploaded.", "content": dict.fromkeys(_BINARY_TYPES, _BINARY)}},
     **INSPECT,
 )
+@on_readers_threads
 def get_file(datasets: DatasetsOf, key: KeyOfQuery, label: LabelOf, filename: FileName) -> Response:
     """Return the original bytes."""
     image = datasets.get(key, label, filename)
@@ -104,6 +109,7 @@ def get_file(datasets: DatasetsOf, key: KeyOfQuery, label: LabelOf, filename: Fi
 
 
 @router.get("/datasets/meta", summary="The metadata of one stored image", **INSPECT)
+@on_readers_threads
 def get_meta(request: Request, datasets: DatasetsOf, key: KeyOfQuery, label: LabelOf, filename: FileName) -> MetaAnswer:
     """Return what was uploaded with the image, and what the service knows of it."""
     image = datasets.get(key, label, filename)
@@ -123,6 +129,7 @@ def get_meta(request: Request, datasets: DatasetsOf, key: KeyOfQuery, label: Lab
 
 
 @router.delete("/datasets/file", summary="Delete one stored image", **ADMIN)
+@on_writers_threads
 def delete_file(
     request: Request, datasets: DatasetsOf, key: KeyOfQuery, label: LabelOf, filename: FileName
 ) -> DeleteAnswer:
@@ -131,6 +138,7 @@ def delete_file(
 
 
 @router.delete("/datasets/clear", summary="Delete all stored images of a class", **ADMIN)
+@on_writers_threads
 def clear(request: Request, datasets: DatasetsOf, key: KeyOfQuery, label: LabelOf) -> ClearAnswer:
     """Delete a class. A memory that has learned its images keeps them until the next fit."""
     return ClearAnswer(**identity(request, key), cleared=datasets.clear(key, label))

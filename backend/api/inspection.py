@@ -23,6 +23,7 @@ from backend.api.dependencies import (
 )
 from backend.api.fields import PNG_FILE, ImageFile, MemoryFacts, MmPerPx, PartId, Serial, ShapeText
 from backend.api.infer_schemas import ImageCheckAnswer, InferAnswer, InferParams, RegionAnswer
+from backend.api.own_threads import on_writers_threads
 from backend.api.routing import Route, has_no_effect
 from backend.api.schemas import CalibrateAnswer, CalibrateBody, FitAnswer, ScoreSummary, SuspectAnswer
 from backend.api.store_schemas import JobStarted
@@ -43,6 +44,7 @@ _NOT_KEPT = "serial has no effect: no decisions are kept here. Set BDI_AUDIT=1."
 @router.post(
     "/fit_ok", summary="Learn good images", response_model=FitAnswer, responses={202: {"model": JobStarted}}, **ADMIN
 )
+@on_writers_threads
 def fit_ok(
     request: Request,
     service: ServiceOf,
@@ -135,6 +137,7 @@ def fit_ok(
 
 
 @router.post("/calibrate_ng", summary="Set a ROI's threshold", **ADMIN)
+@on_writers_threads
 def calibrate_ng(request: Request, service: ServiceOf, body: CalibrateBody) -> CalibrateAnswer:
     """Set the threshold from good scores, and from up to a few bad ones, and say what it is worth."""
     key = model_key_of(request, body.role_id, body.roi_id, body.model_key, body.recipe_id)

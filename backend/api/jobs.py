@@ -8,6 +8,7 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Request
 
 from backend.api.dependencies import JobsOf
+from backend.api.own_threads import on_readers_threads
 from backend.api.routing import Route
 from backend.api.store_schemas import JobAnswer
 from backend.artifacts.job_files import Job
@@ -19,12 +20,14 @@ JobId = Annotated[str, Path(min_length=1, max_length=64, description="As answere
 
 
 @router.get("/jobs/{job_id}", summary="How far a job is", **INSPECT)
+@on_readers_threads
 def get_job(request: Request, jobs: JobsOf, job_id: JobId) -> JobAnswer:
     """Return the progress of a job and, once it is done, its result."""
     return _answer(request, jobs.get(job_id))
 
 
 @router.delete("/jobs/{job_id}", summary="Cancel a job", **ADMIN)
+@on_readers_threads
 def cancel_job(request: Request, jobs: JobsOf, job_id: JobId) -> JobAnswer:
     """Ask a job to end at its next step. What it had stored before stays."""
     return _answer(request, jobs.cancel(job_id))

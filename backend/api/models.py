@@ -8,6 +8,7 @@ from fastapi import APIRouter, Query, Request
 
 from backend.api.dependencies import DatasetsOf, KeyOfQuery, RecipesOf, ServiceOf, identity
 from backend.api.fields import MemoryFacts
+from backend.api.own_threads import on_readers_threads, on_writers_threads
 from backend.api.routing import Route
 from backend.api.schemas import CalibrationFacts
 from backend.api.store_schemas import (
@@ -28,6 +29,7 @@ router = APIRouter(tags=["models"], route_class=Route)
 
 
 @router.get("/state", summary="Whether a ROI is fitted and calibrated", **INSPECT)
+@on_readers_threads
 def state(request: Request, service: ServiceOf, key: KeyOfQuery) -> StateAnswer:
     """Tell in two words what a ROI has."""
     model = service.describe(key)
@@ -40,6 +42,7 @@ def state(request: Request, service: ServiceOf, key: KeyOfQuery) -> StateAnswer:
 
 
 @router.get("/manifest", summary="Everything that is known of a ROI", **INSPECT)
+@on_readers_threads
 def manifest(request: Request, service: ServiceOf, datasets: DatasetsOf, key: KeyOfQuery) -> ManifestAnswer:
     """Tell what a ROI was fitted and calibrated with, and what its data sets hold."""
     model = service.describe(key)
@@ -67,6 +70,7 @@ def manifest(request: Request, service: ServiceOf, datasets: DatasetsOf, key: Ke
 
 
 @router.get("/recipes", summary="All recipes and their models", **INSPECT)
+@on_readers_threads
 def recipes(request: Request, recipes: RecipesOf) -> RecipesAnswer:
     """List the recipes. A recipe never falls back to another one's artefacts."""
     found = [RecipeAnswer(recipe_id=name, models=keys) for name, keys in recipes.contents().items()]
@@ -74,6 +78,7 @@ def recipes(request: Request, recipes: RecipesOf) -> RecipesAnswer:
 
 
 @router.post("/recipes/copy", summary="Make a new recipe from an old one", status_code=201, **ADMIN)
+@on_writers_threads
 def copy_recipe(request: Request, recipes: RecipesOf, body: RecipeCopyBody) -> RecipeCopyAnswer:
     """Copy a recipe with its memories, calibrations and images; the new one is there completely, or not at all."""
     models = recipes.copy(body.source, body.target)

@@ -11,6 +11,7 @@ from pydantic import BaseModel, Field
 
 from backend.api.dependencies import MetricsOf, NowOrLater, ServiceOf, model_key_of
 from backend.api.fields import Count, ModelKeyId, Ok, RecipeId, Reply, RoiId, RoleId, Score
+from backend.api.own_threads import on_writers_threads
 from backend.api.routing import Route
 from backend.api.store_schemas import JobStarted, RecipeModel
 from backend.artifacts.model_key import ModelKey, checked_recipe
@@ -111,6 +112,7 @@ class RefitAnswer(Reply):
     responses={202: {"model": JobStarted}},
     **ADMIN,
 )
+@on_writers_threads
 def refit(
     request: Request, service: ServiceOf, metrics: MetricsOf, now_or_later: NowOrLater, body: RefitBody
 ) -> RefitAnswer | JSONResponse:

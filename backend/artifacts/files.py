@@ -219,6 +219,8 @@ def writing() -> Iterator[None]:
     """Turn what the system refuses while something is stored into an error of ours; its number goes to the log."""
     try:
         yield
+    except TimeoutError:  # of a lock: nobody refused anything
+        raise
     except OSError as error:
         name = errno.errorcode.get(error.errno or 0, "?")
         _log.error("the models folder cannot be written: errno %s (%s)", error.errno, name, exc_info=error)

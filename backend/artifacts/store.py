@@ -23,10 +23,8 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from filelock import FileLock, Timeout
-
 from backend.artifacts.disk_limit import DiskLimit, size_of
-from backend.artifacts.files import make_folder, read_file, remove, stamp, write_atomic, writing
+from backend.artifacts.files import read_file, remove, stamp, write_atomic
 from backend.artifacts.folders import child_folder
 from backend.artifacts.formats import (
     LearnedFacts,
@@ -42,6 +40,7 @@ from backend.artifacts.image_store import ImageStore
 from backend.artifacts.model_key import DEFAULT_RECIPE, RECIPES_FOLDER, ModelKey, folder_name
 from backend.artifacts.models_folder import ModelsFolder
 from backend.artifacts.quarantine import Quarantine, set_aside_copies
+from backend.artifacts.roi_locks import RoiLocks
 from backend.artifacts.stored_model import Stamps, StoredModel, unusable
 from backend.calib import Calibration
 from backend.errors import ArtefactCorrupt, ArtefactOutdated, InspectionError, Unavailable
@@ -49,8 +48,6 @@ from backend.memory_bank.bank import MemoryBank
 from backend.memory_bank.index import faiss_bytes
 
 _log = logging.getLogger(__name__)
-
-LOCK_TIMEOUT_S = 600.0
 
 _KEPT_CALIBRATIONS = 2
 
@@ -66,7 +63,7 @@ class ArtefactStore:
         self.folder = ModelsFolder(models_dir)
         self.quarantine = Quarantine(models_dir)
         self.disk = DiskLimit(models_dir, max_disk_gb)
-        self._locks: dict[Path, FileLock] = {}
+        self._locks = RoiLocks()
         self._held = HeldLocks()
 
     def roi_folder(self, key: ModelKey) -> Path:
@@ -251,24 +248,18 @@ class ArtefactStore:
             self.quarantine.remember(path)
 
     @contextmanager
-    def lock(self, key: ModelKey, *, timeout_s: float = LOCK_TIMEOUT_S) -> Iterator[None]:
+    def lock(self, key: ModelKey, *, timeout_s: float | None = None) -> Iterator[None]:
         """Hold the ROI against other writers, in this process and in others on the same folder.
 
         A thread that holds it already may take it again.
 
         Raises:
-            Unavailable: If another writer holds it for longer than ``timeout_s``.
+            Busy: If another writer holds it for longer than ``timeout_s``, or many wait for it already.
             StorageFull, StorageFailed: If the ROI's folder cannot be made.
         """
         folder = self.roi_folder(key)
         self.folder.ensure()
-        make_folder(folder)
-        lock = self._locks.setdefault(folder, FileLock(folder / ".lock"))
-        with writing():
-            try:
-                lock.acquire(timeout=timeout_s)
-            except Timeout as error:  # an OSError, too
-                raise Unavailable(f"Another fit of {key} has been running for a long time. Try again later.") from error
+        lock = self._locks.acquire(folder, timeout_s)
         # Two new ids that differ by case alone may have come to one folder at the same moment.
         with self._held.holding(lock, folder, is_right=lambda: self.roi_folder(key) == folder):
             yield

@@ -10,7 +10,7 @@ import json
 import logging
 import sqlite3
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -22,6 +22,7 @@ from backend.artifacts.layout import AUDIT_IMAGES
 from backend.artifacts.model_key import ModelKey
 from backend.artifacts.models_folder import ModelsFolder
 from backend.errors import AuditOff, AuditUnavailable, NotFound
+from backend.machine_errors import is_exhaustion
 from backend.scoring.inspection import Inspection
 from backend.services.audit_file import AuditFile, try_to_write
 from backend.services.audit_images import AuditImages, KeptImage
@@ -51,7 +52,7 @@ class Audit:
         self._path = path
         self._file = AuditFile(path, models)
         self._failure: str | None = None
-        self._writer = ThreadPoolExecutor(1, thread_name_prefix="audit")
+        self._writer = _new_writer()
         self._connection: sqlite3.Connection | None = None  # the writer's
 
     def keep(
@@ -117,12 +118,19 @@ class Audit:
         try:
             written = self._writer.submit(self._insert, row)
         except RuntimeError as error:
-            raise AuditUnavailable("The service is stopping: the decision is not kept, so it is not given.") from error
+            if not is_exhaustion(error):
+                raise AuditUnavailable(
+                    "The service is stopping: the decision is not kept, so it is not given."
+                ) from error
+            # Its queue holds the row already, for a thread that never came. The next call begins with a new one.
+            self._writer.shutdown(wait=False, cancel_futures=True)
+            self._writer = _new_writer()
+            raise
         try:
             row_id = written.result(_GIVE_UP_S)
             self._failure = None
             return row_id
-        except (sqlite3.Error, OSError) as error:  # a TimeoutError is an OSError
+        except (sqlite3.Error, OSError, CancelledError) as error:  # a TimeoutError is an OSError
             written.cancel()
             self._failure = "Decisions cannot be written to the audit file, so none is given; the log has the reason."
             _log.error("a decision could not be kept", exc_info=error)
@@ -242,3 +250,7 @@ class Audit:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
+
+
+def _new_writer() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(1, thread_name_prefix="audit")
