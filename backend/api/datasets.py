@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from codecs import BOM_UTF8
 from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, File, Query, Request, Response, UploadFile
@@ -16,13 +17,15 @@ from backend.api.own_threads import on_readers_threads, on_writers_threads
 from backend.api.routing import Route, refuse_repeated
 from backend.api.store_schemas import ClassFiles, ClearAnswer, DeleteAnswer, ListAnswer, MetaAnswer, UploadAnswer
 from backend.artifacts.stored_image import Label
-from backend.errors import BadRequest
+from backend.errors import BadRequest, TooLarge
 from backend.services.datasets import READ_OF_META, DatasetUpload
 from backend.serving.access import ADMIN, INSPECT
+from backend.serving.multipart import MAX_PART_BYTES
 from backend.utils import canonical_json, json_noting_repeats
 
 router = APIRouter(tags=["datasets"], route_class=Route)
 
+_LOOKED_AT = 200  # entries of metadata whose names are compared
 _META = TypeAdapter(dict[str, JsonValue])
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
 _BINARY_TYPES = [*MEDIA_TYPES.values(), "application/octet-stream"]  # the last for generators of clients
@@ -149,7 +152,7 @@ def _unread(meta: Mapping[str, Any]) -> Iterator[str]:
 
     Whatever else a client keeps with an image is its own affair.
     """
-    for name in meta:
+    for name in islice(meta, _LOOKED_AT):
         if name not in READ_OF_META and (close := close_name(name, READ_OF_META, contained=True)):
             yield (
                 f"The entry {name[:64]!r} of metas (did you mean {close}?) has no effect: it is kept with the image, "
@@ -158,7 +161,12 @@ def _unread(meta: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _meta(part: UploadFile | str) -> dict[str, Any]:
-    data = part if isinstance(part, str) else part.file.read().removeprefix(BOM_UTF8)
+    data = part if isinstance(part, str) else part.file.read(MAX_PART_BYTES + 1).removeprefix(BOM_UTF8)
+    if len(data) > MAX_PART_BYTES:
+        raise TooLarge(
+            f"A metas part is larger than {MAX_PART_BYTES} bytes. Keep with an image what belongs to it, and no more.",
+            details={"field": "metas", "max_bytes": MAX_PART_BYTES},
+        )
     try:
         meta = _META.validate_json(data)
         canonical_json(meta)  # refuses a number like 1e999

@@ -43,7 +43,7 @@ MmPerPx = Annotated[
     float, Field(ge=MIN_MM_PER_PX, le=MAX_MM_PER_PX, allow_inf_nan=False, description=MM_PER_PX_TEXT, examples=[0.2])
 ]
 _Score = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
-Scores = Annotated[list[_Score], Field(max_length=100_000)]
+Scores = Annotated[list[_Score], Field(max_length=100_000, fail_fast=True)]
 PartId = Annotated[str, Field(max_length=200)]
 MAX_SERIAL_CHARS = 200
 Serial = Annotated[

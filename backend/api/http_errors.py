@@ -20,6 +20,9 @@ from backend.errors import InspectionError, ShuttingDown, Unauthorized, Unavaila
 from backend.machine_errors import of_machine_or_cause
 from backend.utils import reason_of
 
+_MAX_PROBLEMS = 20
+_MAX_NAME_CHARS = 200
+
 _log = logging.getLogger(__name__)
 
 _CODES = {404: "not_found", 405: "method_not_allowed", 408: "body_timeout", 413: "too_large", 503: "queue_full"}
@@ -132,7 +135,8 @@ def _of_validation(error: RequestValidationError, request: Request) -> tuple[int
     problems = error.errors()
     if any(problem["type"] == "json_invalid" for problem in problems):
         return HTTPStatus.BAD_REQUEST, "The body is not valid JSON.", "bad_request", {}
-    names = [_field(problem["loc"]) for problem in problems]
+    problems = problems[:_MAX_PROBLEMS]
+    names = [_field(problem["loc"])[:_MAX_NAME_CHARS] for problem in problems]
     reasons = [f"{name}: {_reason(problem)}" for name, problem in zip(names, problems, strict=True)]
     message = " ".join(["; ".join(dict.fromkeys(reasons[:5])) + ".", *request.state.ignored[:3]])
     return HTTPStatus.UNPROCESSABLE_ENTITY, message, "invalid_input", {"field": names[0], "fields": names}

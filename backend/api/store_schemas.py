@@ -202,7 +202,7 @@ class InferDatasetBody(DatasetBody):
 
     include_heatmap: bool = Field(False, description="Also send the heat maps.", examples=[False])
     labels: list[Label] | None = Field(
-        None, max_length=2, description="Which classes; both by default.", examples=[["ok", "ng"]]
+        None, max_length=2, fail_fast=True, description="Which classes; both by default.", examples=[["ok", "ng"]]
     )
 
 

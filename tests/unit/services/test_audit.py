@@ -239,8 +239,8 @@ def test_two_services_that_find_a_file_of_the_first_version_at_once_both_write(p
 
 
 def test_a_thread_that_could_not_start_once_is_started_by_the_next_decision(kept: Audit) -> None:
-    with mock.patch("threading.Thread.start", mock.Mock(side_effect=RuntimeError("can't start new thread"))):
-        with pytest.raises(RuntimeError, match="thread"):
-            kept.write(ENTRY)
+    none_left = mock.Mock(side_effect=RuntimeError("can't start new thread"))
+    with mock.patch("threading.Thread.start", none_left), pytest.raises(RuntimeError, match="thread"):
+        kept.write(ENTRY)
     kept.write(ENTRY)
     assert len(kept.find(10)) == 1, "and that of the decision that was not given is not kept"
