@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from errno import EACCES, EADDRINUSE
 from types import FrameType
 
@@ -70,7 +71,10 @@ class DrainingServer(uvicorn.Server):
         """
         self._signalled.wait()
         time.sleep(max(0.0, self._limit_s - _LOG_WRITING_S))
-        _log.error("the service did not end within %s s and is ended now", self._limit_s)
+        # On another thread: where the log is closed already, it would be written to standard error, and may wait there.
+        with suppress(RuntimeError):
+            late = "the service did not end within %s s and is ended now"
+            threading.Thread(target=_log.error, args=(late, self._limit_s), daemon=True).start()
         time.sleep(_LOG_WRITING_S)
         os._exit(1)
 

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import logging
 import logging.handlers
+import os
 import queue
 import sys
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,12 +25,15 @@ from pythonjsonlogger.json import JsonFormatter
 
 from backend.settings import Settings
 
+_log = logging.getLogger(__name__)
+
 REQUEST_ID: ContextVar[str | None] = ContextVar("REQUEST_ID", default=None)
 
 MAX_WAITING = 10_000
 """Lines that wait for a slow disk; further ones are dropped and counted."""
 
 _FILE_LOCK_S = 10.0
+_ENDING_S = 2.0
 
 
 @contextmanager
@@ -53,30 +58,109 @@ def json_lines(settings: Settings, stream: IO[str] | None = None, *, max_waiting
         return
     # It remarks on tags that nobody needs, on standard error and not in JSON. What counts it raises.
     warnings.filterwarnings("ignore", module=r"PIL\.")
-    outputs: list[logging.Handler] = [logging.StreamHandler(stream or sys.stderr)]
+    outputs: list[logging.Handler] = [_output_to(stream or sys.stderr)]
     if settings.log_file is not None:
         outputs.append(_SharedFile(settings.log_file, settings.log_max_mb, settings.log_files))
-    waiting: queue.Queue[logging.LogRecord] = queue.Queue(max_waiting)
-    handler = _Handover(waiting)
-    handler.setFormatter(_JsonLines())
-    listener = logging.handlers.QueueListener(waiting, *outputs)
+    # A queue and a thread for each: a pipe that nobody reads must not keep lines from the file.
+    listeners = [_Listener(queue.Queue(max_waiting), output) for output in outputs]
+    handlers: list[logging.Handler] = [_Handover(listener.queue) for listener in listeners]
+    for handler in handlers:
+        handler.setFormatter(_JsonLines())
     before = [(logger, logger.level, logger.handlers, logger.propagate) for logger in loggers]
     # The libraries' own details would bury ours, and nobody here knows what they hold.
     root.setLevel("INFO" if settings.log_level == "DEBUG" else settings.log_level)
     ours.setLevel(settings.log_level)
-    root.handlers = [handler]
+    root.handlers = handlers
     uvicorn.handlers, uvicorn.propagate = [], True
     access.handlers, access.propagate = [], False  # our own access log has more
-    listener.start()
+    hooks = threading.excepthook, sys.unraisablehook
+    threading.excepthook, sys.unraisablehook = _log_uncaught, _log_unraisable  # Python's own write to standard error
+    for listener in listeners:
+        listener.start()
     try:
         yield
     finally:
-        for logger, level, handlers, propagate in before:
-            logger.handlers, logger.propagate = handlers, propagate
+        threading.excepthook, sys.unraisablehook = hooks
+        # What waits is written, but not to somebody who does not read.
+        stuck = [listener for listener in listeners if not listener.stop_within(_ENDING_S)]
+        for logger, level, old, propagate in before:
+            # What comes now would be written at once, and wait for ever: the last words of uvicorn, or of Python.
+            logger.handlers = [logging.NullHandler()] if stuck else old
+            logger.propagate = propagate
             logger.setLevel(level)
-        listener.stop()  # writes what waits
-        for output in outputs:
-            output.close()
+        for output, listener in zip(outputs, listeners, strict=True):
+            if listener not in stuck:
+                output.close()
+
+
+class _Listener(logging.handlers.QueueListener):
+    """Writes to one output, on a daemon thread; ends without it where that does not go on."""
+
+    def __init__(self, waiting: queue.Queue[logging.LogRecord], output: logging.Handler) -> None:
+        super().__init__(waiting, output)
+        self._writes: threading.Thread | None = None
+
+    @property
+    def is_alive(self) -> bool:
+        """True while its thread runs."""
+        return self._writes is not None and self._writes.is_alive()
+
+    def start(self) -> None:
+        """Begin to write."""
+        super().start()
+        self._writes = self._thread
+
+    def stop_within(self, limit_s: float) -> bool:
+        """Write what waits and end; return whether that was done in time."""
+        try:
+            self.enqueue_sentinel()
+        except queue.Full:
+            return False
+        if self._writes is not None:
+            self._writes.join(limit_s)
+        return not self.is_alive
+
+
+class _Descriptor(logging.Handler):
+    """Writes lines to a descriptor, past Python's buffers.
+
+    A thread that waits in a buffer's write holds the buffer's lock, for which the interpreter waits when it ends; and
+    the lock of a handler, for which the logging library does.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        super().__init__()
+        self._descriptor = descriptor
+
+    def createLock(self) -> None:  # noqa: N802
+        """Make none: one thread alone calls this."""
+        self.lock = None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one line."""
+        left = memoryview(f"{self.format(record)}\n".encode())
+        try:
+            while left:
+                left = left[os.write(self._descriptor, left) :]
+        except OSError:  # closed by its reader: there is nobody to tell
+            return
+
+
+def _output_to(stream: IO[str] | None) -> logging.Handler:
+    if stream is None:
+        return logging.NullHandler()
+    try:
+        return _Descriptor(stream.fileno())
+    except (OSError, ValueError, AttributeError):  # in memory
+        return logging.StreamHandler(stream)
+
+
+def _log_uncaught(args: threading.ExceptHookArgs) -> None:
+    _log.error("a thread ended with an error", exc_info=args.exc_value)
+
+
+def _log_unraisable(args: sys.UnraisableHookArgs) -> None:
+    _log.error("an error that nobody could be given: %s", args.err_msg, exc_info=args.exc_value)
 
 
 class _JsonLines(JsonFormatter):
