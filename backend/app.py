@@ -26,6 +26,7 @@ from backend.maintenance.sweeping import Upkeep
 from backend.services.inspection import InspectionService
 from backend.services.storage_health import StorageHealth
 from backend.serving.access import SECURITY_SCHEMES, KeyCheck
+from backend.serving.connections import limit_connections
 from backend.serving.draining import Draining, Gate
 from backend.serving.limits import RequestLimits
 from backend.serving.logs import json_lines
@@ -101,6 +102,7 @@ def create_app(settings: Settings | None = None, service: InspectionService | No
 async def _running(app: FastAPI, settings: Settings, service: InspectionService | None) -> AsyncIterator[None]:
     """Put the parts together and keep them running for as long as the ``with`` block lasts."""
     state = app.state
+    limit_connections()
     state.settings = settings
     state.api_keys = build_api_keys(settings)
     check_requirements(settings)

@@ -111,6 +111,7 @@ def serve(settings: Settings, *, host: str, port: int) -> int:
             server_header=False,
             log_config=None,
             access_log=False,
+            backlog=128,  # so many are accepted in one turn, before any can be closed
             loop="asyncio",
             http=H11WithHeadTimeout,
             # A client that stalls in the middle of an upload must not keep the service from stopping.
