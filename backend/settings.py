@@ -82,7 +82,10 @@ class Settings(BaseSettings):
     )
     max_body_mb: int = Field(512, ge=1, le=65_536, description="Largest request body, MB.")
     max_held_mb: int = Field(
-        2048, ge=1, le=1_048_576, description="Most that large uploads of calls and waiting jobs hold together, MB."
+        2048,
+        ge=1,
+        le=1_048_576,
+        description="Most that uploads of calls and waiting jobs hold together, MB; small ones may take a tenth more.",
     )
     max_disk_gb: float = Field(0.0, ge=0, le=1e6, description="Most that the models folder may hold, GB; 0 = no limit.")
     max_images: int = Field(500, ge=1, le=1000, description="Most images in one request.")
@@ -90,6 +93,12 @@ class Settings(BaseSettings):
         600.0, gt=0, le=86_400, description="Longest time a request may take, s; background jobs have no limit."
     )
     body_timeout_s: float = Field(30.0, gt=0, le=3600, description="Longest pause in an upload, s.")
+    min_upload_kb_s: float = Field(
+        4.0,
+        ge=0,
+        le=1e6,
+        description="Slowest upload, kB/s on average after `body_timeout_s`; slower ones are ended. 0 = any.",
+    )
     shutdown_s: int = Field(30, ge=1, le=3600, description="How long `roi-inspector serve` waits for calls to end, s.")
 
     api_keys: SecretStr | None = Field(

@@ -82,8 +82,9 @@ def pixels_in_flight(settings: Settings) -> int:
 
 
 def build_body_budget(settings: Settings) -> BodyBudget:
-    """Return the room for large uploads; one of the largest size that is allowed always fits."""
-    return BodyBudget(max(settings.max_held_mb, settings.max_body_mb) * 1_000_000)
+    """Return the room for uploads; one of the largest size that is allowed always fits."""
+    max_bytes = max(settings.max_held_mb, settings.max_body_mb) * 1_000_000
+    return BodyBudget(max_bytes, reserve_bytes=max_bytes // 10)
 
 
 def build_jobs(settings: Settings, store: ArtefactStore) -> Jobs:

@@ -15,21 +15,23 @@ from backend.deadlines import DEADLINE_S
 from backend.errors import QueueFull
 
 SMALL_BYTES = 8_000_000
-"""Bodies up to here are not counted: an inspection is never refused for somebody's uploads."""
+"""Bodies up to here may take all the room, larger ones leave some: for them inspections are not refused."""
 
 
 @dataclass
 class BodyBudget:
-    """How much the large uploads of one process may hold together, also those of background jobs that wait.
+    """How much the bodies of one process may hold together, also those of background jobs that wait.
 
     Attributes:
-        max_bytes: What they may hold.
-        small_bytes: Uploads up to here are not counted.
+        max_bytes: What large ones may hold.
+        small_bytes: Uploads up to here may hold ``reserve_bytes`` more.
+        reserve_bytes: Room that large ones leave.
         held: Bytes that are held now.
     """
 
     max_bytes: int
     small_bytes: int = SMALL_BYTES
+    reserve_bytes: int = 0
     held: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -51,8 +53,9 @@ class HeldBody:
     def grow_to(self, n_bytes: int) -> bool:
         """Hold so much in all; return False, and hold no more than before, if there is no room."""
         with self.budget.lock:
-            more = max(0, n_bytes - self.taken) if n_bytes > self.budget.small_bytes else 0
-            if more and self.budget.held + more > self.budget.max_bytes:
+            more = max(0, n_bytes - self.taken)
+            reserve = self.budget.reserve_bytes if n_bytes <= self.budget.small_bytes else 0
+            if more and self.budget.held + more > self.budget.max_bytes + reserve:
                 return False
             self.budget.held += more
             self.taken += more
@@ -82,6 +85,7 @@ class RequestLimits:
         held = scope["state"]["held_body"] = HeldBody(scope["app"].state.body_budget)
         announced = Headers(scope=scope).get("content-length", "")
         size, received, more_body = int(announced) if announced.isdecimal() else 0, 0, True
+        waited_s, bytes_per_s = 0.0, settings.min_upload_kb_s * 1000
 
         # HTTPExceptions, because FastAPI turns any other error while it reads a body into a 400.
         def check_size() -> None:
@@ -98,21 +102,27 @@ class RequestLimits:
                 )
 
         async def receive_within_limits() -> Message:
-            nonlocal size, received, more_body
+            nonlocal size, received, more_body, waited_s
             if not more_body:  # what comes now is the client's leave, which has no hurry
                 return await receive()
             check_size()  # what was announced, before anything is read
-            limit_s = min(settings.body_timeout_s, max(0.0, deadline_s - time.monotonic()))
+            began_s = time.monotonic()
+            limit_s = min(settings.body_timeout_s, max(0.0, deadline_s - began_s))
+            if bytes_per_s:  # only the time that was spent waiting for the client counts
+                limit_s = min(limit_s, max(0.0, settings.body_timeout_s + received / bytes_per_s - waited_s))
             try:
+                if limit_s <= 0:  # else what has come already would be taken
+                    raise TimeoutError
                 async with asyncio.timeout(limit_s):
                     message = await receive()
             except TimeoutError:
                 raise HTTPException(
                     408,
-                    f"The upload paused for {limit_s:.3g} s, or took too long in all. Check the network and send it "
-                    "again.",
+                    f"The upload paused for {limit_s:.3g} s, was too slow, or took too long in all. Check the network "
+                    "and send it again.",
                     {"Connection": "close"},
                 ) from None
+            waited_s += time.monotonic() - began_s
             received += len(message.get("body", b""))
             size = max(size, received)
             check_size()
