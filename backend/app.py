@@ -28,10 +28,12 @@ from backend.services.storage_health import StorageHealth
 from backend.serving.access import SECURITY_SCHEMES, KeyCheck
 from backend.serving.connections import limit_connections
 from backend.serving.draining import Draining, Gate
+from backend.serving.guesses import KeyGuesses
 from backend.serving.limits import RequestLimits
 from backend.serving.logs import json_lines
 from backend.serving.metrics import Metrics
 from backend.serving.middleware import Cors, RequestFrame
+from backend.serving.proxies import TrustedProxies
 from backend.settings import Settings, unknown_variables
 from backend.wiring import (
     build_api_keys,
@@ -78,6 +80,7 @@ def create_app(settings: Settings | None = None, service: InspectionService | No
         lifespan=lifespan,
         redirect_slashes=False,  # RequestFrame answers them
         middleware=[  # the outermost first
+            Middleware(TrustedProxies),  # from here on the caller's address is his own
             Middleware(RequestFrame),  # an id and a line in the log for whatever comes of the request
             Middleware(Cors),  # also refusals must be readable for the pages that may call
             Middleware(ErrorAnswers),  # answers for what those below refuse
@@ -105,6 +108,7 @@ async def _running(app: FastAPI, settings: Settings, service: InspectionService 
     limit_connections()
     state.settings = settings
     state.api_keys = build_api_keys(settings)
+    state.guesses = KeyGuesses(state.api_keys)
     check_requirements(settings)
     for name in unknown_variables():
         _log.warning("%s is set, but there is no such setting: it has no effect. See docs/configuration.md.", name)

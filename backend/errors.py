@@ -14,6 +14,7 @@ InspectionError
 │   └── CalibrationMissing       the ROI was never calibrated
 ├── Unauthorized                 no API key, or one that nobody knows
 ├── Forbidden                    the API key does not have the role that the call needs
+├── TooManyGuesses               too many API keys of one address were wrong
 ├── NotFound                     no such stored thing
 │   └── AuditOff                 no decisions are kept
 ├── JobCancelled                 the job was cancelled by its owner
@@ -118,6 +119,12 @@ class Forbidden(InspectionError, code="forbidden"):
     """The API key does not have the role that the call needs."""
 
 
+class TooManyGuesses(InspectionError, code="too_many_guesses"):
+    """Too many API keys of one address were wrong; this one was not even compared."""
+
+    retry_after_s: ClassVar[int] = 5
+
+
 class NotFound(InspectionError, code="not_found"):
     """No such stored thing."""
 
@@ -216,6 +223,7 @@ STATUS_BY_ERROR: dict[type[InspectionError], HTTPStatus] = {
     BadRequest: HTTPStatus.BAD_REQUEST,
     Unauthorized: HTTPStatus.UNAUTHORIZED,
     Forbidden: HTTPStatus.FORBIDDEN,
+    TooManyGuesses: HTTPStatus.TOO_MANY_REQUESTS,
     NotFound: HTTPStatus.NOT_FOUND,
     JobCancelled: HTTPStatus.CONFLICT,
     TooLarge: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,

@@ -16,8 +16,9 @@ import uvicorn
 from fastapi import FastAPI
 
 from backend.app import create_app
-from backend.serving.access import is_loopback, warn_of_open_service
+from backend.serving.access import warn_of_open_service
 from backend.serving.draining import Gate
+from backend.serving.hosts import is_loopback
 from backend.serving.http_protocol import H11WithHeadTimeout
 from backend.serving.logs import json_lines
 from backend.settings import Settings
@@ -109,6 +110,7 @@ def serve(settings: Settings, *, host: str, port: int) -> int:
             host=host,
             port=port,
             server_header=False,
+            proxy_headers=False,  # backend/serving/proxies.py reads them, of those that are trusted
             log_config=None,
             access_log=False,
             backlog=128,  # so many are accepted in one turn, before any can be closed

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -14,6 +15,7 @@ from backend.calib import ScoreMode
 from backend.imaging.placement import Resize
 
 _ORIGIN = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://[^/\s?#,\"'\[\]]+|[a-z]+://\[[0-9a-f:.]+\](:\d+)?")
+_HOST_NAME = re.compile(r"\*|[A-Za-z0-9._-]+|\[?[0-9A-Fa-f:.]+\]?")
 
 
 class Settings(BaseSettings):
@@ -124,6 +126,14 @@ class Settings(BaseSettings):
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="Web origins that may call, separated by commas; none by default."
     )
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="Names under which the service answers, beside those of the loopback; none: any, but over loopback "
+        "without keys only the loopback's.",
+    )
+    trusted_proxies: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="Proxies whose `X-Forwarded-For` and `X-Forwarded-Proto` are believed."
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -133,9 +143,9 @@ class Settings(BaseSettings):
             return values
         return {name: _stripped(value) if isinstance(value, str) else value for name, value in values.items()}
 
-    @field_validator("cors_origins", mode="before")
+    @field_validator("cors_origins", "allowed_hosts", "trusted_proxies", mode="before")
     @classmethod
-    def _split_origins(cls, value: object) -> object:
+    def _split_texts(cls, value: object) -> object:
         return tuple(_stripped(part) for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
     @field_validator("cors_origins")
@@ -147,6 +157,19 @@ class Settings(BaseSettings):
             if not _ORIGIN.fullmatch(origin):
                 raise ValueError(f"{origin!r} is no web origin such as http://panel or http://panel:8080")
         return origins
+
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _check_hosts(cls, hosts: tuple[str, ...]) -> tuple[str, ...]:
+        for host in hosts:
+            if not _HOST_NAME.fullmatch(host):
+                raise ValueError("allowed_hosts are names or addresses, without http:// and without a port, or *")
+        return hosts
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _check_proxies(cls, proxies: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(str(ip_network(proxy, strict=False)) for proxy in proxies)
 
     @field_validator("scales", mode="before")
     @classmethod

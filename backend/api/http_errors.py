@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from backend.api.routing import URL_ENCODED, media_type
 from backend.api.schemas import ErrorBody
 from backend.artifacts.model_key import DEFAULT_RECIPE
-from backend.errors import InspectionError, ShuttingDown, Unauthorized, Unavailable, status_of
+from backend.errors import InspectionError, ShuttingDown, TooManyGuesses, Unauthorized, Unavailable, status_of
 from backend.machine_errors import of_machine_or_cause
 from backend.utils import reason_of
 
@@ -29,12 +29,13 @@ _CODES = {404: "not_found", 405: "method_not_allowed", 408: "body_timeout", 413:
 _MEANINGS = {
     HTTPStatus.BAD_REQUEST: "The request cannot be understood, or the ROI was never fitted.",
     HTTPStatus.UNAUTHORIZED: "No API key, or one that is not known; only where BDI_API_KEYS is set.",
-    HTTPStatus.FORBIDDEN: "The API key does not have the role, or a page of another web site calls.",
+    HTTPStatus.FORBIDDEN: "The API key does not have the role, or the host name or the page may not call.",
     HTTPStatus.NOT_FOUND: "No such stored thing.",
     HTTPStatus.REQUEST_TIMEOUT: "The upload paused for too long.",
     HTTPStatus.CONFLICT: "The call contradicts what the ROI was fitted with.",
     HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "Body, image or pixel count over the limit.",
     HTTPStatus.UNPROCESSABLE_ENTITY: "A field is missing or out of range.",
+    HTTPStatus.TOO_MANY_REQUESTS: "Too many API keys of this address were wrong.",
     HTTPStatus.INTERNAL_SERVER_ERROR: "The service failed; its log has the reason under the request id.",
     HTTPStatus.SERVICE_UNAVAILABLE: (
         "The queue is full, another call holds the ROI, it took too long, the weights are not available, the decision "
@@ -121,7 +122,7 @@ async def _answer_to(request: Request, error: Exception) -> JSONResponse:
 
 def _headers_of(error: InspectionError, request: Request) -> dict[str, str]:
     headers = {}
-    if isinstance(error, Unavailable) and error.retry_after_s is not None:
+    if isinstance(error, Unavailable | TooManyGuesses) and error.retry_after_s is not None:
         headers["Retry-After"] = str(error.retry_after_s)
     if isinstance(error, ShuttingDown):
         headers["Connection"] = "close"

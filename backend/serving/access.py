@@ -1,10 +1,9 @@
-"""Who may call which route: the marker beside each route, and the check before a body is read."""
+"""Who may call which route: the marker beside each route, and the checks before a body is read."""
 
 from __future__ import annotations
 
 import base64
 import binascii
-import ipaddress
 import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,7 +14,9 @@ from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from backend.errors import Forbidden, Unauthorized
-from backend.serving.api_keys import ApiKeys
+from backend.serving.api_keys import ApiRole
+from backend.serving.guesses import KeyGuesses
+from backend.serving.hosts import check_site, is_loopback
 
 _log = logging.getLogger(__name__)
 
@@ -27,9 +28,6 @@ SECURITY_SCHEMES: dict[str, Any] = {
 }
 DOCUMENTATION = re.compile(r"/(docs(/oauth2-redirect)?|redoc|openapi\.json|static-offline-docs/.*)")
 """Pages for a browser, which can send no header on its own: they take the key as the password that it asks for."""
-
-READING = frozenset({"GET", "HEAD", "OPTIONS"})
-"""Methods that change nothing (RFC 9110, 9.2.1)."""
 
 
 def _marker(access: Access) -> dict[str, Any]:
@@ -58,11 +56,7 @@ def access_needed(routes: Iterable[BaseRoute], scope: Scope) -> Access:
 
 
 class KeyCheck:
-    """Refuses a request whose key does not allow it, before anything of its body is read.
-
-    It also refuses a page of another web site that has the browser on this machine send a form: where there are no
-    keys nothing else would, and CORS only keeps the page from reading the answer.
-    """
+    """Refuses a request whose key, host name or page does not allow it, before anything of its body is read."""
 
     def __init__(self, app: ASGIApp, routes: Sequence[BaseRoute]) -> None:
         self._app = app
@@ -72,25 +66,32 @@ class KeyCheck:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
         if scope["type"] == "http":
-            self._check(scope)
+            await self._check(scope)
         await self._app(scope, receive, send)
 
-    def _check(self, scope: Scope) -> None:
-        app_state, headers = scope["app"].state, dict(scope["headers"])
-        if scope["method"] not in READING and b"origin" in headers:
-            _check_origin(headers, app_state.settings.cors_origins)
-        keys: ApiKeys = app_state.api_keys
+    async def _check(self, scope: Scope) -> None:
+        app_state, has_keys = scope["app"].state, bool(scope["app"].state.api_keys)
         scope["state"]["caller"] = None
-        if not keys:
-            if self._may_warn and not is_loopback((scope.get("server") or ("localhost",))[0]):
-                self._may_warn = False
-                warn_of_open_service()
-            return
+        if has_keys:
+            await self._check_key(scope, app_state.guesses)
+        elif self._may_warn and not is_loopback((scope.get("server") or ("localhost",))[0]):
+            self._may_warn = False
+            warn_of_open_service()
+        check_site(
+            scope,
+            allowed_hosts=app_state.settings.allowed_hosts,
+            cors_origins=app_state.settings.cors_origins,
+            has_keys=has_keys,
+        )
+
+    async def _check_key(self, scope: Scope, guesses: KeyGuesses) -> None:
+        headers, needed = dict(scope["headers"]), access_needed(self._routes, scope)
         path = scope["path"].removeprefix(scope.get("root_path", ""))
         for_browser = DOCUMENTATION.fullmatch(path) is not None
-        secret = _secret_of(headers, for_browser)
-        caller = scope["state"]["caller"] = None if secret is None else keys.role_of(secret)
-        needed = access_needed(self._routes, scope)
+        secret, caller = _secret_of(headers, for_browser), None
+        if secret is not None:
+            caller = await _role_of(secret, scope, headers, guesses, may_wait=needed != "open")
+        scope["state"]["caller"] = caller
         if needed == "open":
             return
         if caller is None:
@@ -108,20 +109,21 @@ def may_know_paths(request: HTTPConnection) -> bool:
     return is_loopback((request.scope.get("server") or ("localhost",))[0])
 
 
-def is_loopback(host: str | None) -> bool:
-    """Return whether an address, a name or a socket's path is this machine's alone; a name may be anybody's."""
-    try:
-        return ipaddress.ip_address(host or "0.0.0.0").is_loopback
-    except ValueError:
-        return host == "localhost" or "/" in (host or "")
-
-
 def warn_of_open_service() -> None:
     """Log what it means that other machines reach a service without keys."""
     _log.warning(
         "The service answers other machines and BDI_API_KEYS is not set: whoever is on this network can fit, delete "
         "and read images and recipes. Set BDI_API_KEYS, or bind to 127.0.0.1."
     )
+
+
+async def _role_of(
+    secret: bytes, scope: Scope, headers: Mapping[bytes, bytes], guesses: KeyGuesses, *, may_wait: bool
+) -> ApiRole | None:
+    address = str((scope.get("client") or ("",))[0])
+    # A proxy that is not trusted calls from here for everybody.
+    is_local = is_loopback(address) and not {b"x-forwarded-for", b"forwarded", b"via"} & headers.keys()
+    return await guesses.role_of(secret, address, is_local=is_local, may_wait=may_wait)
 
 
 def _secret_of(headers: Mapping[bytes, bytes], for_browser: bool) -> bytes | None:
@@ -137,10 +139,3 @@ def _secret_of(headers: Mapping[bytes, bytes], for_browser: bool) -> bytes | Non
         except binascii.Error:
             return b""
     return None
-
-
-def _check_origin(headers: Mapping[bytes, bytes], allowed: Iterable[str]) -> None:
-    origin = headers[b"origin"].decode("latin-1")
-    if origin.partition("://")[2] == headers.get(b"host", b"").decode("latin-1") or {origin, "*"} & set(allowed):
-        return
-    raise Forbidden("A page of another web site may not call. Name its origin in BDI_CORS_ORIGINS if it shall.")

@@ -36,7 +36,7 @@ class ApiKeys(dict[bytes, ApiRole]):
                 raise ValueError(f"{which} is shorter than {MIN_SECRET_CHARS} characters.")
             if not all("!" <= character <= "~" for character in secret):
                 raise ValueError(f"{which} holds a blank, or a character that is not ASCII.")
-            digest = _digest(secret.encode())
+            digest = digest_of(secret.encode())
             if digest in keys:
                 raise ValueError(f"{which} stands there twice. Give each its own.")
             keys[digest] = cast("ApiRole", role)
@@ -44,12 +44,13 @@ class ApiKeys(dict[bytes, ApiRole]):
 
     def role_of(self, secret: bytes) -> ApiRole | None:
         """Return the role of a secret, or None if nobody knows it; takes as long whichever key it is."""
-        sent, found = _digest(secret), None
+        sent, found = digest_of(secret), None
         for digest, role in self.items():  # all of them, also after the one that fits
             if hmac.compare_digest(digest, sent):
                 found = role
         return found
 
 
-def _digest(secret: bytes) -> bytes:
+def digest_of(secret: bytes) -> bytes:
+    """Return what is kept of a secret: its SHA-256."""
     return hashlib.sha256(secret).digest()

@@ -10,7 +10,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from backend.errors import ShuttingDown
-from backend.serving.access import READING
+from backend.serving.hosts import READING
 
 _READ_ON_S = 2.0
 

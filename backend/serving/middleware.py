@@ -30,6 +30,7 @@ _SAFETY = [
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
     (b"x-frame-options", b"DENY"),
+    (b"cross-origin-resource-policy", b"same-origin"),
 ]
 _ANSWER_POLICY = b"default-src 'none'; frame-ancestors 'none'"
 # The pages of the documentation begin with a script of their own, and ReDoc runs a worker and draws its logo.
@@ -110,6 +111,8 @@ class Cors:
                 allow_origins=origins,
                 allow_methods=["GET", "POST", "DELETE", "OPTIONS"],
                 allow_headers=["*"],
+                # A page of the internet that calls into this network: only one that is named, not whichever there is.
+                allow_private_network="*" not in origins,
                 expose_headers=[REQUEST_ID_HEADER],
             )
         await app(scope, receive, send)

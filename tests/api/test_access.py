@@ -16,7 +16,8 @@ from starlette.routing import Route
 from backend.app import ROUTERS, create_app
 from backend.services import audit
 from backend.serving import access
-from backend.serving.access import DOCUMENTATION, access_needed, access_of, is_loopback
+from backend.serving.access import DOCUMENTATION, access_needed, access_of
+from backend.serving.hosts import is_loopback
 from tests.testkit.app import REPOSITORY, Api, answer_of, error_of, running_app
 from tests.testkit.client import strict_json
 from tests.testkit.fakes import plates

@@ -62,7 +62,8 @@ def start(tmp_path: Path, extractor: Slow) -> Iterator[Callable[..., Client]]:
 def stalled(client: Client, sent: bytes = b"only this", path: str = "/fit_ok") -> socket.socket:
     connection = socket.create_connection((client.host, client.port), timeout=60)
     head = (
-        f"POST {path} HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000\r\nContent-Type: multipart/form-data; boundary=x"
+        f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 1000000\r\n"
+        "Content-Type: multipart/form-data; boundary=x"
     )
     part = b'--x\r\nContent-Disposition: form-data; name="images"; filename="a.png"\r\n\r\n'
     connection.sendall(head.encode() + b"\r\n\r\n" + part + sent)
@@ -114,7 +115,7 @@ def test_a_slow_upload_that_does_not_stall_is_taken(start: Callable[..., Client]
     client = start(pause_s=2.0)
     parts = [*fields({**client.roi, "mm_per_px": 0.2}), image(png(1))]
     body = b"".join(b"--x\r\n" + part.to_bytes() + b"\r\n" for part in parts) + b"--x--\r\n"
-    head = f"POST /fit_ok HTTP/1.1\r\nHost: a\r\nContent-Length: {len(body)}\r\n"
+    head = f"POST /fit_ok HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(body)}\r\n"
     with socket.create_connection((client.host, client.port), timeout=60) as connection:
         connection.sendall(head.encode() + b"Content-Type: multipart/form-data; boundary=x\r\n\r\n")
         for begin in range(0, len(body), len(body) // 4 + 1):

@@ -187,7 +187,7 @@ def test_the_process_ends_within_its_limit_whatever_hangs(tmp_path: Path, what: 
         connection = None
         if what == "upload":
             connection = socket.create_connection(("127.0.0.1", running.client.port))
-            connection.sendall(b"POST /fit_ok HTTP/1.1\r\nHost: a\r\nContent-Length: 999999\r\n\r\nonly this")
+            connection.sendall(b"POST /fit_ok HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 999999\r\n\r\nonly this")
         else:
             _hang(running, what)
         running.terminate()

@@ -112,7 +112,7 @@ def test_a_fit_in_flight_at_sigterm_is_finished_answered_and_stored(tmp_path: Pa
         request = httpx.Request("POST", "http://line-pc/fit_ok", data=form, files=files)
         body = request.read()
         head = (
-            f"POST /fit_ok HTTP/1.1\r\nHost: line-pc\r\nExpect: 100-continue\r\nContent-Length: {len(body)}\r\n"
+            f"POST /fit_ok HTTP/1.1\r\nHost: 127.0.0.1\r\nExpect: 100-continue\r\nContent-Length: {len(body)}\r\n"
             f"Content-Type: {request.headers['Content-Type']}\r\n\r\n"
         )
         with socket.create_connection((server.host, server.port), timeout=60) as connection:
@@ -145,7 +145,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 @pytest.mark.parametrize("framing", ["Content-Length: 10000000000", "Transfer-Encoding: chunked"])
 def test_a_body_without_end_is_refused_while_it_streams_in(server: Server, framing: str) -> None:
     head = (
-        f"POST /fit_ok HTTP/1.1\r\nHost: line-pc\r\nX-Request-Id: endless\r\n{framing}\r\n"
+        f"POST /fit_ok HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Request-Id: endless\r\n{framing}\r\n"
         "Content-Type: multipart/form-data; boundary=x\r\n\r\n"
     )
     part = b'--x\r\nContent-Disposition: form-data; name="images"; filename="a.png"\r\n\r\n'
@@ -169,7 +169,7 @@ def test_a_client_that_sends_all_of_a_large_body_before_it_reads_gets_the_answer
 
 def test_a_client_that_hangs_up_in_the_middle_leaves_nothing_behind(server: Server) -> None:
     head = (
-        "POST /fit_ok HTTP/1.1\r\nHost: line-pc\r\nContent-Length: 500000\r\n"
+        "POST /fit_ok HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 500000\r\n"
         "Content-Type: multipart/form-data; boundary=x\r\n\r\n"
         '--x\r\nContent-Disposition: form-data; name="images"; filename="a.png"\r\n\r\n'
     )

@@ -72,7 +72,7 @@ A call over a limit is answered 408, 413 or 503. [security.md](security.md) says
 """,
     ),
     "api_keys": ("Keys, log and audit", "See [operations.md](operations.md).\n"),
-    "cors_origins": ("Web pages", ""),
+    "cors_origins": ("Web pages and proxies", "See [security.md](security.md).\n"),
 }
 """Title and text of each section, by the first setting in it."""
 
@@ -81,6 +81,8 @@ _ALLOWED = {
     "scales": "1 to 3 numbers in 0.25 … 2, the first one 1.0",
     "api_keys": "`role:secret,…`; a secret has at least 16 visible ASCII characters",
     "cors_origins": "origins, separated by commas; `*` for all",
+    "allowed_hosts": "names or addresses without port, separated by commas; `*` for any",
+    "trusted_proxies": "addresses or networks, separated by commas",
 }
 """Of settings whose values a pattern or a validator checks."""
 

@@ -35,6 +35,7 @@ KNOWN = {
     "calibration_missing": 400,
     "unauthorized": 401,
     "forbidden": 403,
+    "too_many_guesses": 429,
     "not_found": 404,
     "audit_off": 404,
     "job_cancelled": 409,

@@ -299,3 +299,17 @@ def test_serve_binds_to_the_port_of_the_environment(tmp_path: Path) -> None:
         process.port = port
         assert process.wait_until_ready()["model"] == "filter-bank"
         assert not (tmp_path / "models").exists()
+
+
+@pytest.mark.parametrize("text", ["http://line-pc", "line-pc:8000", "a b", "*.example", "line pc", "a/b"])
+def test_a_host_is_a_name_without_scheme_and_port(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.setenv("BDI_ALLOWED_HOSTS", text)
+    with pytest.raises(ValidationError, match="allowed_hosts"):
+        Settings()
+
+
+@pytest.mark.parametrize("text", ["*", "proxy", "10.0.0.1:80", "10.0.0.0/33"])
+def test_a_trusted_proxy_is_an_address_or_a_network(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.setenv("BDI_TRUSTED_PROXIES", text)
+    with pytest.raises(ValidationError, match="trusted_proxies"):
+        Settings()
