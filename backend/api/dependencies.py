@@ -13,6 +13,7 @@ from pydantic import BaseModel
 
 from backend.api.field_names import MAX_NAMED
 from backend.api.fields import ModelKeyId, RecipeId, RoiId, RoleId
+from backend.artifacts.job_files import JobRole
 from backend.artifacts.model_key import DEFAULT_RECIPE, ModelKey, checked_recipe
 from backend.deadlines import end_if_late
 from backend.errors import InvalidInput, TooLarge
@@ -161,7 +162,8 @@ async def _now_or_later(
             return call(end_if_late)
         held: HeldBody = request.state.held_body
         # From here on the upload is the job's, which may end before this line does.
-        job = jobs.start(kind, lambda progress: _with_ignored(call(progress)), ended=held.release)
+        role: JobRole = request.state.caller or "admin"  # without keys everybody is
+        job = jobs.start(kind, lambda progress: _with_ignored(call(progress)), role=role, ended=held.release)
         held.is_handed_over = True
         status_url = f"/jobs/{job.job_id}"
         body = {"job_id": job.job_id, "kind": kind, "state": job.state, "status_url": status_url, "warnings": []}

@@ -12,6 +12,7 @@ from filelock import FileLock, Timeout
 from backend.utils import unsealed_json
 
 State = Literal["queued", "running", "done", "failed", "cancelled", "lost"]
+JobRole = Literal["admin", "inspect"]
 FINAL: frozenset[State] = frozenset({"done", "failed", "cancelled", "lost"})
 
 _LOOKING_S = 5.0
@@ -26,6 +27,7 @@ class Job:
         job_id: 32 hexadecimal digits.
         kind: The call, for example ``fit_ok``.
         owner: The process that runs it.
+        role: Of whoever started it; each role has places of its own.
         total: Steps in all; 0 while unknown.
         result: What the call answers, once ``done``.
         error: Code, message and details of the error, once ``failed``.
@@ -34,6 +36,7 @@ class Job:
     job_id: str
     kind: str
     owner: str
+    role: JobRole = "admin"
     state: State = "queued"
     done: int = 0
     total: int = 0

@@ -74,7 +74,7 @@ _PATTERNS_ELSEWHERE: dict[Kind, re.Pattern[str]] = {
     "audit": re.compile(
         rf"audit\.sqlite3(-wal|-shm|-journal)?|{re.escape(AUDIT_IMAGES)}/[0-9a-f]{{16}}/[0-9]{{1,19}}-[0-9a-f]{{16}}\.zip"
     ),
-    "job": re.compile(r"\.jobs/[0-9a-f]{32}\.json"),
+    "job": re.compile(r"\.jobs/(inspect-)?[0-9a-f]{32}\.json"),
     "job_mark": re.compile(r"\.jobs/[0-9a-f]{32}\.(cancel|alive)"),
     "engine": re.compile(r"\.engines/openvino-[0-9a-f]{16}/(model\.xml|model\.bin|SHA256SUMS)"),
 }

@@ -209,6 +209,34 @@ def test_an_address_that_leads_nowhere_tells_a_stranger_nothing(api: Api) -> Non
     error_of(api.client.get("/nothing", headers=bearer(INSPECT)), 404, "not_found")
 
 
+# --- what the roles leave to each other -------------------------------------------------------------------------------
+
+
+def test_the_jobs_of_an_inspect_key_leave_those_of_an_admin_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("backend.services.jobs.KEPT_JOBS", 2)
+    body = {"role_id": "Inspection", "roi_id": "inspection-1"}
+    with running_app(tmp_path / "models", api_keys=KEYS, concurrent_jobs=1) as api:
+
+        def job_of(secret: str, path: str, **request: Any) -> str:
+            headers = {"X-API-Key": secret, "Prefer": "respond-async"}
+            job_id: str = answer_of(api.client.post(path, headers=headers, **request), 202)["job_id"]
+            while answer_of(api.client.get(f"/jobs/{job_id}", headers=bearer(secret)))["state"] in (
+                "queued",
+                "running",
+            ):
+                pass
+            return job_id
+
+        files = [("images", (f"{n}.png", data, "image/png")) for n, data in enumerate(plates([1, 2]))]
+        fit = job_of(ADMIN, "/fit_ok", data={**body, "mm_per_px": "0.2"}, files=files)
+        others = [job_of(INSPECT, "/infer_dataset", json=body) for _ in range(8)]
+        assert answer_of(api.client.get(f"/jobs/{fit}", headers=bearer(ADMIN)))["state"] == "done"
+        assert api.client.get(f"/jobs/{others[0]}", headers=bearer(INSPECT)).status_code == 404
+        assert answer_of(api.client.get(f"/jobs/{others[-1]}", headers=bearer(INSPECT)))["kind"] == "infer_dataset"
+
+
 # --- the documentation, in a browser ----------------------------------------------------------------------------------
 
 

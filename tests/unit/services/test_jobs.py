@@ -410,3 +410,83 @@ def _is_there(jobs: Jobs, job: Job) -> bool:
     except NotFound:
         return False
     return True
+
+
+# --- two roles --------------------------------------------------------------------------------------------------------
+
+
+def test_jobs_of_who_may_only_inspect_push_no_job_of_an_administrator_out(
+    make: Callable[..., Jobs], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs_module, "KEPT_JOBS", 3)
+    jobs = make(concurrent=1)
+    kept = [jobs.start("fit_ok", Steps(0)) for _ in range(3)]
+    for job in kept:
+        _ended(jobs, job)
+    others = [_ended(jobs, jobs.start("infer_dataset", Steps(0), role="inspect")) for _ in range(12)]
+    assert [jobs.get(job.job_id).state for job in kept] == ["done"] * 3
+    assert [_is_there(jobs, job) for job in others].count(True) <= 4
+    assert _is_there(jobs, others[-1])
+    assert make().get(others[-1].job_id).role == "inspect"
+    for _ in range(6):
+        _ended(jobs, jobs.start("fit_ok", Steps(0)))
+    assert _is_there(jobs, others[-1]), "nor the other way round"
+
+
+@pytest.mark.parametrize(("role", "other"), [("inspect", "admin"), ("admin", "inspect")])
+def test_a_full_queue_of_one_role_is_not_full_for_the_other(make: Callable[..., Jobs], role: Any, other: Any) -> None:
+    jobs, blocker = make(concurrent=1, max_waiting=3), Steps(1)
+    jobs.start("infer_dataset", blocker, role=role)
+    assert blocker.begun.wait(_DEADLINE_S)
+    waiting = [jobs.start("infer_dataset", Steps(0), role=role) for _ in range(3)]
+    with pytest.raises(QueueFull):
+        jobs.start("infer_dataset", Steps(0), role=role)
+    mine = [jobs.start("fit_ok", Steps(0), role=other) for _ in range(3)]
+    with pytest.raises(QueueFull):
+        jobs.start("fit_ok", Steps(0), role=other)
+    blocker.allow()
+    for job in (*mine, *waiting):
+        assert _ended(jobs, job).state == "done"
+
+
+def test_one_thread_is_left_to_the_administrator(make: Callable[..., Jobs]) -> None:
+    jobs, long = make(concurrent=2), [Steps(1) for _ in range(4)]
+    for call in long:
+        jobs.start("infer_dataset", call, role="inspect")
+    assert long[0].begun.wait(_DEADLINE_S)
+    assert _ended(jobs, jobs.start("fit_ok", Steps(0))).state == "done"
+    assert not long[1].begun.is_set()
+    for call in long:
+        call.allow()
+    for call in long:
+        assert call.begun.wait(_DEADLINE_S)
+
+
+def test_the_roles_take_turns_where_there_is_one_thread(make: Callable[..., Jobs]) -> None:
+    jobs, blocker, order = make(concurrent=1), Steps(1), list[str]()
+    first = jobs.start("infer_dataset", blocker, role="inspect")
+    assert blocker.begun.wait(_DEADLINE_S)
+
+    def noting(name: str) -> Callable[[Progress], dict[str, Any]]:
+        return lambda _: order.append(name) or {}  # type: ignore[func-returns-value]
+
+    started = [jobs.start("infer_dataset", noting(f"inspect-{n}"), role="inspect") for n in range(3)]
+    started += [jobs.start("fit_ok", noting(f"admin-{n}")) for n in range(3)]
+    blocker.allow()
+    for job in (first, *started):
+        _ended(jobs, job)
+    assert order == ["admin-0", "inspect-0", "admin-1", "inspect-1", "admin-2", "inspect-2"]
+
+
+def test_whatever_becomes_of_a_job_its_end_is_said_once(make: Callable[..., Jobs]) -> None:
+    jobs, blocker, ended = make(concurrent=1), Steps(1), list[str]()
+    jobs.start("fit_ok", blocker, ended=lambda: ended.append("ran"))
+    assert blocker.begun.wait(_DEADLINE_S)
+    cancelled = jobs.start("fit_ok", Steps(0), ended=lambda: ended.append("cancelled"))
+    jobs.start("fit_ok", Steps(0), role="inspect", ended=lambda: ended.append("never begun"))
+    assert jobs.cancel(cancelled.job_id).state == "cancelled"
+    assert ended == ["cancelled"]
+    jobs.stop()
+    blocker.allow()
+    jobs.close()
+    assert sorted(ended) == ["cancelled", "never begun", "ran"]
