@@ -9,6 +9,7 @@ MINUTES ?= 30
 KILLS ?= 200
 REQUESTS ?= 20000
 CROWD_MINUTES ?= 3
+HOSTILE_MINUTES ?= 5
 
 .PHONY: setup demo serve test check bench soak clean
 
@@ -51,10 +52,10 @@ bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.load --json build/load.json $(if $(UPDATE),--update docs/performance.md) || status=1; \
 	exit $$status
 
-# Kills, nonsense, a crowd and a long steady load; make soak UPDATE=1 also puts the figures into docs/reliability.md.
+# Kills, nonsense, a crowd, a bad day and a long steady load; make soak UPDATE=1 also puts the figures into docs/reliability.md.
 soak: $(VENV)/.installed
 	$(BIN)/python -m reliability --kills $(KILLS) --requests $(REQUESTS) --crowd-minutes $(CROWD_MINUTES) \
-	  --minutes $(MINUTES) --json build/soak.json $(if $(UPDATE),--update docs/reliability.md)
+	  --hostile-minutes $(HOSTILE_MINUTES) --minutes $(MINUTES) --json build/soak.json $(if $(UPDATE),--update docs/reliability.md)
 
 clean:
 	rm -rf $(VENV) demo_output *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -33,7 +33,7 @@ class Outcome:
     """What one proof came to.
 
     Attributes:
-        name: ``kills``, ``fuzz``, ``crowd`` or ``soak``: the block of the page that it fills.
+        name: ``kills``, ``fuzz``, ``crowd``, ``hostile_day`` or ``soak``: the block of the page that it fills.
         claims: Its claims.
         figures: Every number, JSON types.
         findings: What was found wrong, in words; the first of them.

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from backend.demo.service_process import ServiceProcess, environment_with
+from backend.demo.service_process import SERVE_COMMAND, ServiceProcess, environment_with
 
 SETTINGS: Mapping[str, Any] = {
     "extractor": "filter-bank",
@@ -28,15 +28,25 @@ class Server(ServiceProcess):
             process, in which it must leave nothing.
         name: Of the log.
         settings: Take the place of, or come beside, ``SETTINGS``.
+        descriptors: How many files and sockets the process may have open; as many as this one by default.
     """
 
-    def __init__(self, folder: Path, *, name: str = "server", settings: Mapping[str, object] | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        name: str = "server",
+        settings: Mapping[str, object] | None = None,
+        descriptors: int | None = None,
+    ) -> None:
         self.models_dir = folder / "models"
         self.elsewhere = folder / "elsewhere"
         environment = environment_with({**SETTINGS, "models_dir": self.models_dir, **(settings or {})})
         environment |= {"OMP_NUM_THREADS": "1"}
         environment |= dict.fromkeys(("HOME", "TMPDIR", "TEMP", "TMP"), str(self.elsewhere))
-        super().__init__(folder / f"{name}.log", environment, cwd=self.elsewhere)
+        limited = f"import resource; resource.setrlimit(resource.RLIMIT_NOFILE, ({descriptors}, {descriptors})); "
+        command = SERVE_COMMAND if descriptors is None else ("-c", limited + SERVE_COMMAND[1], *SERVE_COMMAND[2:])
+        super().__init__(folder / f"{name}.log", environment, command=command, cwd=self.elsewhere)
 
     @property
     def pid(self) -> int:

@@ -33,7 +33,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 PAGE = Path(__file__).parents[2] / "docs" / "reliability.md"
-BLOCKS = ("kills", "fuzz", "crowd", "soak")
+BLOCKS = ("kills", "fuzz", "crowd", "hostile_day", "soak")
 
 
 def _failed(outcome: Outcome) -> list[object]:
