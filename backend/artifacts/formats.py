@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from backend.artifacts.array_files import arrays_from_bytes
 from backend.artifacts.memory_checks import check_calibration_usable, check_learned_usable, check_memory_usable
 from backend.calib import Calibration
 from backend.imaging.placement import Placement
@@ -90,8 +91,7 @@ def bank_from_bytes(data: bytes) -> MemoryBank:
     if sha256_hex(data[:-_DIGEST_CHARS]).encode() != data[-_DIGEST_CHARS:]:
         raise ValueError("digest mismatch")
     try:
-        with np.load(io.BytesIO(data), allow_pickle=False) as archive:
-            arrays: dict[str, Any] = {name: archive[name] for name in archive.files}
+        arrays = arrays_from_bytes(data)
         facts = unsealed_json(arrays.pop("facts").tobytes())
         _check_version(facts)
         whitening, local = _with_prefix(arrays, _WHITENING), _with_prefix(arrays, _LOCAL)

@@ -23,6 +23,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from numpy.typing import NDArray
 
+from backend.artifacts.array_files import arrays_from_bytes
 from backend.artifacts.files import names_in, read_file
 from backend.artifacts.layout import CORRUPT_MARK
 from backend.artifacts.quarantine import set_aside_copies
@@ -255,7 +256,7 @@ def embeddings_from_bytes(data: bytes) -> NDArray[np.float32]:
     body, footer = data[:-_DIGEST_BYTES], data[-_DIGEST_BYTES:]
     if bytes.fromhex(sha256_hex(body)) != footer:
         raise ValueError("digest mismatch")
-    rows: NDArray[np.float32] = np.load(io.BytesIO(body), allow_pickle=False)
+    rows: NDArray[np.float32] = arrays_from_bytes(body)[""]
     if rows.dtype != np.float32 or rows.ndim != 2 or not rows.size or not np.isfinite(rows).all():
         raise ValueError("no embeddings")
     return rows
