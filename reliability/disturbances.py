@@ -29,6 +29,7 @@ DESCRIPTORS = 256
 
 _SILENT, _BOMBS, _BOMB_PX, _SLOW, _SLOW_BYTES, _BURST = 400, 24, 6_300, 60, 7_000_000, 100
 _LONGEST_SKEW_S = 3e8
+_BOMBED = "day-bombed"
 _HELD_S = 10.0
 """A lock is held for so much longer than anything else takes: beyond what any call may wait for it."""
 _HOLDER = (
@@ -139,10 +140,12 @@ def bombs(scene: Scene, seconds: float) -> Server | None:
     server, until_s = scene.rng.choice(scene.servers), time.monotonic() + seconds
 
     def send(number: int) -> None:
-        path, name = ("/infer", "image") if number % 3 else ("/fit_ok", "images")
+        learns = number % 3 == 0  # at a ROI of its own: it would be learned
+        path, name = ("/fit_ok", "images") if learns else ("/infer", "image")
+        roi_id = _BOMBED if learns else scene.rois[number % len(scene.rois)]
         with scene.client(server) as client:
             try:
-                answer = client.send(_bomb(path, name, scene.rois[number % len(scene.rois)]))
+                answer = client.send(_bomb(path, name, roi_id))
             except CallCutOff as error:
                 scene.tally.findings.add("cut off", f"a bomb: {error}")
                 return

@@ -44,6 +44,7 @@ from reliability.workers import at_work
 
 ROIS = tuple(f"day-{number}" for number in range(4))
 _CHANGING = "day-changing"
+_SETTINGS = {"audit": True, "max_held_mpx": 120}  # so that a machine of much memory refuses as a line PC does
 _LEARNED, _KNOWN, _POOL = range(8), range(3000, 3006), range(24)
 _FIRST_UPLOAD = 10_000
 _LONGEST_CALL_S, _RECOVERY_S, _CALM_S = 45.0, 30.0, 4.0
@@ -109,7 +110,7 @@ def run(plan: Plan, folder: Path, *, step: Callable[[], None] = lambda: None, mo
     with ExitStack() as stack:
         disk = stack.enter_context(LineDisk(folder, lambda: [server.pid for server in servers], mounts=mounts))
         for name in ("one", "two"):
-            server = Server(folder, name=name, settings={"audit": True}, descriptors=DESCRIPTORS)
+            server = Server(folder, name=name, settings=_SETTINGS, descriptors=DESCRIPTORS)
             servers.append(stack.enter_context(server))
             server.start()
         _morning(servers, day)

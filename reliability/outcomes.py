@@ -10,7 +10,7 @@ from typing import Any
 
 from backend.demo.client import Answer
 
-_KEPT_FINDINGS = 50
+_KEPT_FINDINGS, _KEPT_OF_A_KIND = 50, 25
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +67,7 @@ class Findings:
         """Note one."""
         with self._lock:
             self.counts[kind] = self.counts.get(kind, 0) + 1
-            if len(self.words) < _KEPT_FINDINGS:
+            if len(self.words) < _KEPT_FINDINGS and self.counts[kind] <= _KEPT_OF_A_KIND:
                 self.words.append(f"{kind}: {text}")
 
     def extend(self, kind: str, texts: Iterable[str]) -> None:
