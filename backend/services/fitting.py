@@ -24,10 +24,11 @@ from backend.services.calibration import prepare_renewal
 from backend.services.consistency import PhysicalSize, check_aspect_ratio, check_extractor, scale_of_image
 from backend.services.fit_options import options_in_force, settings_not_taken
 from backend.services.fit_request import FitProgress, FitReport, FitRequest
+from backend.services.memory_of_images import memory_of
 from backend.services.model_cache import ModelCache
 from backend.services.renewal import renewal
 from backend.services.stored_scores import StoredScores
-from backend.services.training_images import TrainingImages, memory_of
+from backend.services.training_images import TrainingImages
 from backend.storage import ArtefactStore
 from backend.utils import Stopwatch
 

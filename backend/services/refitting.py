@@ -24,10 +24,11 @@ from backend.memory_bank.coreset import Progress
 from backend.services.calibration import prepare_renewal
 from backend.services.fit_request import FitProgress, FitRequest
 from backend.services.fitting import Fitter
+from backend.services.memory_of_images import memory_of
 from backend.services.model_cache import LoadedModel
 from backend.services.renewal import Outcome, renewal
 from backend.services.stored_scores import StoredScores
-from backend.services.training_images import TrainingImages, memory_of
+from backend.services.training_images import TrainingImages
 from backend.utils import Stopwatch
 
 _log = logging.getLogger(__name__)
