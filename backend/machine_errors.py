@@ -27,9 +27,9 @@ def is_exhaustion(error: BaseException) -> bool:
         return True
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno in _EXHAUSTED
-    if isinstance(error, InspectionError) or not isinstance(error, Exception):
-        return False
-    return bool(_NO_MEMORY.search(str(error)))  # the classes are those of libraries that are not known here
+    # Errors of other classes are about what was sent, and quote it: text of a client's must not decide what they mean.
+    is_of_a_library = isinstance(error, RuntimeError | OSError) or type(error).__module__ == "cv2"
+    return is_of_a_library and bool(_NO_MEMORY.search(str(error)))
 
 
 def of_machine(error: BaseException) -> InspectionError | None:

@@ -46,7 +46,13 @@ def test_each_refusal_of_the_machine_has_its_code(error: Exception, code: str) -
 
 @pytest.mark.parametrize(
     "error",
-    [ConnectionResetError(errno.ECONNRESET, "reset"), TimeoutError(), UnidentifiedImageError("?"), ValueError("no")],
+    [
+        ConnectionResetError(errno.ECONNRESET, "reset"),
+        TimeoutError(),
+        UnidentifiedImageError("?"),
+        ValueError("no"),
+        ValueError("no such id: out of memory"),
+    ],
 )
 def test_what_is_not_the_machines_fault_is_left_as_it_is(error: Exception) -> None:
     assert of_machine(error) is None
@@ -68,6 +74,11 @@ def calls(api: Api) -> list[Any]:
         lambda: api.client.post("/datasets/ok/upload", data=query, files={"images": ("a.png", part)}),
         lambda: api.client.get("/state", params=query),
     ]
+
+
+def test_what_a_client_writes_does_not_decide_whose_fault_it_is(api: Api) -> None:
+    refused = api.client.post("/calibrate_ng", json={"role_id": 5, "note": "out of memory", "roi_id": "bad_alloc"})
+    error_of(refused, 422, "invalid_input")
 
 
 @pytest.mark.parametrize(("error", "code"), REFUSALS, ids=IDS)
