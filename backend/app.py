@@ -34,7 +34,9 @@ from backend.serving.logs import json_lines
 from backend.serving.metrics import Metrics
 from backend.serving.middleware import Cors, RequestFrame
 from backend.serving.proxies import TrustedProxies
+from backend.serving.sessions import SessionCookie, Sessions
 from backend.settings import Settings, unknown_variables
+from backend.ui.routes import ROUTES as PAGE_ROUTES
 from backend.wiring import (
     build_api_keys,
     build_audit,
@@ -84,8 +86,9 @@ def create_app(settings: Settings | None = None, service: InspectionService | No
             Middleware(RequestFrame),  # an id and a line in the log for whatever comes of the request
             Middleware(Cors),  # also refusals must be readable for the pages that may call
             Middleware(ErrorAnswers),  # answers for what those below refuse
+            Middleware(SessionCookie),  # a browser that has shown a key need not show it again
             # before anything of a body is read
-            Middleware(KeyCheck, routes=[route for router in ROUTERS for route in router.routes]),
+            Middleware(KeyCheck, routes=[*(route for router in ROUTERS for route in router.routes), *PAGE_ROUTES]),
             Middleware(Draining),  # strangers are not counted as work under way
             Middleware(RequestLimits),  # innermost: it guards the body that the route reads
         ],
@@ -96,6 +99,7 @@ def create_app(settings: Settings | None = None, service: InspectionService | No
     for router in ROUTERS:
         app.include_router(router, dependencies=[Depends(documented_headers)])
         app.router.routes.extend(_options_routes(router))
+    app.router.routes.extend(PAGE_ROUTES)
     install_error_handlers(app)
     _declare_keys(app)
     return app
@@ -109,6 +113,7 @@ async def _running(app: FastAPI, settings: Settings, service: InspectionService 
     state.settings = settings
     state.api_keys = build_api_keys(settings)
     state.guesses = KeyGuesses(state.api_keys)
+    state.sessions = Sessions()
     check_requirements(settings)
     for name in unknown_variables():
         _log.warning("%s is set, but there is no such setting: it has no effect. See docs/configuration.md.", name)

@@ -15,8 +15,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from backend.errors import Forbidden, Unauthorized
 from backend.serving.api_keys import ApiRole
-from backend.serving.guesses import KeyGuesses
-from backend.serving.hosts import check_site, is_loopback
+from backend.serving.hosts import READING, check_site, is_loopback
+from backend.serving.sessions import TOKEN_HEADER, Session, is_token_of
 
 _log = logging.getLogger(__name__)
 
@@ -28,6 +28,9 @@ SECURITY_SCHEMES: dict[str, Any] = {
 }
 DOCUMENTATION = re.compile(r"/(docs(/oauth2-redirect)?|redoc|openapi\.json|static-offline-docs/.*)")
 """Pages for a browser, which can send no header on its own: they take the key as the password that it asks for."""
+
+PAGE = re.compile(r"/ui(/.*)?", re.DOTALL)
+"""The engineer's page."""
 
 
 def _marker(access: Access) -> dict[str, Any]:
@@ -73,7 +76,7 @@ class KeyCheck:
         app_state, has_keys = scope["app"].state, bool(scope["app"].state.api_keys)
         scope["state"]["caller"] = None
         if has_keys:
-            await self._check_key(scope, app_state.guesses)
+            await self._check_key(scope)
         elif self._may_warn and not is_loopback((scope.get("server") or ("localhost",))[0]):
             self._may_warn = False
             warn_of_open_service()
@@ -84,13 +87,14 @@ class KeyCheck:
             has_keys=has_keys,
         )
 
-    async def _check_key(self, scope: Scope, guesses: KeyGuesses) -> None:
+    async def _check_key(self, scope: Scope) -> None:
         headers, needed = dict(scope["headers"]), access_needed(self._routes, scope)
-        path = scope["path"].removeprefix(scope.get("root_path", ""))
-        for_browser = DOCUMENTATION.fullmatch(path) is not None
-        secret, caller = _secret_of(headers, for_browser), None
-        if secret is not None:
-            caller = await _role_of(secret, scope, headers, guesses, may_wait=needed != "open")
+        for_browser = DOCUMENTATION.fullmatch(_path(scope)) is not None
+        secret = _secret_of(headers, for_browser)
+        if secret is None:
+            caller = _role_of_session(scope, headers)
+        else:
+            caller = await role_of_key(secret, scope, may_wait=needed != "open")
         scope["state"]["caller"] = caller
         if needed == "open":
             return
@@ -117,13 +121,36 @@ def warn_of_open_service() -> None:
     )
 
 
-async def _role_of(
-    secret: bytes, scope: Scope, headers: Mapping[bytes, bytes], guesses: KeyGuesses, *, may_wait: bool
-) -> ApiRole | None:
+async def role_of_key(secret: bytes, scope: Scope, *, may_wait: bool) -> ApiRole | None:
+    """Return the role of a key, None where nobody knows it; later and later to an address that tries many.
+
+    Raises:
+        TooManyGuesses: If many of its tries wait already.
+    """
+    headers, guesses = dict(scope["headers"]), scope["app"].state.guesses
     address = str((scope.get("client") or ("",))[0])
     # A proxy that is not trusted calls from here for everybody.
     is_local = is_loopback(address) and not {b"x-forwarded-for", b"forwarded", b"via"} & headers.keys()
-    return await guesses.role_of(secret, address, is_local=is_local, may_wait=may_wait)
+    role: ApiRole | None = await guesses.role_of(secret, address, is_local=is_local, may_wait=may_wait)
+    return role
+
+
+def _role_of_session(scope: Scope, headers: Mapping[bytes, bytes]) -> ApiRole | None:
+    """Return the role that a browser has signed in with, which must prove that a page of ours wants a change."""
+    session: Session | None = scope["state"].get("session")
+    if session is None or session.role is None:
+        return None
+    # The page's own routes look for the token in their forms as well.
+    if scope["method"] not in READING and not PAGE.fullmatch(_path(scope)):
+        sent = headers.get(TOKEN_HEADER.lower().encode(), b"").decode("latin-1")
+        if not is_token_of(session, sent):
+            raise Forbidden("A browser that has signed in must send the header X-CSRF-Token of its page with a change.")
+    return session.role
+
+
+def _path(scope: Scope) -> str:
+    path: str = scope["path"]
+    return path.removeprefix(scope.get("root_path", ""))
 
 
 def _secret_of(headers: Mapping[bytes, bytes], for_browser: bool) -> bytes | None:

@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from backend.artifacts.model_key import DEFAULT_RECIPE, ModelKey, checked_recipe
 from backend.errors import ReservedRecipe
+from backend.serving.access import PAGE
 from backend.serving.draining import expects_100
 from backend.serving.logs import REQUEST_ID
 
@@ -26,6 +27,7 @@ _USABLE_ID = re.compile(r"[!-~]{1,128}")
 _POLLED = frozenset({"/health", "/metrics"})
 _STATIC = "/static-offline-docs/"
 _PAGES = ("/docs", "/redoc")
+_UI_STATIC = "/ui/static/"
 _SAFETY = [
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
@@ -37,6 +39,12 @@ _ANSWER_POLICY = b"default-src 'none'; frame-ancestors 'none'"
 _PAGE_POLICY = (
     b"default-src 'self'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; "
     b"img-src 'self' data:; worker-src 'self' blob:; frame-ancestors 'none'"
+)
+
+# The engineer's page: scripts, styles and calls of this service alone, nothing inline.
+_UI_POLICY = (
+    b"default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
+    b"form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 )
 
 
@@ -149,6 +157,12 @@ def _safety_headers(scope: Scope) -> list[tuple[bytes, bytes]]:
     path = scope["path"].removeprefix(scope.get("root_path", ""))
     if path.startswith(_STATIC):
         return _SAFETY  # the same for every installation; a browser may keep it
+    if path.startswith(_UI_STATIC):
+        return [*_SAFETY, (b"content-security-policy", _ANSWER_POLICY)]  # kept too: a digest is in the address
+    if PAGE.fullmatch(path):
+        # Without a referrer browsers do not say either where the forms of the page come from.
+        safety = [(name, b"same-origin" if name == b"referrer-policy" else value) for name, value in _SAFETY]
+        return [*safety, (b"cache-control", b"no-store"), (b"content-security-policy", _UI_POLICY)]
     policy = _PAGE_POLICY if path.startswith(_PAGES) else _ANSWER_POLICY
     return [*_SAFETY, (b"cache-control", b"no-store"), (b"content-security-policy", policy)]
 

@@ -68,7 +68,7 @@ def test_settings_are_built_in_a_function_and_never_while_a_module_is_imported()
 IMPORT_ALL = """
 import importlib, sys, threading
 import backend.app
-loaded = {"torch", "timm", "openvino", "faiss", "sklearn", "matplotlib", "httpx"} & set(sys.modules)
+loaded = {"torch", "timm", "openvino", "faiss", "sklearn", "matplotlib"} & set(sys.modules)
 assert not loaded, loaded
 assert threading.active_count() == 1, threading.enumerate()
 for name in sys.argv[1:]:
