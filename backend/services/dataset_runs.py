@@ -78,7 +78,8 @@ def inspect_dataset(
                 name=image.file_name,
                 for_calibration=for_calibration,
             )
-            item = replace(item, inspection=_patiently(infer))
+            # Without the pixels: the answer holds what was found in each image, not all the images.
+            item = replace(item, inspection=replace(_patiently(infer), image_bgr=None))
         except InspectionError as error:
             if isinstance(error, Unavailable) and not isinstance(error, StorageFailed):
                 raise

@@ -108,11 +108,12 @@ class RequestLimits:
             check_size()  # what was announced, before anything is read
             began_s = time.monotonic()
             limit_s = min(settings.body_timeout_s, max(0.0, deadline_s - began_s))
-            if bytes_per_s:  # only the time that was spent waiting for the client counts
-                limit_s = min(limit_s, max(0.0, settings.body_timeout_s + received / bytes_per_s - waited_s))
             try:
-                if limit_s <= 0:  # else what has come already would be taken
-                    raise TimeoutError
+                if bytes_per_s:  # only the time that was spent waiting for the client counts
+                    left_s = settings.body_timeout_s + received / bytes_per_s - waited_s
+                    if left_s <= 0:  # else what has come already would be taken
+                        raise TimeoutError
+                    limit_s = min(limit_s, left_s)
                 async with asyncio.timeout(limit_s):
                     message = await receive()
             except TimeoutError:

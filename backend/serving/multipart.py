@@ -76,7 +76,7 @@ class FormRequest(Request):
                         held += chunk
             if size > max_bytes:
                 raise TooLarge(
-                    f"The body is larger than {max_bytes} bytes, which is the limit of a call without files.",
+                    f"The body is larger than {max_bytes / 1e6:g} MB, which is the limit of a call without files.",
                     details={"max_bytes": max_bytes},
                 )
             self._body = bytes(held)

@@ -22,7 +22,7 @@ from backend.artifacts.heatmaps import save_heatmap
 from backend.artifacts.model_key import ModelKey, id_of_folder
 from backend.artifacts.store import ArtefactStore
 from backend.calib import Calibration, false_alarm_bounds
-from backend.errors import ArtefactCorrupt, ArtefactOutdated, StorageFull, Unavailable
+from backend.errors import ArtefactCorrupt, ArtefactOutdated, Busy, StorageFull, Unavailable
 from backend.memory_bank.bank import MemoryBank
 from tests.testkit.fakes import bank_on_a_line
 
@@ -310,7 +310,7 @@ def test_a_lock_keeps_other_threads_out_until_it_is_released(store, key):
 
 def test_a_lock_that_is_held_too_long_is_an_answer_and_one_whose_work_fails_is_released(store, key):
     other = ArtefactStore(store.models_dir)
-    with store.lock(key), pytest.raises(Unavailable, match="inspection-1"), other.lock(key, timeout_s=0.05):
+    with store.lock(key), pytest.raises(Busy, match="holds this ROI"), other.lock(key, timeout_s=0.05):
         pass
     with store.lock(key), store.lock(key, timeout_s=0):  # its own thread may take it again
         pass

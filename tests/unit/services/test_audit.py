@@ -14,7 +14,7 @@ from unittest import mock
 import pytest
 
 from backend.errors import AuditOff, AuditUnavailable
-from backend.services import audit, audit_table
+from backend.services import audit_table
 from backend.services.audit import Audit
 
 ENTRY = {
@@ -166,7 +166,7 @@ def test_a_file_that_another_program_has_locked_is_waited_for(kept: Audit, path:
 def test_a_decision_that_cannot_be_kept_is_not_given_and_the_next_one_may_be(
     kept: Audit, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(audit, "_BUSY_S", 0.05)
+    monkeypatch.setattr(audit_table, "_BUSY_S", 0.05)
     kept.write(ENTRY)
     with closing(sqlite3.connect(path, isolation_level=None)) as another:
         another.execute("BEGIN IMMEDIATE")
