@@ -90,6 +90,13 @@ class Settings(BaseSettings):
         description="Most that uploads of calls and waiting jobs hold together, MB; small ones may take a tenth more.",
     )
     max_disk_gb: float = Field(0.0, ge=0, le=1e6, description="Most that the models folder may hold, GB; 0 = no limit.")
+    keep_versions: int = Field(
+        10,
+        ge=0,
+        le=1000,
+        description="Most earlier versions of a ROI (memory and calibration) that are kept for a way back; they make "
+        "room where the disk is full. 0 = none.",
+    )
     max_images: int = Field(500, ge=1, le=1000, description="Most images in one request.")
     request_timeout_s: float = Field(
         600.0, gt=0, le=86_400, description="Longest time a request may take, s; background jobs have no limit."

@@ -8,6 +8,7 @@ from backend.artifacts.model_key import ModelKey
 from backend.artifacts.roi_locks import LOCK_TIMEOUT_S
 from backend.artifacts.store import ArtefactStore
 from backend.artifacts.stored_model import StoredModel
+from backend.artifacts.versions import Made
 from backend.calib import Calibration
 from backend.memory_bank.bank import MemoryBank
 from backend.settings import Settings
@@ -46,8 +47,11 @@ def save(
     """
     store, key = _store(models_dir), ModelKey(role_id=role_id, roi_id=roi_id)
     with store.lock(key):
-        store.save_bank(key, bank, calibration)
+        store.save_bank(key, bank, calibration, made=Made(kind="fit"))
 
 
 def _store(models_dir: Path | None) -> ArtefactStore:
-    return ArtefactStore(models_dir or Settings().models_dir)
+    if models_dir is not None:
+        return ArtefactStore(models_dir)
+    settings = Settings()
+    return ArtefactStore(settings.models_dir, keep_versions=settings.keep_versions)

@@ -63,7 +63,7 @@ def build_service(settings: Settings, *, extractor: ExtractorLoader | None = Non
 
 def build_store(settings: Settings) -> ArtefactStore:
     """Return the artefacts below the models folder."""
-    return ArtefactStore(settings.models_dir, max_disk_gb=settings.max_disk_gb)
+    return ArtefactStore(settings.models_dir, max_disk_gb=settings.max_disk_gb, keep_versions=settings.keep_versions)
 
 
 def build_datasets(settings: Settings, store: ArtefactStore | None = None) -> Datasets:

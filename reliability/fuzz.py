@@ -150,12 +150,13 @@ def _send_mutated(
 def _plain_requests() -> list[bytes]:
     """Return requests that the captured client does not send: of the other endpoints and other kinds of body."""
     ids = "role_id=Inspection&roi_id=inspection-1"
-    gets = [f"/{name}?{ids}" for name in ("state", "manifest", "datasets/list")]
+    gets = [f"/{name}?{ids}" for name in ("state", "manifest", "datasets/list", "versions")]
     gets += [f"/datasets/file?{ids}&label=ok&filename=x-0123456789ab.png", "/health", "/recipes", "/jobs/" + "0" * 32]
     bodies = {
         "/calibrate_dataset": {"role_id": "Inspection", "roi_id": "inspection-1", "default_mm_per_px": 0.2},
         "/infer_dataset": {"role_id": "Inspection", "roi_id": "inspection-2", "include_heatmap": True},
         "/refit": {"role_id": "Inspection", "roi_id": "inspection-1", "force": True},
+        "/versions/activate": {"role_id": "Inspection", "roi_id": "inspection-1", "version": 1, "reason": "back"},
         "/recipes/copy": {"source": "nothing", "target": "copy"},
     }
     requests = [f"GET {path} HTTP/1.1\r\nHost: line-pc\r\nX-Recipe-Id: default\r\n\r\n".encode() for path in gets]

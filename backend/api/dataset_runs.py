@@ -57,6 +57,7 @@ def calibrate_dataset(
             margin=body.margin,
             threshold=body.threshold,
             dry_run=body.dry_run,
+            reason=body.reason,
             require_ng=body.require_ng,
             progress=progress,
         )

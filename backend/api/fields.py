@@ -55,6 +55,15 @@ Serial = Annotated[
         examples=["SN-2026-000417"],
     ),
 ]
+Reason = Annotated[
+    str | None,
+    Field(
+        max_length=1000,
+        pattern=r"^[^\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]*$",
+        description="Why, in your own words; kept with this version of the ROI and shown by GET /versions.",
+        examples=["New lamp since Monday"],
+    ),
+]
 ShapeText = Annotated[
     str | None,
     Field(
@@ -232,3 +241,4 @@ class ScoringBody(ModelBody):
         examples=[None],
     )
     dry_run: bool = Field(False, description="Say what these settings would do, and store nothing.", examples=[False])
+    reason: Reason = None

@@ -21,7 +21,7 @@ from backend.api.dependencies import (
     model_key_of,
     shape_of,
 )
-from backend.api.fields import PNG_FILE, ImageFile, MemoryFacts, MmPerPx, PartId, Serial, ShapeText
+from backend.api.fields import PNG_FILE, ImageFile, MemoryFacts, MmPerPx, PartId, Reason, Serial, ShapeText
 from backend.api.infer_schemas import ImageCheckAnswer, InferAnswer, InferParams, RegionAnswer
 from backend.api.own_threads import on_writers_threads
 from backend.api.routing import Route, has_no_effect
@@ -78,6 +78,7 @@ def fit_ok(
             examples=["auto"],
         ),
     ] = None,
+    reason: Annotated[Reason, Form()] = None,
 ) -> FitAnswer | JSONResponse:
     """Learn, or learn more of, what is normal. Images accumulate over calls; a repeated image is learned once."""
     check_uploads(len(images), "part_id", len(part_id), settings)
@@ -100,6 +101,7 @@ def fit_ok(
             use_dataset=use_dataset,
             coreset_rate=1.0 if memory_fit else coreset_rate,
             aligned=aligned,
+            reason=reason or None,
             progress=progress,
         )
         metrics.count_fit(key)

@@ -205,6 +205,17 @@ def read_file(path: Path) -> bytes | None:
     return _read(path.read_bytes)
 
 
+def read_end(path: Path, n_bytes: int) -> bytes | None:
+    """Return the last bytes of a file, or None when there is none; raises as ``read_file``."""
+
+    def read() -> bytes:
+        with path.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - n_bytes))
+            return file.read()
+
+    return _read(read)
+
+
 def names_in(folder: Path) -> list[str]:
     """Return the names in a folder, none where there is no such folder.
 

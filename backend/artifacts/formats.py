@@ -8,11 +8,13 @@ import re
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
 from backend.artifacts.array_files import arrays_from_bytes
+from backend.artifacts.files import read_end
 from backend.artifacts.memory_checks import check_calibration_usable, check_learned_usable, check_memory_usable
 from backend.calib import Calibration
 from backend.imaging.placement import Placement
@@ -185,6 +187,39 @@ def calibrations_from_bytes(data: bytes) -> list[Calibration]:
     if calibration_bytes(calibrations) != data:
         raise ValueError("not in its one byte form")
     return calibrations
+
+
+def switching_bytes(now: str | None, memory_digest: str, then: str | None) -> bytes:
+    """Return the ``calib.json`` of a moment: what it holds changes when another memory comes into force.
+
+    Args:
+        now: The text of the file before; None where there is none.
+        memory_digest: The digest that ends the file of the memory to come.
+        then: The text from then on; None for no calibration.
+    """
+    return sealed_json({"format_version": FORMAT_VERSION, "memory": memory_digest, "now": now, "then": then})
+
+
+def calib_in_force(data: bytes, memory: Path) -> bytes | None:
+    """Return the text of a ``calib.json`` that holds with the memory of now, None for no calibration.
+
+    Args:
+        data: Its bytes.
+        memory: The file of the memory.
+
+    Raises:
+        ValueError: If it was written for a switch and is damaged; any other text is returned as it is.
+        StorageFailed: If the memory's file cannot be read.
+    """
+    if not data.startswith(b'{"'):  # as ``switching_bytes`` begins, and no other text
+        return data
+    fields = unsealed_json(data)
+    try:
+        texts = (fields["now"], fields["then"])
+        chosen = texts[(read_end(memory, _DIGEST_CHARS) or b"") == fields["memory"].encode()]
+        return None if chosen is None else bytes(chosen.encode())
+    except (KeyError, AttributeError) as error:
+        raise ValueError("not a calibration file") from error
 
 
 def _check_version(fields: Mapping[str, Any]) -> None:

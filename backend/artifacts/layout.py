@@ -32,7 +32,7 @@ from backend.imaging.image_codec import SUFFIX_BY_FORMAT
 
 Kind = Literal[
     "memory", "index", "calibration", "image", "facts", "embeddings", "heatmap", "lock", "job", "job_mark", "engine",
-    "audit", "note", "marker", "temporary", "foreign", "unreadable", "unknown",
+    "audit", "note", "marker", "version", "kept_memory", "temporary", "foreign", "unreadable", "unknown",
 ]  # fmt: skip
 
 AUDIT_IMAGES = ".audit-images"
@@ -55,6 +55,8 @@ _OF_MODEL: dict[Kind, str] = {
     "index": r"index\.faiss",
     "calibration": r"calib\.json",
     "heatmap": rf"heatmaps/{_DIGEST}\.png",
+    "version": r"versions/(?:next|[1-9]\d{0,8})-[0-9a-f]{16}\.json",
+    "kept_memory": r"versions/[0-9a-f]{16}\.npz",
 }
 _PATTERNS_IN_ROI: dict[Kind, re.Pattern[str]] = {
     kind: re.compile(pattern)

@@ -16,11 +16,13 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from backend.artifacts.files import names_in, sync_folder
-from backend.artifacts.layout import CORRUPT_MARK, ArtifactPath, classify_path, unreplaced
+from backend.artifacts.layout import CORRUPT_MARK, ArtifactPath, Kind, classify_path, unreplaced
 
 _log = logging.getLogger(__name__)
 
 _LISTED = 3
+_HARMLESS: frozenset[Kind] = frozenset({"version", "kept_memory"})
+"""What no answer depends on but that to whoever wants it back: no reason for ``/health``."""
 
 
 class Quarantine:
@@ -69,7 +71,9 @@ class Quarantine:
 
     def update(self, found: Iterable[ArtifactPath]) -> None:
         """Take over what a walk over the folder has found; a damaged file still in its place is found by its reader."""
-        missing = unreplaced(artifact for artifact in found if artifact.key is not None)
+        missing = unreplaced(
+            artifact for artifact in found if artifact.key is not None and artifact.kind not in _HARMLESS
+        )
         damaged = {_as_one(artifact) for artifact in missing}
         with self._lock:
             for artifact, is_damaged in self._since.items():
@@ -77,6 +81,8 @@ class Quarantine:
             self._damaged = damaged
 
     def _note(self, artifact: ArtifactPath, *, is_damaged: bool) -> None:
+        if artifact.kind in _HARMLESS:
+            return
         with self._lock:
             if is_damaged or artifact in self._damaged:
                 self._since[artifact] = is_damaged

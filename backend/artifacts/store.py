@@ -17,33 +17,30 @@ rename and written after it: whoever reads it finds the index of the memory besi
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
-from pathlib import Path
-from typing import TypeVar
 
-from backend.artifacts.disk_limit import DiskLimit, size_of
-from backend.artifacts.files import read_file, remove, stamp, write_atomic
-from backend.artifacts.folders import child_folder
+from backend.artifacts.files import read_file, stamp
 from backend.artifacts.formats import (
     LearnedFacts,
-    OutdatedFormat,
     bank_bytes,
     bank_from_bytes,
+    calib_in_force,
     calibration_bytes,
     calibrations_from_bytes,
     facts_of_damaged,
+    switching_bytes,
 )
-from backend.artifacts.held_locks import HeldLocks
 from backend.artifacts.image_store import ImageStore
-from backend.artifacts.model_key import DEFAULT_RECIPE, RECIPES_FOLDER, ModelKey, folder_name
-from backend.artifacts.models_folder import ModelsFolder
-from backend.artifacts.quarantine import Quarantine, set_aside_copies
-from backend.artifacts.roi_locks import RoiLocks
-from backend.artifacts.stored_model import Stamps, StoredModel, unusable
+from backend.artifacts.model_key import ModelKey
+from backend.artifacts.quarantine import set_aside_copies
+from backend.artifacts.stored_model import Stamps, StoredModel
+from backend.artifacts.stored_version import StoredVersion
+from backend.artifacts.versioned_files import VersionedFiles
+from backend.artifacts.versions import Made, MemorySummary
 from backend.calib import Calibration
-from backend.errors import ArtefactCorrupt, ArtefactOutdated, InspectionError, Unavailable
+from backend.errors import ArtefactCorrupt, Unavailable
 from backend.memory_bank.bank import MemoryBank
 from backend.memory_bank.index import faiss_bytes
 
@@ -51,33 +48,9 @@ _log = logging.getLogger(__name__)
 
 _KEPT_CALIBRATIONS = 2
 
-T = TypeVar("T")
 
-
-class ArtefactStore:
+class ArtefactStore(VersionedFiles):
     """The artifacts below one models folder."""
-
-    def __init__(self, models_dir: Path, *, max_disk_gb: float = 0.0) -> None:
-        """Use ``models_dir``; nothing is made before the first write."""
-        self.models_dir = models_dir
-        self.folder = ModelsFolder(models_dir)
-        self.quarantine = Quarantine(models_dir)
-        self.disk = DiskLimit(models_dir, max_disk_gb)
-        self._locks = RoiLocks()
-        self._held = HeldLocks()
-
-    def roi_folder(self, key: ModelKey) -> Path:
-        """Return the folder of a ROI, whether it exists or not; raises StorageFailed if the models folder vanished."""
-        self.folder.check()
-        root = self.models_dir
-        if key.recipe_id != DEFAULT_RECIPE:
-            root = root / RECIPES_FOLDER / folder_name(key.recipe_id)
-        return child_folder(child_folder(root, key.role_id), key.roi_id)
-
-    def model_folder(self, key: ModelKey) -> Path:
-        """Return the folder of a model: the ROI's own, or one below it for another model key."""
-        folder = self.roi_folder(key)
-        return folder if key.is_default_model else child_folder(folder / "keys", key.model_key)
 
     def images(self, key: ModelKey) -> ImageStore:
         """Return the images of a ROI."""
@@ -123,20 +96,34 @@ class ArtefactStore:
         calibration: Calibration | None = None,
         *,
         stored: Sequence[Calibration] | None = None,
-    ) -> None:
+        made: Made | None = None,
+    ) -> tuple[str, ...]:
         """Make a memory, and its calibration where it brings one, the model's own. Call it under ``lock``.
 
         Args:
             stored: As of ``save_calibration``.
+            made: What makes this version of the model; None keeps no version of what was in force.
+
+        Returns:
+            Sentences on what could not be kept of the version before.
 
         Raises:
             StorageFull, StorageFailed: If it cannot be written; the old model serves on.
         """
+        calib_path = self.model_folder(key) / "calib.json"
+        calib, warnings = self._settled_calib(key), list[str]()
+        data, new_calib = bank_bytes(bank), calib
+        if calibration is not None:
+            new_calib = self._with_calibration(key, calibration, stored)
+        with self.versions(key).leaving(made, MemorySummary.of(bank, data), _text(new_calib), warnings):
+            if calibration is not None and new_calib is not None:
+                self.write(calib_path, new_calib)
+            self._switch_memory(key, data, faiss_bytes(bank.vectors))
+        return tuple(warnings)
+
+    def _switch_memory(self, key: ModelKey, data: bytes, index_data: bytes | None) -> None:
         path = self.model_folder(key) / "memory.npz"
         index = path.with_name("index.faiss")
-        if calibration is not None:
-            self.save_calibration(key, calibration, stored=stored)
-        data, index_data = bank_bytes(bank), faiss_bytes(bank.vectors)
         if index.exists():
             self.remove(index)  # the old memory's does not outlive it
         self.write(path, data)
@@ -156,17 +143,34 @@ class ArtefactStore:
         return index is not None
 
     def save_calibration(
-        self, key: ModelKey, calibration: Calibration, *, stored: Sequence[Calibration] | None = None
-    ) -> None:
+        self,
+        key: ModelKey,
+        calibration: Calibration,
+        *,
+        stored: Sequence[Calibration] | None = None,
+        made: Made | None = None,
+    ) -> tuple[str, ...]:
         """Store a calibration; the one of another memory is kept beside it until the next. Call it under ``lock``.
 
         Args:
             stored: Those that are stored, where the caller has read them under the lock; None reads them.
+            made: As of ``save_bank``.
+
+        Returns:
+            As ``save_bank``.
 
         Raises:
             StorageFull, StorageFailed: If it cannot be written; the old one serves on.
         """
-        path = self.model_folder(key) / "calib.json"
+        self._settled_calib(key)
+        warnings = list[str]()
+        data = self._with_calibration(key, calibration, stored)
+        with self.versions(key).leaving(made, None, _text(data), warnings):
+            self.write(self.model_folder(key) / "calib.json", data)
+        return tuple(warnings)
+
+    def _with_calibration(self, key: ModelKey, calibration: Calibration, stored: Sequence[Calibration] | None) -> bytes:
+        """Return the ``calib.json`` of a calibration beside those that are stored."""
         if stored is None:
             try:
                 stored = self.calibrations(key)
@@ -177,7 +181,46 @@ class ArtefactStore:
             with suppress(ArtefactCorrupt):
                 bank = self._bank(key)
                 others.sort(key=lambda other: bank is None or other.memory_checksum != bank.checksum)
-        self.write(path, calibration_bytes([calibration, *others][:_KEPT_CALIBRATIONS]))
+        return calibration_bytes([calibration, *others][:_KEPT_CALIBRATIONS])
+
+    def bring_back(self, key: ModelKey, found: StoredVersion, made: Made) -> tuple[str, ...]:
+        """Make a version that was in force the model's own again, in one switch. Call it under ``lock``.
+
+        Returns:
+            As ``save_bank``.
+
+        Raises:
+            StorageFull, StorageFailed: If it cannot be written; what is in force serves on.
+        """
+        path = self.model_folder(key) / "calib.json"
+        now, warnings, version = self._settled_calib(key), list[str](), found.version
+        then = None if version.calib is None else version.calib.encode()
+        with self.versions(key).leaving(made, version.memory, version.calib, warnings):
+            if read_file(path.with_name("memory.npz")) == found.data:
+                self._put_calib(path, then)
+                return tuple(warnings)
+            if then != now:
+                self.write(path, switching_bytes(_text(now), version.memory.digest, version.calib))
+            self._switch_memory(key, found.data, faiss_bytes(found.bank.vectors))
+            try:
+                if then != now:
+                    self._put_calib(path, then)
+            except Unavailable:  # It holds already: the memory that it was written for is in force.
+                _log.exception("calib.json could not be written in its plain form; the next fit does it")
+        return tuple(warnings)
+
+    def is_in_force(self, key: ModelKey, found: StoredVersion) -> bool:
+        """Return whether a model is, byte by byte, what a version holds."""
+        calib = None if found.version.calib is None else found.version.calib.encode()
+        try:
+            is_same = self.calib_data(key) == calib
+        except ValueError:
+            return False
+        folder = self.model_folder(key)
+        is_lost = (
+            calib is None and not (folder / "calib.json").exists() and bool(set_aside_copies(folder / "calib.json"))
+        )
+        return is_same and not is_lost and read_file(folder / "memory.npz") == found.data
 
     def calibrations(self, key: ModelKey) -> list[Calibration]:
         """Return the stored calibrations, newest first, whatever memory they belong to.
@@ -186,7 +229,13 @@ class ArtefactStore:
             ArtefactCorrupt: If they do not match their digest, or did not and were set aside for that.
             StorageFailed: If they cannot be read.
         """
-        return self._read(key, self.model_folder(key) / "calib.json", calibrations_from_bytes) or []
+        path = self.model_folder(key) / "calib.json"
+
+        def parse(data: bytes) -> list[Calibration]:
+            text = calib_in_force(data, path.with_name("memory.npz"))
+            return [] if text is None else calibrations_from_bytes(text)
+
+        return self._parsed(key, path, parse) or []
 
     def learned_facts(self, key: ModelKey) -> LearnedFacts | None:
         """Return what is still known for certain of a damaged or outdated memory, or None."""
@@ -204,85 +253,12 @@ class ArtefactStore:
         roi = self.roi_folder(key)
         folders = [roi, *sorted(entry for entry in (roi / "keys").glob("*") if entry.is_dir())]
         own = self.model_folder(key)
-        banks = (self._read(key, folder / "memory.npz", bank_from_bytes) for folder in folders if folder != own)
+        banks = (self._parsed(key, folder / "memory.npz", bank_from_bytes) for folder in folders if folder != own)
         return {digest for bank in banks if bank is not None for digest in bank.image_digests}
 
-    def write(self, path: Path, data: bytes) -> None:
-        """Write a file as ``write_atomic`` does, within the limit of the models folder.
-
-        Raises:
-            StorageFull, StorageFailed: If it cannot be written; the old file is untouched.
-        """
-        self.folder.ensure()
-        self._held.check(path)
-        more_bytes = len(data) - size_of(path)
-        self.disk.check(more_bytes)
-        write_atomic(path, data)
-        self._held.check(path)  # else it may lie in another folder than what is read
-        self.disk.count(more_bytes)
-        self.quarantine.forget(path)
-
-    def remove(self, *paths: Path) -> None:
-        """Delete files durably; raises StorageFailed if one cannot be deleted."""
-        self._held.check(*paths)
-        sizes = sum(size_of(path) for path in paths)
-        remove(*paths)
-        self.disk.count(-sizes)
-        for path in paths:
-            self.quarantine.forget(path)
-
-    def found_damaged(self, key: ModelKey, path: Path, parse: Callable[[bytes], object]) -> None:
-        """Set a file aside if ``parse`` raises ValueError for its bytes in a second look, under the ROI's lock, too.
-
-        Where the lock is taken, or the file cannot be renamed, it is only remembered: the next reader tries again.
-        """
-        try:
-            with self.lock(key, timeout_s=0):
-                if (data := read_file(path)) is not None:  # else it has been replaced since
-                    try:
-                        parse(data)
-                    except ValueError:
-                        self.quarantine.set_aside(path)
-        except (InspectionError, OSError) as error:
-            _log.warning("%s is damaged and could not be set aside: %s", path, error)
-            self.quarantine.remember(path)
-
-    @contextmanager
-    def lock(self, key: ModelKey, *, timeout_s: float | None = None) -> Iterator[None]:
-        """Hold the ROI against other writers, in this process and in others on the same folder.
-
-        A thread that holds it already may take it again.
-
-        Raises:
-            Busy: If another writer holds it for longer than ``timeout_s``, or many wait for it already.
-            StorageFull, StorageFailed: If the ROI's folder cannot be made.
-        """
-        folder = self.roi_folder(key)
-        self.folder.ensure()
-        lock = self._locks.acquire(folder, timeout_s)
-        # Two new ids that differ by case alone may have come to one folder at the same moment.
-        with self._held.holding(lock, folder, is_right=lambda: self.roi_folder(key) == folder):
-            yield
-
     def _bank(self, key: ModelKey) -> MemoryBank | None:
-        return self._read(key, self.model_folder(key) / "memory.npz", bank_from_bytes)
+        return self._parsed(key, self.model_folder(key) / "memory.npz", bank_from_bytes)
 
-    def _read(self, key: ModelKey, path: Path, parse: Callable[[bytes], T]) -> T | None:
-        """Return what a file holds, or None when there is none and never was."""
-        data = read_file(path)
-        if data is None:
-            if not set_aside_copies(path):
-                return None
-            data = read_file(path)  # again: a new one may have come since
-            if data is None:
-                self.quarantine.remember(path)
-                raise unusable(ArtefactCorrupt, path.name)
-        try:
-            parsed = parse(data)
-        except OutdatedFormat as error:
-            raise unusable(ArtefactOutdated, path.name) from error
-        except ValueError as error:
-            self.found_damaged(key, path, parse)
-            raise unusable(ArtefactCorrupt, path.name) from error
-        self.quarantine.forget(path)
-        return parsed
+
+def _text(data: bytes | None) -> str | None:
+    return None if data is None else data.decode()

@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from backend.artifacts.model_key import ModelKey
+from backend.artifacts.versions import Made
 from backend.calib import OK_PERCENTILE, Calibration, ScoreMode
 from backend.errors import Conflict
 from backend.extractors.extraction import Extraction
@@ -45,6 +46,7 @@ class CalibrationRequest:
         margin: Factor on what the OK scores call for; None for 1.
         threshold: Set by hand.
         dry_run: Say what it would be, and store nothing.
+        reason: Why, in the words of whoever calibrates; kept with the version.
     """
 
     mm_per_px: float | None = None
@@ -57,6 +59,7 @@ class CalibrationRequest:
     margin: float | None = None
     threshold: float | None = None
     dry_run: bool = False
+    reason: str | None = None
 
     @property
     def brings_scores(self) -> bool:
@@ -155,7 +158,9 @@ class Calibrator:
             if model.calibration_fault is not None:
                 calibration = replace(calibration, warnings=(*calibration.warnings, _CALIBRATION_LOST))
             if not request.dry_run:
-                self.store.save_calibration(key, calibration, stored=model.calibrations)
+                made = Made(kind="calibration", reason=request.reason)
+                of_version = self.store.save_calibration(key, calibration, stored=model.calibrations, made=made)
+                calibration = replace(calibration, warnings=(*calibration.warnings, *of_version))
         return calibration
 
     def stored_scores(self, key: ModelKey, bank: MemoryBank, *, keeps: bool = True) -> StoredScores:
@@ -207,6 +212,8 @@ class Calibrator:
 
 
 def _without_effect(request: CalibrationRequest) -> list[str]:
+    if request.dry_run and request.reason is not None:
+        return ["reason has no effect: dry_run stores nothing.", *_without_effect(replace(request, reason=None))]
     if request.threshold is None:
         return []
     sent = [name for name in ("ok_percentile", "margin") if getattr(request, name) is not None]

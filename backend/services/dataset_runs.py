@@ -102,6 +102,7 @@ def calibrate_from_dataset(
     margin: float | None = None,
     threshold: float | None = None,
     dry_run: bool = False,
+    reason: str | None = None,
     require_ng: bool = False,
     progress: Progress | None = None,
 ) -> tuple[Calibration, list[DatasetItem]]:
@@ -171,6 +172,7 @@ def calibrate_from_dataset(
         margin=margin,
         threshold=threshold,
         dry_run=dry_run,
+        reason=reason,
         measured=MeasuredScores(by=choice, with_memories=memories, of=of),
     )
     return calibration, failed

@@ -43,6 +43,7 @@ class FitRequest:
         use_dataset: Learn exactly the ``ok`` images of the data set, and the uploads.
         options: Everything else that shapes the memory, where the fit does not add to one.
         coreset_rate: In place of that of the options; None for what holds.
+        reason: Why, in the words of whoever fits; kept with the version.
         aligned: As in ``FitOptions``; None keeps what the ROI was fitted with, which for a new one ``options`` say.
     """
 
@@ -54,6 +55,7 @@ class FitRequest:
     options: FitOptions
     coreset_rate: float | None = None
     aligned: Aligned | None = None
+    reason: str | None = None
 
 
 class FitProgress:

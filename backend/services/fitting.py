@@ -10,6 +10,7 @@ from backend.artifacts.formats import LearnedFacts
 from backend.artifacts.image_store import ImageStore
 from backend.artifacts.model_key import ModelKey
 from backend.artifacts.stored_image import StoredImage
+from backend.artifacts.versions import Made
 from backend.calib import Calibration
 from backend.errors import ArtefactCorrupt, InspectionError, InvalidInput, Unavailable
 from backend.extractors.base import FeatureExtractor
@@ -172,7 +173,8 @@ class Fitter:
         with watch.lap("scores"):
             found = renewal(bank, before.calibrations, before.memory or before.known, scorer, self.store.images(key))
         with watch.lap("write"):
-            self.store.save_bank(key, bank, found.new, stored=before.calibrations)
+            made = Made(kind="fit", reason=request.reason)
+            of_version = self.store.save_bank(key, bank, found.new, stored=before.calibrations, made=made)
         return FitReport(
             bank=bank,
             n_new=len(set(bank.image_digests) - before.known_digests),
@@ -186,6 +188,7 @@ class Fitter:
                 *found.warnings,
                 *warnings_of_fit(before, bank, is_stale=found.outcome == "stale"),
                 *settings_not_taken(request, bank),
+                *of_version,
             ),
             timings_ms=watch.timings_ms(),
         )

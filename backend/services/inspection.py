@@ -46,6 +46,7 @@ from backend.services.image_checking import check_image
 from backend.services.model_cache import LoadedModel, ModelCache
 from backend.services.nearest_good import with_nearest_good
 from backend.services.refitting import Refitter
+from backend.services.versions import Versions
 from backend.storage import ArtefactStore
 from backend.utils import Stopwatch
 
@@ -98,6 +99,7 @@ class InspectionService:
             max_pixels=defaults.max_pixels,
             min_ok_samples=defaults.min_ok_samples,
         )
+        self.versions = Versions(store=store, extractor=extractor, precision=self._precision)
         self.refitter = Refitter(fitter=self._fitter, defaults=defaults.options)
 
     def start(self) -> None:
@@ -127,6 +129,7 @@ class InspectionService:
         use_dataset: bool = False,
         coreset_rate: float | None = None,
         aligned: Aligned | None = None,
+        reason: str | None = None,
         progress: Progress | None = None,
     ) -> FitReport:
         """Learn good images; see ``Fitter.fit``."""
@@ -139,6 +142,7 @@ class InspectionService:
             options=self.defaults.options,
             coreset_rate=coreset_rate,
             aligned=aligned,
+            reason=reason,
         )
         return self._fitter.fit(key, request, progress=progress)
 

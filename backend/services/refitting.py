@@ -10,12 +10,12 @@ import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from backend.artifacts.files import read_file
 from backend.artifacts.formats import LearnedFacts
 from backend.artifacts.image_store import ImageStore
 from backend.artifacts.model_key import ModelKey
 from backend.artifacts.older_formats import fit_options, older_calibrations
 from backend.artifacts.stored_image import FILE_NAME_DIGITS, StoredImage
+from backend.artifacts.versions import Made
 from backend.calib import Calibration
 from backend.errors import ArtefactCorrupt, ArtefactOutdated, NotFound, Unavailable
 from backend.extractors.base import FeatureExtractor, embeddings_key
@@ -193,7 +193,7 @@ class Refitter:
         try:
             return _Before(known=known, calibrations=store.calibrations(key))
         except ArtefactOutdated:
-            older = older_calibrations(read_file(store.model_folder(key) / "calib.json") or b"")
+            older = older_calibrations(store.calib_data(key) or b"")
             if older:
                 return _Before(known=known, calibrations=older, calibrations_are_older=True)
             return _Before(known=known, calibrations=(), calibration_fault=ArtefactOutdated)
@@ -213,7 +213,9 @@ class Refitter:
         )
         # One of an older format that cannot be renewed is written in this one: it still says what the next is to be.
         carried = previous if before.calibrations_are_older else None
-        self.fitter.store.save_bank(key, bank, found.new or carried, stored=before.calibrations)
+        of_version = self.fitter.store.save_bank(
+            key, bank, found.new or carried, stored=before.calibrations, made=Made(kind="refit")
+        )
         set_aside = previous if found.in_force is None else None
         n_bad_images = len(scorer.images.labelled("ng"))
         return RefitReport(
@@ -221,7 +223,7 @@ class Refitter:
             calibration=found.outcome,
             threshold=None if found.in_force is None else found.in_force.threshold,
             set_aside=set_aside,
-            warnings=(*_warnings_about(before, bank, set_aside, n_bad_images), *found.warnings),
+            warnings=(*_warnings_about(before, bank, set_aside, n_bad_images), *found.warnings, *of_version),
         )
 
 

@@ -36,6 +36,7 @@ ADMINS = {
     ("POST", "/refit"),
     ("POST", "/calibrate_ng"),
     ("POST", "/calibrate_dataset"),
+    ("POST", "/versions/activate"),
     ("POST", "/datasets/ok/upload"),
     ("POST", "/datasets/ng/upload"),
     ("DELETE", "/datasets/file"),

@@ -14,7 +14,7 @@ from tests.testkit.client import ROI, ROLE
 from tests.testkit.fakes import plates
 
 FORM = {"role_id": ROLE, "roi_id": ROI}
-JSON_ROUTES = ["/calibrate_ng", "/calibrate_dataset", "/infer_dataset", "/refit", "/recipes/copy"]
+JSON_ROUTES = ["/calibrate_ng", "/calibrate_dataset", "/infer_dataset", "/refit", "/recipes/copy", "/versions/activate"]
 
 
 @pytest.fixture(scope="module")

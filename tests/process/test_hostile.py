@@ -200,13 +200,14 @@ def _doors_with_ids(sandbox: Sandbox, field: str, name: str) -> Iterator[httpx.R
     client, image = sandbox.client, ("part.png", plates([60])[0], "image/png")
     ids = {"role_id": ROLE, "roi_id": "named", field: name}
     form = {**ids, "mm_per_px": "0.2"}
-    for path in ("/state", "/manifest", "/datasets/list"):
+    for path in ("/state", "/manifest", "/datasets/list", "/versions"):
         yield client.get(path, params=ids)
     yield client.post("/infer", data=form, files={"image": image})
     for path in ("/fit_ok", "/datasets/ok/upload", "/datasets/ng/upload"):
         yield client.post(path, data=form, files=[("images", image)])
     for path in ("/calibrate_ng", "/calibrate_dataset", "/infer_dataset"):
         yield client.post(path, json=ids)
+    yield client.post("/versions/activate", json={**ids, "version": 1})
     named = {**ids, "label": "ok", "filename": "part-0123456789ab.png"}
     for path in ("/datasets/file", "/datasets/meta"):
         yield client.get(path, params=named)
@@ -301,7 +302,7 @@ def test_a_hostile_text_is_refused_wherever_json_is_read(sandbox: Sandbox, name:
     before, image = sandbox.inside(), ("part.png", plates([61])[0], "image/png")
     ids = {"role_id": ROLE, "roi_id": "inspection-1", "mm_per_px": "0.2"}
     before_s = sandbox.cpu_s()
-    for path in ("/calibrate_ng", "/calibrate_dataset", "/infer_dataset", "/recipes/copy"):
+    for path in ("/calibrate_ng", "/calibrate_dataset", "/infer_dataset", "/recipes/copy", "/versions/activate"):
         response = sandbox.client.post(path, content=text, headers={"Content-Type": "application/json"})
         # Some of these are JSON that means nothing to an endpoint; a data set without images is inspected in no time.
         allowed = REFUSALS | ({200} if path == "/infer_dataset" else set())

@@ -70,7 +70,7 @@ def test_a_write_that_fails_is_not_counted(store: ArtefactStore, monkeypatch: py
     def refuse(_path: Path, _data: bytes) -> None:
         raise StorageFailed("The disk is broken.")
 
-    monkeypatch.setattr("backend.artifacts.store.write_atomic", refuse)
+    monkeypatch.setattr("backend.artifacts.roi_files.write_atomic", refuse)
     for _ in range(5):
         with pytest.raises(StorageFailed):
             store.write(path_of(store), b"x" * 9_000)

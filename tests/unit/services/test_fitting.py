@@ -398,7 +398,7 @@ def test_a_fit_whose_memory_cannot_be_written_leaves_the_old_model_in_force(serv
             raise StorageFull("full")
         write_atomic(path, data)
 
-    monkeypatch.setattr("backend.artifacts.store.write_atomic", full_disk)
+    monkeypatch.setattr("backend.artifacts.roi_files.write_atomic", full_disk)
     for seed in (3, 4, 5):
         with pytest.raises(StorageFull):
             fit(service, key, uploads(seed))
