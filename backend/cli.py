@@ -68,6 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     backup.add_argument("--recipe", help="only of this recipe")
     backup.add_argument("--role", help="only of this role")
     backup.add_argument("--roi", help="only ROIs of this id")
+    backup.add_argument("--without-versions", action="store_true", help="only what is in force, no earlier versions")
     backup.set_defaults(run=_backup)
 
     restore = commands.add_parser("restore", help="bring the ROIs of an archive back")
@@ -145,6 +146,7 @@ def _backup(arguments: argparse.Namespace) -> int:
         recipe_id=arguments.recipe,
         role_id=arguments.role,
         roi_id=arguments.roi,
+        with_versions=not arguments.without_versions,
     )
 
 

@@ -157,6 +157,7 @@ def _plain_requests() -> list[bytes]:
         "/infer_dataset": {"role_id": "Inspection", "roi_id": "inspection-2", "include_heatmap": True},
         "/refit": {"role_id": "Inspection", "roi_id": "inspection-1", "force": True},
         "/versions/activate": {"role_id": "Inspection", "roi_id": "inspection-1", "version": 1, "reason": "back"},
+        "/versions/compare": {"role_id": "Inspection", "roi_id": "inspection-1", "a": 1, "b": None},
         "/recipes/copy": {"source": "nothing", "target": "copy"},
     }
     requests = [f"GET {path} HTTP/1.1\r\nHost: line-pc\r\nX-Recipe-Id: default\r\n\r\n".encode() for path in gets]

@@ -38,7 +38,7 @@ _PATHS = (
     b"/datasets/file?role_id=a&roi_id=b&label=ok&filename=..%2f..%2fx", b"/datasets/ok/upload", b"/jobs/../../x",
     b"/jobs/%2e%2e%2f", b"//infer", b"/infer/", b"/%69nfer", b"/infer?" + b"a=b&" * 5_000, b"*", b"http://other/infer",
     b"/" + b"p" * 70_000, b"/\xff", b"/state?role_id=" + b"a" * 5_000, b"/calibrate_dataset", b"/infer_dataset",
-    b"/refit",
+    b"/refit", b"/versions?role_id=a&roi_id=b", b"/versions/activate", b"/versions/compare",
 )  # fmt: skip
 _VERSIONS = (b"HTTP/1.0", b"HTTP/1.1", b"HTTP/2.0", b"HTTP/9.9", b"HTTP/", b"ICY", b"")
 

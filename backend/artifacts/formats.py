@@ -222,6 +222,14 @@ def calib_in_force(data: bytes, memory: Path) -> bytes | None:
         raise ValueError("not a calibration file") from error
 
 
+def calib_texts(data: bytes) -> list[bytes]:
+    """Return the text of a ``calib.json``, or those before and after a switch; raises as ``calib_in_force``."""
+    if not data.startswith(b'{"'):
+        return [data]
+    fields = unsealed_json(data)
+    return [text.encode() for text in (fields.get("now"), fields.get("then")) if isinstance(text, str)]
+
+
 def _check_version(fields: Mapping[str, Any]) -> None:
     if fields["format_version"] != FORMAT_VERSION:
         raise OutdatedFormat(f"format version {fields['format_version']}, this program reads {FORMAT_VERSION}")

@@ -135,6 +135,17 @@ class VersionStore:
             _log.exception("the versions could not be tidied")
             return 0
 
+    def sweep(self) -> int:
+        """Tidy what a crash or a lower limit has left; return how many files that were."""
+        before = len(names_in(self._folder))
+        self.tidy()
+        return before - len(names_in(self._folder))
+
+    def is_untidy(self) -> bool:
+        """Return whether a crash or a lower limit has left something to tidy; raises StorageFailed."""
+        names = [match["number"] for name in names_in(self._folder) if (match := RECORD_NAME.fullmatch(name))]
+        return _NEXT in names or len(names) > self._keep + 1 or bool(self._unused_memories())
+
     def settle(self) -> None:
         """Give the record that is next its number if its version is in force, and delete it if not.
 
@@ -168,8 +179,10 @@ class VersionStore:
         Raises:
             StorageFailed: If a file cannot be deleted.
         """
-        self._remove(*(self._folder / version.record_name for version in versions))
-        self._remove_unused_memories()
+        if versions:
+            self._remove(*(self._folder / version.record_name for version in versions))
+        if unused := self._unused_memories():
+            self._remove(*unused)
 
     def _prepare(self, made: Made, memory: MemorySummary | None, calib: str | None) -> None:
         self.settle()
@@ -205,13 +218,13 @@ class VersionStore:
         self.drop(*too_many)
         return len(too_many)
 
-    def _remove_unused_memories(self) -> None:
+    def _unused_memories(self) -> list[Path]:
+        """Return the memories that no version has, and that in force, which lies elsewhere."""
         names = names_in(self._folder)
         used = {match["memory"] for name in names if (match := RECORD_NAME.fullmatch(name))}
-        used -= {(memory_digest(self._memory) or "")[:16]}
-        memories = [name for name in names if name.endswith(".npz") and name.removesuffix(".npz") not in used]
-        if memories:
-            self._remove(*(self._folder / name for name in memories))
+        in_force = f"{(memory_digest(self._memory) or '')[:16]}.npz"
+        memories = [name for name in names if name.endswith(".npz")]
+        return [self._folder / name for name in memories if name.removesuffix(".npz") not in used or name == in_force]
 
     def _records(self) -> tuple[list[Version], Version | None]:
         """Return the versions that have a number, oldest first, and the one that is next."""

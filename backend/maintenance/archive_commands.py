@@ -33,7 +33,13 @@ def run_verify(models_dir: Path) -> int:
 
 
 def run_backup(
-    models_dir: Path, out: Path, *, recipe_id: str | None = None, role_id: str | None = None, roi_id: str | None = None
+    models_dir: Path,
+    out: Path,
+    *,
+    recipe_id: str | None = None,
+    role_id: str | None = None,
+    roi_id: str | None = None,
+    with_versions: bool = True,
 ) -> int:
     """Back up ROIs and print which; return 0 when none had to be left out, else 1."""
     try:
@@ -43,6 +49,8 @@ def run_backup(
             recipe_id=recipe_id,
             role_id=role_id,
             roi_id=roi_id,
+            with_versions=with_versions,
+            left_out=lambda key, problem: say(f"left out an earlier version of {key}: {problem}"),
             progress=lambda done, total: show(f"backing up: {done} of {total} ROIs"),
         )
     except (ArchiveError, InspectionError, OSError) as error:

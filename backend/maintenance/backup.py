@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,7 +25,8 @@ from backend.storage import ArtefactStore
 ARCHIVE_FORMAT: Final = 1
 MANIFEST: Final = "manifest.json"
 
-_CARRIED: Final[frozenset[Kind]] = frozenset({"memory", "calibration", "image", "facts", "embeddings"})
+_OF_VERSIONS: Final[frozenset[Kind]] = frozenset({"version", "kept_memory"})
+_CARRIED: Final[frozenset[Kind]] = frozenset({"memory", "calibration", "image", "facts", "embeddings", *_OF_VERSIONS})
 _HARMLESS: Final[frozenset[Fault]] = frozenset({"leftover", "unknown", "outdated"})
 """The first two are not carried. An outdated memory is, as it is, with the images that it is learned from again."""
 
@@ -41,14 +42,23 @@ def back_up(
     recipe_id: str | None = None,
     role_id: str | None = None,
     roi_id: str | None = None,
+    with_versions: bool = True,
+    left_out: Callable[[ModelKey, Problem], None] | None = None,
     progress: Progress | None = None,
 ) -> dict[ModelKey, list[Problem]]:
     """Write ROIs to an archive: those of a recipe, a role or an id where it is named, else all.
 
     Each is read under its lock, so that it is of one moment. One in which something is damaged is left out: an archive
-    holds what can be restored. The archive ``out`` is there completely, or not at all.
+    holds what can be restored. The archive ``out`` is there completely, or not at all. A damaged version that is not in
+    force is left out alone.
 
-    ``progress`` is called with (ROIs done, ROIs in all).
+    Args:
+        models_dir: The models folder.
+        out: The archive.
+        recipe_id, role_id, roi_id: Which ROIs.
+        with_versions: Also take the versions that were in force before.
+        left_out: Called with what is damaged of the earlier versions of a ROI.
+        progress: Called with (ROIs done, ROIs in all).
 
     Returns:
         For each of the ROIs why it was left out; an empty list for those that are in the archive.
@@ -81,8 +91,15 @@ def back_up(
                     progress(n_done, len(wanted))
                 with store.lock(key):
                     entries = [*walk(models_dir, store.roi_folder(key))]
-                    problems[key] = [each for each in verify_entries(entries) if each.fault not in _HARMLESS]
+                    found = verify_entries(entries)
+                    kinds = {entry.name: entry.artifact.kind for entry in entries}
+                    of_versions = [each for each in found if kinds[each.path] in _OF_VERSIONS]
+                    problems[key] = [each for each in found if each.fault not in _HARMLESS and each not in of_versions]
                     if not problems[key]:
+                        entries = _wanted(entries, of_versions, with_versions=with_versions)
+                        for each in of_versions if with_versions else ():
+                            if each.fault not in _HARMLESS and left_out is not None:
+                                left_out(key, each)
                         files |= _add(archive, f"rois/{len(rois)}", entries, store.roi_folder(key))
                         rois.append({"recipe_id": key.recipe_id, "role_id": key.role_id, "roi_id": key.roi_id})
             manifest = {"format": ARCHIVE_FORMAT, "rois": rois, "files": files}
@@ -104,7 +121,21 @@ def member_name(inner: str, artifact: ArtifactPath) -> str:
     """Return the name that an archive has below a ROI's for a file, by its path in the ROI's folder."""
     if artifact.key is None or not inner.startswith("keys/"):
         return inner
-    return f"keys/{folder_name(artifact.key.model_key, escape_all=True)}/{inner.rpartition('/')[2]}"
+    return f"keys/{folder_name(artifact.key.model_key, escape_all=True)}/{in_model_folder(inner)}"
+
+
+def in_model_folder(inner: str) -> str:
+    """Return the path in a model's folder of what lies in its ROI's."""
+    return inner.split("/", 2)[2] if inner.startswith("keys/") else inner
+
+
+def _wanted(entries: Sequence[Entry], without: Sequence[Problem], *, with_versions: bool) -> list[Entry]:
+    names = {problem.path for problem in without}
+    return [
+        entry
+        for entry in entries
+        if entry.artifact.kind not in _OF_VERSIONS or (with_versions and entry.name not in names)
+    ]
 
 
 def _add(

@@ -14,7 +14,7 @@ import stat
 import struct
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace as changed
 from hashlib import sha256
 from pathlib import Path
@@ -24,7 +24,7 @@ from backend.artifacts.files import make_folder, replace, scratch_folder, sync_f
 from backend.artifacts.layout import CORRUPT_MARK, Entry, classify_path, walk
 from backend.artifacts.model_key import ModelKey, folder_name
 from backend.errors import ArtefactOutdated, InspectionError, StorageFull
-from backend.maintenance.backup import ARCHIVE_FORMAT, MANIFEST, ArchiveError, is_carried, member_name
+from backend.maintenance.backup import ARCHIVE_FORMAT, MANIFEST, ArchiveError, in_model_folder, is_carried, member_name
 from backend.maintenance.verifying import Problem, verify_entries
 from backend.storage import ArtefactStore
 
@@ -167,23 +167,18 @@ def _path(member: str, keys: list[ModelKey], into: ArtefactStore) -> Path:
     _require(is_known, f"it holds the name {member[:200]!r}, which no backup writes")
     if artifact.key is None or artifact.key.is_default_model:
         return into.roi_folder(roi) / inner
-    return into.model_folder(changed(roi, model_key=artifact.key.model_key)) / inner.rpartition("/")[2]
+    return into.model_folder(changed(roi, model_key=artifact.key.model_key)) / in_model_folder(inner)
 
 
 def _put(entries: list[Entry], unpacked: ArtefactStore, store: ArtefactStore, key: ModelKey) -> None:
-    """Bring an unpacked ROI into its folder: images, then each memory with its calibration, then the old ones go."""
-    source, target = unpacked.roi_folder(key), store.roi_folder(key)
+    """Bring an unpacked ROI into its folder: images, then each memory with its calibration, then the old ones go.
+
+    Its earlier versions come last: they take the place of those of what was there.
+    """
+    target = store.roi_folder(key)
     new: set[Path] = set()
     for kinds in ({"image", "embeddings"}, {"facts"}):  # an image counts from the moment that its facts are there
-        moved = {
-            entry.path: target / entry.path.relative_to(source) for entry in entries if entry.artifact.kind in kinds
-        }
-        for path, final in moved.items():
-            make_folder(final.parent)
-            replace(path, final)
-        for folder in {final.parent for final in moved.values()}:
-            sync_folder(folder)
-        new |= {*moved.values()}
+        new |= _move([entry for entry in entries if entry.artifact.kind in kinds], unpacked, store, key)
     models = [entry.artifact.key for entry in entries if entry.artifact.kind in ("memory", "calibration")]
     for model in dict.fromkeys(model for model in models if model is not None):
         new |= _put_model(unpacked, store, model)
@@ -192,6 +187,25 @@ def _put(entries: list[Entry], unpacked: ArtefactStore, store: ArtefactStore, ke
     gone = [entry for entry in old if entry.path.with_name(entry.path.name.partition(CORRUPT_MARK)[0]) not in new]
     store.remove(*(entry.path for entry in gone if entry.artifact.kind == "facts"))
     store.remove(*(entry.path for entry in gone if entry.artifact.kind != "facts"))
+    for kind in ("kept_memory", "version"):
+        _move([entry for entry in entries if entry.artifact.kind == kind], unpacked, store, key)
+
+
+def _move(entries: Sequence[Entry], unpacked: ArtefactStore, store: ArtefactStore, key: ModelKey) -> set[Path]:
+    """Move unpacked files into a ROI's folder, and return where they are."""
+    moved: set[Path] = set()
+    for entry in entries:
+        of_model = entry.artifact.key or key
+        source, target = (each.model_folder(of_model) for each in (unpacked, store))
+        if entry.artifact.kind not in ("kept_memory", "version"):
+            source, target = unpacked.roi_folder(key), store.roi_folder(key)
+        final = target / entry.path.relative_to(source)
+        make_folder(final.parent)
+        replace(entry.path, final)
+        moved.add(final)
+    for folder in {final.parent for final in moved}:
+        sync_folder(folder)
+    return moved
 
 
 def _put_model(unpacked: ArtefactStore, store: ArtefactStore, model: ModelKey) -> set[Path]:

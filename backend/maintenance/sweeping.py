@@ -102,10 +102,16 @@ def _sweep_roi(store: ArtefactStore, roi: ModelKey, entries: Sequence[Entry]) ->
     swept: Counter[str] = Counter()
     indexed = {entry.artifact.key for entry in entries if entry.artifact.kind == "index"}
     memories = [entry.artifact for entry in entries if entry.artifact.kind == "memory"]
+    versioned = {
+        entry.artifact.key
+        for entry in entries
+        if entry.artifact.kind in ("version", "kept_memory") and entry.artifact.key is not None
+    }
     bare = [each.key for each in memories if each.key is not None and not each.set_aside and each.key not in indexed]
-    if not orphans(entries) and not bare:
-        return swept
     try:
+        untidy = [key for key in versioned if store.versions(key).is_untidy()]
+        if not orphans(entries) and not bare and not untidy:
+            return swept
         with store.lock(roi, timeout_s=0):
             present = [*walk(store.models_dir, store.roi_folder(roi))]
             is_whole = all(entry.artifact.kind != "unreadable" for entry in present)
@@ -114,6 +120,8 @@ def _sweep_roi(store: ArtefactStore, roi: ModelKey, entries: Sequence[Entry]) ->
             swept["files of images that were never stored"] = len(left)
             for key in bare:
                 swept["indices that were written again"] += store.renew_index(key)
+            for key in untidy:
+                swept["files of versions that are not kept"] += store.versions(key).sweep()
     except InspectionError:  # locked, damaged, or not to be read: whoever works on it will see
         _log.info("%s was not swept", roi)
     return swept

@@ -11,20 +11,23 @@ from __future__ import annotations
 import os
 from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from backend.artifacts.files import is_leftover
-from backend.artifacts.formats import OutdatedFormat, bank_from_bytes, calibrations_from_bytes
+from backend.artifacts.formats import OutdatedFormat, bank_from_bytes, calib_texts, calibrations_from_bytes
 from backend.artifacts.image_store import embeddings_from_bytes
 from backend.artifacts.job_files import job_from_bytes
 from backend.artifacts.layout import ArtifactPath, Entry, Kind, orphans, unreplaced, walk
 from backend.artifacts.memory_checks import check_memory_usable
 from backend.artifacts.model_key import ModelKey
 from backend.artifacts.stored_image import StoredImage, facts_from_bytes
+from backend.artifacts.versions import version_from_bytes
 from backend.errors import InspectionError
 from backend.imaging.image_codec import decode_image, pixel_digest
+from backend.maintenance.verifying_versions import problems_of_versions
 from backend.memory_bank.coreset import Progress
 from backend.memory_bank.index import faiss_bytes
 from backend.storage import ArtefactStore
@@ -41,6 +44,8 @@ _REMEDIES: dict[Kind, str] = {
     "facts": "upload the image again, or delete it",
     "embeddings": "a fit makes them again by itself; delete them",
     "heatmap": "delete it",
+    "version": "delete it: that version cannot be brought back, and what is in force is not affected",
+    "kept_memory": "delete it: its versions cannot be brought back, and what is in force is not affected",
     "job": "nobody can ask for this job any more, delete it",
 }
 
@@ -105,11 +110,14 @@ def verify_entries(entries: Sequence[Entry]) -> list[Problem]:
     """Return what is wrong with the files of a ROI, or of none. Hold its lock, or be the only one who knows of it."""
     problems = []
     missing = unreplaced(entry.artifact for entry in entries)
+    of_versions = dict(problems_of_versions(entries))
     undescribed = {entry.path for entry in orphans(entries) if entry.artifact.kind == "image"}
     for entry in entries:
         if entry.artifact.set_aside:
             message = _REMEDIES.get(entry.artifact.kind, "delete it")
             finding: Finding | None = ("set_aside", message) if entry.artifact.in_use in missing else None
+        elif entry.path in of_versions:
+            finding = of_versions[entry.path]
         elif entry.path in undescribed:
             finding = "leftover", "an image without its facts, which counts as not stored; a service sweeps it"
         else:
@@ -132,7 +140,13 @@ def _finding(path: Path, artifact: ArtifactPath) -> Finding | None:
             case "memory":
                 check_memory_usable(bank_from_bytes(path.read_bytes()), of_any=True)
             case "calibration":
-                calibrations_from_bytes(path.read_bytes())
+                for text in calib_texts(path.read_bytes()):
+                    calibrations_from_bytes(text)
+            case "version":
+                if version_from_bytes(path.read_bytes()).record_name != path.name:
+                    return "mismatch", "the record of another version; delete it"
+            case "kept_memory":
+                return _kept_memory(path)
             case "index":
                 return _index(path)
             case "facts":
@@ -153,6 +167,14 @@ def _finding(path: Path, artifact: ArtifactPath) -> Finding | None:
     except OSError as error:
         return "unreadable", os.strerror(error.errno or 0)
     return None
+
+
+def _kept_memory(path: Path) -> Finding | None:
+    data = path.read_bytes()
+    with suppress(OutdatedFormat):  # Nothing makes it anew, and nobody needs to.
+        check_memory_usable(bank_from_bytes(data), of_any=True)
+    is_own = data[-64:].startswith(path.stem.encode())
+    return None if is_own else ("mismatch", f"the memory of another version; {_REMEDIES['kept_memory']}")
 
 
 def _index(path: Path) -> Finding | None:

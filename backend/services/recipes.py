@@ -18,8 +18,10 @@ from backend.artifacts.stored_image import Label
 from backend.errors import Conflict, NotFound
 from backend.storage import ArtefactStore
 
-_NOT_COPIED = frozenset({"heatmap", "lock", "temporary", "foreign"})
-_REMAINDERS: frozenset[Kind] = frozenset({"lock", "temporary", "heatmap", "index", "embeddings", "foreign"})
+_NOT_COPIED = frozenset({"heatmap", "lock", "temporary", "foreign", "version", "kept_memory"})
+"""A copy is a recipe of its own: what was in force at the old one before was never in force there."""
+
+_REMAINDERS: frozenset[Kind] = frozenset({"lock", "temporary", "heatmap", "index", "embeddings", "foreign", "version"})
 """What may lie in a recipe that holds nothing."""
 
 
@@ -65,8 +67,9 @@ class Recipes:
         exists = Conflict(f"The recipe {target!r} exists. Choose another name.", details={"recipe_id": target})
         if target == DEFAULT_RECIPE or self.contents().get(target):
             raise exists
-        n_bytes = sum(entry.n_bytes for roi_folder in rois for entry in walk(self._models_dir, roi_folder))
-        self._store.disk.check(n_bytes)
+        entries = (entry for roi_folder in rois for entry in walk(self._models_dir, roi_folder))
+        n_bytes = sum(entry.n_bytes for entry in entries if entry.artifact.kind not in _NOT_COPIED)
+        self._store.with_room(lambda: self._store.disk.check(n_bytes))
         with writing(), scratch_folder(folder.parent) as temp:
             made = temp / folder.name
             for roi_folder, key in rois.items():

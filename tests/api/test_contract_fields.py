@@ -212,6 +212,7 @@ def test_every_endpoint_of_the_service_is_in_this_table_or_named_here() -> None:
         "POST /refit": "not called by the client; test_refit",
         "GET /versions": "test_versions",
         "POST /versions/activate": "test_versions",
+        "POST /versions/compare": "test_version_comparison",
         "GET /jobs/{job_id}": "test_jobs_http",
         "DELETE /jobs/{job_id}": "test_jobs_http",
         "GET /metrics": "not JSON",

@@ -14,7 +14,15 @@ from tests.testkit.client import ROI, ROLE
 from tests.testkit.fakes import plates
 
 FORM = {"role_id": ROLE, "roi_id": ROI}
-JSON_ROUTES = ["/calibrate_ng", "/calibrate_dataset", "/infer_dataset", "/refit", "/recipes/copy", "/versions/activate"]
+JSON_ROUTES = [
+    "/calibrate_ng",
+    "/calibrate_dataset",
+    "/infer_dataset",
+    "/refit",
+    "/recipes/copy",
+    "/versions/activate",
+    "/versions/compare",
+]
 
 
 @pytest.fixture(scope="module")

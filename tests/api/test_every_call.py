@@ -36,6 +36,7 @@ _EVERY_CALL: dict[str, Callable[[Client], Reply]] = {
     "POST /refit": lambda c: c.post("/refit", c.roi),
     "GET /versions": lambda c: c.about("/versions"),
     "POST /versions/activate": lambda c: c.post("/versions/activate", {**c.roi, "version": 1}),
+    "POST /versions/compare": lambda c: c.post("/versions/compare", {**c.roi, "a": 1}),
     "404 version": lambda c: c.post("/versions/activate", {**c.roi, "version": 999}),
     "GET /recipes": lambda c: c.get("/recipes"),
     "404": lambda c: c.get("/nothing"),

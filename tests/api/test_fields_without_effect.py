@@ -19,7 +19,14 @@ from tests.testkit.fakes import encoded, good_image
 
 MODEL = {"role_id": ROLE, "roi_id": ROI}
 GET_ROUTES = ("/health", "/state", "/manifest", "/recipes", "/datasets/list", "/audit", "/versions")
-JSON_ROUTES = ("/calibrate_ng", "/calibrate_dataset", "/infer_dataset", "/refit", "/versions/activate")
+JSON_ROUTES = (
+    "/calibrate_ng",
+    "/calibrate_dataset",
+    "/infer_dataset",
+    "/refit",
+    "/versions/activate",
+    "/versions/compare",
+)
 
 
 def png(seed: int) -> bytes:
@@ -94,7 +101,8 @@ def test_what_a_fit_and_an_inspection_know_is_not_named(api: Api) -> None:
 
 @pytest.mark.parametrize("path", JSON_ROUTES)
 def test_json_fields_that_nobody_reads_are_named(api: Api, path: str) -> None:
-    sent = {**MODEL, "version": 1} if path == "/versions/activate" else MODEL
+    versions = {"/versions/activate": {"version": 1}, "/versions/compare": {"a": 1}}
+    sent = {**MODEL, **versions.get(path, {})}
     answer = answer_of(api.client.post(path, json={**sent, "rolle_id": "x", "wholly_other": {"a": 1}}))
     assert "did you mean role_id?" in named(answer, "rolle_id")[0]
     assert named(answer, "wholly_other")

@@ -19,7 +19,15 @@ INSPECTION = {**MODEL, "mm_per_px": "0.2"}
 PNG = encoded(good_image(9, image_hw=(64, 64)))
 BOUNDARY = b"a-boundary"
 FORM_ROUTES = ("/infer", "/fit_ok", "/datasets/ok/upload", "/datasets/ng/upload")
-JSON_ROUTES = ("/calibrate_ng", "/calibrate_dataset", "/infer_dataset", "/refit", "/recipes/copy", "/versions/activate")
+JSON_ROUTES = (
+    "/calibrate_ng",
+    "/calibrate_dataset",
+    "/infer_dataset",
+    "/refit",
+    "/recipes/copy",
+    "/versions/activate",
+    "/versions/compare",
+)
 
 
 @pytest.fixture(scope="module")

@@ -145,7 +145,7 @@ def test_files_and_methods_have_the_names_that_generators_of_clients_know() -> N
 
 
 def test_the_long_calls_declare_their_202() -> None:
-    for path in ("/fit_ok", "/infer_dataset", "/calibrate_dataset", "/refit"):
+    for path in ("/fit_ok", "/infer_dataset", "/calibrate_dataset", "/refit", "/versions/compare"):
         accepted = OPERATIONS[f"POST {path}"]["responses"]["202"]
         assert accepted["content"]["application/json"]["schema"] == {"$ref": "#/components/schemas/JobStarted"}
 

@@ -208,6 +208,7 @@ def _doors_with_ids(sandbox: Sandbox, field: str, name: str) -> Iterator[httpx.R
     for path in ("/calibrate_ng", "/calibrate_dataset", "/infer_dataset"):
         yield client.post(path, json=ids)
     yield client.post("/versions/activate", json={**ids, "version": 1})
+    yield client.post("/versions/compare", json={**ids, "a": 1})
     named = {**ids, "label": "ok", "filename": "part-0123456789ab.png"}
     for path in ("/datasets/file", "/datasets/meta"):
         yield client.get(path, params=named)
@@ -302,7 +303,14 @@ def test_a_hostile_text_is_refused_wherever_json_is_read(sandbox: Sandbox, name:
     before, image = sandbox.inside(), ("part.png", plates([61])[0], "image/png")
     ids = {"role_id": ROLE, "roi_id": "inspection-1", "mm_per_px": "0.2"}
     before_s = sandbox.cpu_s()
-    for path in ("/calibrate_ng", "/calibrate_dataset", "/infer_dataset", "/recipes/copy", "/versions/activate"):
+    for path in (
+        "/calibrate_ng",
+        "/calibrate_dataset",
+        "/infer_dataset",
+        "/recipes/copy",
+        "/versions/activate",
+        "/versions/compare",
+    ):
         response = sandbox.client.post(path, content=text, headers={"Content-Type": "application/json"})
         # Some of these are JSON that means nothing to an endpoint; a data set without images is inspected in no time.
         allowed = REFUSALS | ({200} if path == "/infer_dataset" else set())
