@@ -17,7 +17,18 @@ from starlette.requests import Request
 from starlette.routing import Route
 
 from backend import __version__
-from backend.api import audit, dataset_runs, datasets, inspection, jobs, models, monitoring, refitting, versions
+from backend.api import (
+    audit,
+    dataset_runs,
+    datasets,
+    inspection,
+    jobs,
+    models,
+    monitoring,
+    refitting,
+    score_maps,
+    versions,
+)
 from backend.api.dependencies import documented_headers
 from backend.api.http_errors import ERROR_RESPONSES, ErrorAnswers, install_error_handlers
 from backend.errors import StorageFailed
@@ -51,7 +62,18 @@ from backend.wiring import (
 
 ROUTERS = tuple(
     module.router
-    for module in (inspection, models, datasets, dataset_runs, refitting, versions, jobs, audit, monitoring)
+    for module in (
+        inspection,
+        models,
+        score_maps,
+        versions,
+        datasets,
+        dataset_runs,
+        refitting,
+        jobs,
+        audit,
+        monitoring,
+    )
 )
 
 _log = logging.getLogger(__name__)

@@ -10,14 +10,33 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, File, Query, Request, Response, UploadFile
 from pydantic import JsonValue, TypeAdapter
 
-from backend.api.dependencies import DatasetsOf, KeyOfForm, KeyOfQuery, SettingsOf, check_uploads, identity
+from backend.api.dependencies import (
+    DatasetsOf,
+    KeyOfForm,
+    KeyOfQuery,
+    SettingsOf,
+    check_uploads,
+    identity,
+    model_key_of,
+)
 from backend.api.field_names import close_name
-from backend.api.fields import MEDIA_TYPES, ImageFile, JsonPart
+from backend.api.fields import MEDIA_TYPES, PNG_FILE, EdgePx, ImageFile, JsonPart
 from backend.api.own_threads import on_readers_threads, on_writers_threads
 from backend.api.routing import Route, refuse_repeated
-from backend.api.store_schemas import ClassFiles, ClearAnswer, DeleteAnswer, ListAnswer, MetaAnswer, UploadAnswer
+from backend.api.store_schemas import (
+    ClassFiles,
+    ClearAnswer,
+    DeleteAnswer,
+    ExcludeAnswer,
+    ExcludeBody,
+    ListAnswer,
+    MetaAnswer,
+    UploadAnswer,
+)
 from backend.artifacts.stored_image import Label
 from backend.errors import BadRequest, TooLarge
+from backend.imaging.image_codec import encode_png
+from backend.imaging.preview import shrunk
 from backend.services.datasets import READ_OF_META, DatasetUpload
 from backend.serving.access import ADMIN, INSPECT
 from backend.serving.multipart import MAX_PART_BYTES
@@ -91,6 +110,7 @@ def list_files(request: Request, datasets: DatasetsOf, key: KeyOfQuery) -> ListA
             count=len(images),
             files=[image.file_name for image in images],
             meta={image.file_name: bool(image.meta) for image in images},
+            excluded=[image.file_name for image in images if image.is_excluded],
         )
         for label, images in datasets.list(key).items()
     }
@@ -129,6 +149,34 @@ def get_meta(request: Request, datasets: DatasetsOf, key: KeyOfQuery, label: Lab
         "meta": dict(image.meta),
     }
     return MetaAnswer.model_validate({**image.meta, **known})
+
+
+@router.get(
+    "/datasets/preview",
+    summary="One stored image, made smaller",
+    response_class=Response,
+    responses={200: {"description": "A PNG that every browser shows.", "content": {"image/png": {"schema": PNG_FILE}}}},
+    **INSPECT,
+)
+@on_readers_threads
+def get_preview(
+    datasets: DatasetsOf, key: KeyOfQuery, label: LabelOf, filename: FileName, edge_px: EdgePx = 256
+) -> Response:
+    """Return a stored image as PNG, whatever it was sent as, for lists and pages."""
+    pixels = datasets.pixels(key, datasets.get(key, label, filename))
+    return Response(encode_png(shrunk(pixels, edge_px)), media_type="image/png")
+
+
+@router.post("/datasets/exclude", summary="Keep a good image out of the fits", **ADMIN)
+@on_writers_threads
+def exclude(request: Request, datasets: DatasetsOf, body: ExcludeBody) -> ExcludeAnswer:
+    """Keep an image that is stored, and neither learn it with `use_dataset=true` nor calibrate with it, or again do.
+
+    A memory that has learned it keeps it until the next such fit. A fit that brings the image itself learns it.
+    """
+    key = model_key_of(request, body.role_id, body.roi_id, body.model_key, body.recipe_id)
+    image = datasets.exclude(key, body.filename, is_excluded=body.excluded)
+    return ExcludeAnswer(**identity(request, key), filename=image.file_name, excluded=image.is_excluded)
 
 
 @router.delete("/datasets/file", summary="Delete one stored image", **ADMIN)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from fastapi import UploadFile
+from fastapi import Query, UploadFile
 from pydantic import BaseModel, Field, PlainSerializer, WithJsonSchema
 
 from backend.artifacts.model_key import MAX_ID_CHARS
@@ -87,6 +87,7 @@ MEDIA_TYPES = {
     ".webp": "image/webp",
 }
 PNG_FILE = {"type": "string", "format": "binary", "contentMediaType": "image/png"}
+EdgePx = Annotated[int, Query(ge=16, le=4096, description="Longer edge of the picture at most, px.", examples=[256])]
 ImageFile = Annotated[UploadFile, WithJsonSchema(_FILE)]
 JsonPart = Annotated[UploadFile | str, WithJsonSchema({"type": "string", "maxLength": 1_000_000})]
 _INTEGERS = {"type": "array", "items": {"type": "integer", "format": "int32", "minimum": 0}}

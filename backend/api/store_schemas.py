@@ -48,6 +48,9 @@ class ClassFiles(ClassSummary):
     meta: dict[str, bool] = Field(
         description="By file name: whether metadata came with the image.", examples=[{"roi-1f3c5e7a9b2d.png": True}]
     )
+    excluded: list[str] = Field(
+        [], description="File names of those that are kept and not learned; of class ok.", examples=[[]]
+    )
 
 
 class FitFacts(MemoryFacts):
@@ -155,6 +158,20 @@ class MetaAnswer(Answer):
     height: Count = Field(description="px.", examples=[384])
     image_digest: str = Field(description="SHA-256 of the decoded pixels.", examples=["1f3c5e7a9b2d4f61…"])
     meta: dict[str, Any] = Field(description="As uploaded.", examples=[{"mm_per_px": 0.2}])
+
+
+class ExcludeBody(ModelBody):
+    """Which good image to keep out of the fits of the data set."""
+
+    filename: str = Field(min_length=1, max_length=255, description="As listed.", examples=["roi-1f3c5e7a9b2d.png"])
+    excluded: bool = Field(True, description="false lets it in again.", examples=[True])
+
+
+class ExcludeAnswer(Answer):
+    """What holds of the image now."""
+
+    filename: str = Field(description="As sent.", examples=["roi-1f3c5e7a9b2d.png"])
+    excluded: bool = Field(description="Whether it is kept out.", examples=[True])
 
 
 class DeleteAnswer(Answer):

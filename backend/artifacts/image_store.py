@@ -109,6 +109,7 @@ class ImageStore:
                 mm_per_px=image.mm_per_px or known.mm_per_px,
                 meta=image.meta or known.meta,
                 is_of_dataset=image.is_of_dataset or known.is_of_dataset,
+                is_excluded=known.is_excluded and image.is_of_dataset,  # a fit that brings it learns it
             )
         elif known is not None:
             image = replace(image, is_of_dataset=True)  # nobody knows any more
@@ -128,6 +129,21 @@ class ImageStore:
     def labelled(self, label: Label) -> list[StoredImage]:
         """Return the images of a label, by digest."""
         return self._described(label, names_in(self._images / label))
+
+    def included(self) -> list[StoredImage]:
+        """Return the good images that are not excluded, by digest."""
+        return [image for image in self.labelled("ok") if not image.is_excluded]
+
+    def exclude(self, image: StoredImage, is_excluded: bool) -> StoredImage:
+        """Keep a good image out of the next fit, or let it in again; return its facts. Hold the ROI's lock.
+
+        Raises:
+            StorageFull, StorageFailed: If they cannot be written.
+        """
+        changed = replace(image, is_excluded=is_excluded)
+        if changed != image:
+            self._write(self._images / image.label / f"{image.digest}.json", facts_bytes(changed))
+        return changed
 
     def get(self, digest: str, label: Label) -> StoredImage | None:
         """Return the facts of an image, or None when it is not stored; of damaged ones what the file names say."""

@@ -31,6 +31,7 @@ class StoredImage:
         bytes_sha256: Digest of the file's bytes; empty where the facts are damaged.
         suffix: Of the file, ``.png`` or another of ``SUFFIX_BY_FORMAT``.
         meta: What the client sent along, JSON types.
+        is_excluded: Whether a good image is kept, and neither learned nor calibrated with as long as this holds.
         is_of_dataset: Whether it was uploaded to the data set, or nobody knows; False where only fits brought it.
     """
 
@@ -44,6 +45,7 @@ class StoredImage:
     suffix: str
     meta: Mapping[str, Any] = field(default_factory=dict)
     is_of_dataset: bool = True
+    is_excluded: bool = False
 
     @property
     def file_name(self) -> str:

@@ -140,7 +140,7 @@ def prepare_renewal(calibration: Calibration | None, stored: StoredScores, fitte
         return
     stored.prepare(stored.images.labelled("ng"), fitted)
     if calibration.ok_images:
-        stored.prepare(stored.images.labelled("ok"), fitted)
+        stored.prepare(stored.images.included(), fitted)
 
 
 def warnings_of_renewal(previous: Calibration | None, new: Calibration | None) -> tuple[str, ...]:
@@ -205,7 +205,7 @@ def _renewed_from_dataset(
 ) -> Calibration | None:
     """Return what ``/calibrate_dataset`` would set now."""
     rule: ScoreRule = settings["rule"]
-    ok = stored.scores(stored.images.labelled("ok"), bank, rule, within_own_shapes=True)
+    ok = stored.scores(stored.images.included(), bank, rule, within_own_shapes=True)
     ng = stored.scores(stored.images.labelled("ng"), bank, rule, within_own_shapes=True)
     if len(ok.by_part) < 2:
         return None

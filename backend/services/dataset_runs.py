@@ -66,6 +66,8 @@ def inspect_dataset(
         _ = model.calibration  # damaged, it is no image's fault: raised once, not for each
     listed = datasets.list(key)
     images = [image for label in dict.fromkeys(labels) for image in listed[label]]
+    if for_calibration:
+        images = [image for image in images if not image.is_excluded]
     for done, image in enumerate(images):
         item = DatasetItem(image=image, mm_per_px=image.mm_per_px or default_mm_per_px or bank.mm_per_px)
         try:
@@ -87,6 +89,23 @@ def inspect_dataset(
         yield item
         if progress is not None:
             progress(done + 1, len(images))
+
+
+def inspect_stored(service: InspectionService, datasets: Datasets, key: ModelKey, image: StoredImage) -> Inspection:
+    """Inspect one stored image; one that was learned is scored leave-one-out.
+
+    Raises:
+        MemoryNotFound: If the ROI was never fitted.
+        InspectionError: Whatever an inspection of the image raises.
+    """
+    bank = service.describe(key).fitted_bank(key)
+    return service.infer(
+        key,
+        datasets.read(key, image),
+        mm_per_px=image.mm_per_px or bank.mm_per_px,
+        shape=own_shape(image),
+        name=image.file_name,
+    )
 
 
 def calibrate_from_dataset(

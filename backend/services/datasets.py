@@ -123,6 +123,19 @@ class Datasets:
         """Return the pixels [H, W, 3] uint8, BGR, of one image; raises what ``read`` raises."""
         return decode_image(self.read(key, image), max_pixels=self._max_pixels, name=image.file_name)
 
+    def exclude(self, key: ModelKey, file_name: str, *, is_excluded: bool) -> StoredImage:
+        """Keep a good image out of the next fit of the data set, or let it in again; return its facts.
+
+        Raises:
+            NotFound: If there is none of that name.
+            ArtefactCorrupt: If its facts are damaged.
+            StorageFull, StorageFailed: If it cannot be kept.
+        """
+        self.get(key, "ok", file_name)  # and make no folder where there is none
+        with self._store.lock(key):
+            image = self.get(key, "ok", file_name)
+            return self._store.images(key).exclude(image, is_excluded)
+
     def delete(self, key: ModelKey, label: Label, file_name: str) -> bool:
         """Delete one image; return whether it was there. A memory keeps what it learned until the next fit."""
         if self._store.images(key).find(file_name, label) is None:

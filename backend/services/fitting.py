@@ -67,7 +67,7 @@ class Fitter:
         watch = Stopwatch()
         extractor = self.extractor.get()
         images = self.store.images(key)
-        of_dataset = images.labelled("ok") if request.use_dataset else []
+        of_dataset = images.included() if request.use_dataset else []
         steps = FitProgress(progress, len(request.uploads) + len(of_dataset))
         training = TrainingImages(
             images=images,
@@ -255,6 +255,6 @@ def _checked_size(
 def _stored_before(images: ImageStore, before: BeforeFit, request: FitRequest) -> Sequence[StoredImage]:
     """Return the stored images that the fit learns beside its uploads: the data set's, or those learned before."""
     if request.use_dataset:
-        return images.labelled("ok")
+        return images.included()
     learned = (images.get(digest, "ok") for digest in (() if before.known is None else before.known.image_digests))
     return [image for image in learned if image is not None]

@@ -39,6 +39,7 @@ ADMINS = {
     ("POST", "/versions/activate"),
     ("POST", "/datasets/ok/upload"),
     ("POST", "/datasets/ng/upload"),
+    ("POST", "/datasets/exclude"),
     ("DELETE", "/datasets/file"),
     ("DELETE", "/datasets/clear"),
     ("POST", "/recipes/copy"),

@@ -210,8 +210,9 @@ def _doors_with_ids(sandbox: Sandbox, field: str, name: str) -> Iterator[httpx.R
     yield client.post("/versions/activate", json={**ids, "version": 1})
     yield client.post("/versions/compare", json={**ids, "a": 1})
     named = {**ids, "label": "ok", "filename": "part-0123456789ab.png"}
-    for path in ("/datasets/file", "/datasets/meta"):
+    for path in ("/datasets/file", "/datasets/meta", "/datasets/preview", "/scores/map"):
         yield client.get(path, params=named)
+    yield client.post("/datasets/exclude", json={**ids, "filename": named["filename"]})
     yield client.delete("/datasets/file", params=named)
     yield client.delete("/datasets/clear", params={**ids, "label": "ok"})
 
@@ -241,6 +242,10 @@ def test_a_hostile_file_name_is_only_a_name(sandbox: Sandbox) -> None:
             response = client.post(path, data={**ids, "mm_per_px": "0.2"}, files=files)
             assert response.status_code in REFUSALS | {200}, (label, response.text)
         query = {**ids, "label": "ok", "filename": name}
+        excluded = client.post("/datasets/exclude", json={**ids, "filename": name})
+        assert excluded.status_code in REFUSALS, (label, excluded.text)
+        for path in ("/datasets/preview", "/scores/map"):
+            assert client.get(path, params=query).status_code in REFUSALS, label
         for method, path in (("GET", "/datasets/file"), ("GET", "/datasets/meta"), ("DELETE", "/datasets/file")):
             response = client.request(method, path, params=query)
             assert response.status_code in REFUSALS | {200}, (label, response.text)
