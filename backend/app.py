@@ -27,6 +27,7 @@ from backend.api import (
     monitoring,
     refitting,
     score_maps,
+    scores,
     versions,
 )
 from backend.api.dependencies import documented_headers
@@ -65,6 +66,7 @@ ROUTERS = tuple(
     for module in (
         inspection,
         models,
+        scores,
         score_maps,
         versions,
         datasets,

@@ -26,6 +26,7 @@ _EVERY_CALL: dict[str, Callable[[Client], Reply]] = {
     "POST /calibrate_ng": lambda c: c.calibrate(area_mm2_thr=0.1),
     "POST /infer": lambda c: c.infer(png(5)),
     "GET /state": lambda c: c.about("/state"),
+    "GET /scores": lambda c: c.about("/scores"),
     "GET /manifest": lambda c: c.about("/manifest"),
     "POST /datasets/ok/upload": lambda c: c.upload("ok", [png(0)]),
     "GET /datasets/list": lambda c: c.about("/datasets/list"),

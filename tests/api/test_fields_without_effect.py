@@ -18,7 +18,7 @@ from tests.testkit.client import ROI, ROLE
 from tests.testkit.fakes import encoded, good_image
 
 MODEL = {"role_id": ROLE, "roi_id": ROI}
-GET_ROUTES = ("/health", "/state", "/manifest", "/recipes", "/datasets/list", "/audit", "/versions")
+GET_ROUTES = ("/health", "/state", "/manifest", "/scores", "/recipes", "/datasets/list", "/audit", "/versions")
 JSON_ROUTES = (
     "/calibrate_ng",
     "/calibrate_dataset",
