@@ -222,7 +222,6 @@ def test_every_endpoint_of_the_service_is_in_this_table_or_named_here() -> None:
         "GET /audit": "test_audit",
         "GET /audit/{entry_id}/regions": "test_audit",
         "GET /audit/{entry_id}/{view}": "bytes; test_audit",
-        "GET /audit": "test_audit_http",
         "GET /scores": "not called by the client; test_scores",
     }
     assert {f"{method.upper()} {path}" for method, path in _OPERATIONS} == _ANSWERS.keys() | elsewhere.keys()
