@@ -188,8 +188,8 @@ class ModelBody(BaseModel):
     recipe_id: RecipeId = None
 
 
-class ScoringBody(ModelBody):
-    """A model, and how its maps are to become scores and regions."""
+class ThresholdSettings(BaseModel):
+    """What a threshold is made with, in any score mode."""
 
     area_mm2_thr: float | None = Field(
         None,
@@ -199,13 +199,6 @@ class ScoringBody(ModelBody):
         description="Area that counts, mm²: smaller regions are dropped, and with `area` it makes the score; left out: "
         "as before.",
         examples=[1.0],
-    )
-    score_mode: ScoreMode | None = Field(
-        None,
-        description="Statistic of the map that is the score. Left out: as before; a ROI's first calibration without "
-        "scores and without `score_percentile` takes `area`, unless a setting says otherwise. Scores that are sent "
-        "were measured in the mode in force, and keep it.",
-        examples=["area"],
     )
     score_percentile: float | None = Field(
         None,
@@ -232,6 +225,18 @@ class ScoringBody(ModelBody):
         description="Factor on what the OK scores call for, with NG scores and without; left out: 1. A larger one "
         "never lowers the threshold.",
         examples=[1.0],
+    )
+
+
+class ScoringBody(ThresholdSettings, ModelBody):
+    """A model, and how its maps are to become scores and regions."""
+
+    score_mode: ScoreMode | None = Field(
+        None,
+        description="Statistic of the map that is the score. Left out: as before; a ROI's first calibration without "
+        "scores and without `score_percentile` takes `area`, unless a setting says otherwise. Scores that are sent "
+        "were measured in the mode in force, and keep it.",
+        examples=["area"],
     )
     threshold: float | None = Field(
         None,

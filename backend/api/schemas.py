@@ -119,6 +119,13 @@ class CalibrateBody(ScoringBody):
         description="Scores of bad images. Left out, and without ok_scores: those of the stored bad images.",
         examples=[[0.92]],
     )
+    add_ok_scores: Scores = Field(
+        [],
+        description="With `dry_run`, and without `ok_scores` and `ng_scores`: scores of further good parts, to see "
+        "what they would do to the threshold if they were stored. A fit with them may lower the scores of the others.",
+        examples=[[]],
+    )
+    add_ng_scores: Scores = Field([], description="The same of bad parts.", examples=[[]])
 
 
 class CalibrationFacts(BaseModel):

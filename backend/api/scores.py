@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Request
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, Field
 
 from backend.api.dependencies import KeyOfQuery, ServiceOf, identity
-from backend.api.fields import Answer, Count, Score, Share
+from backend.api.fields import Amount, Answer, Count, Percent, Score, Share, Stale, ThresholdSettings
 from backend.api.routing import Route
+from backend.api.schemas import CalibrationFacts
 from backend.artifacts.stored_image import Label
-from backend.calib import Method, ScoreMode
+from backend.calib import ScoreMode
 from backend.serving.access import INSPECT
 
 router = APIRouter(tags=["models"], route_class=Route)
@@ -19,60 +22,73 @@ class ScoredImage(BaseModel):
     """An image and its scores."""
 
     label: Label = Field(description="Class.", examples=["ok"])
-    filename: str = Field(description="As listed; the digest where it is stored no more.", examples=["a-1f3c.png"])
+    filename: str | None = Field(
+        description="As listed by /datasets/list; null where the image is stored no more.",
+        examples=["a-1f3c5e7a9b2d.png"],
+    )
     image_digest: str = Field(description="SHA-256 of the decoded pixels.", examples=["1f3c5e7a9b2d4f61…"])
-    part_id: str = Field(description="The part it shows; near-identical images have one.", examples=["part-17"])
+    part_id: str = Field(
+        description="The part it shows: of several images of one part and class, the largest score counts.",
+        examples=["part-17"],
+    )
     scores: dict[ScoreMode, Score] = Field(description="By score mode.", examples=[{"max": 0.47}])
     suspect: bool = Field(description="It stands out among the good ones.", examples=[False])
     near_identical: bool = Field(description="Another learned image shows the same.", examples=[False])
 
 
-class ThresholdOfMode(BaseModel):
-    """What a calibration from the stored images would set."""
+class Promise(BaseModel):
+    """What a threshold that is set by hand promises about good parts that nobody has seen."""
 
-    threshold: Score = Field(description="Scores above are ng.", examples=[0.56])
-    method: Method = Field(description="As in /calibrate_ng.", examples=["ok_percentile"])
-    n_ok: Count = Field(description="Good parts.", examples=[50])
-    ok_rejected: Count = Field(description="Good parts above it.", examples=[0])
-    n_ng: Count = Field(description="Bad parts.", examples=[2])
-    ng_caught: Count = Field(description="Bad parts above it.", examples=[2])
-    expected_false_alarm_rate: Share = Field(description="Times n: false alarms among n good parts.", examples=[0.02])
-    false_alarm_rate_upper_95: Share = Field(description="Upper bound of that, 95 % sure.", examples=[0.058])
+    expected_false_alarm_rate: Share = Field(description="Share of them above it, on average.", examples=[0.02])
+    false_alarm_rate_upper_95: Share = Field(
+        description="The share that is not exceeded, with 95 % confidence.", examples=[0.058]
+    )
 
 
 class ScoresAnswer(Answer):
-    """The scores of a ROI's stored images."""
+    """The scores of a ROI's stored images, all measured with one memory."""
 
-    memory_checksum: str = Field(description="The memory that they were measured with.", examples=["1f3c5e7a9b2d"])
-    score_mode: ScoreMode = Field(description="The mode in force.", examples=["area"])
-    score_percentile: float = Field(gt=0, le=100, description="Of `percentile` and `top_mean`.", examples=[99.5])
-    blur_sigma: float = Field(ge=0, description="Blur of the map, px.", examples=[2.0])
-    area_mm2_thr: float = Field(ge=0, description="Of `area`, mm².", examples=[0.5])
+    memory_checksum: str = Field(description="The memory.", examples=["1f3c5e7a9b2d4f61…"])
+    score_mode: ScoreMode = Field(
+        description="The mode in force, or what a first calibration that names none takes.", examples=["area"]
+    )
+    score_percentile: Percent = Field(description="Of `percentile` and `top_mean` here.", examples=[99])
+    blur_sigma: Amount = Field(description="Blur of the map, px.", examples=[2.0])
+    area_mm2_thr: Amount = Field(description="Of `area` here, mm².", examples=[0.5])
     threshold: Score | None = Field(description="In force; null: not calibrated.", examples=[0.56])
-    calibration_stale: bool = Field(description="As in /state.", examples=[False])
-    thresholds: dict[ScoreMode, ThresholdOfMode] = Field(
-        description="By mode: what /calibrate_ng without scores would set; a mode without good parts enough is missing."
+    calib: CalibrationFacts | None = Field(description="The calibration in force, as in /manifest.")
+    calibration_stale: Stale
+    thresholds: dict[ScoreMode, CalibrationFacts] = Field(
+        description="By mode: what /calibrate_ng with `dry_run` answers to `score_mode` and the settings of this call. "
+        "A mode is missing where it refuses."
+    )
+    n_ok: Count = Field(description="Different good parts that promises rest on.", examples=[30])
+    promises: list[Promise] = Field(
+        description="What a `threshold` set by hand promises, by how many of the good images' `part_id` score no more "
+        "than it: the first is of none, the last of all."
     )
     images: list[ScoredImage] = Field(description="Learned good images without their own part, then stored bad ones.")
-    warnings: list[str] = Field([], description="What could not be scored.", examples=[[]])
 
 
 @router.get("/scores", summary="The scores that a threshold can be chosen by", **INSPECT)
-def scores(request: Request, service: ServiceOf, key: KeyOfQuery) -> ScoresAnswer:
+def scores(
+    request: Request, service: ServiceOf, key: KeyOfQuery, settings: Annotated[ThresholdSettings, Query()]
+) -> ScoresAnswer:
     """Score the learned good images without their own part, and the stored bad ones, under every score mode."""
-    found, model = service.score_listing.get(key), service.describe(key)
+    found = service.stored_scores(key, **settings.model_dump())
     return ScoresAnswer(
         **identity(request, key),
-        memory_checksum=model.fitted_bank(key).checksum,
+        memory_checksum=found.memory_checksum,
         score_mode=found.rule.mode,
         score_percentile=found.rule.percentile,
         blur_sigma=found.rule.blur_sigma,
         area_mm2_thr=found.rule.area_mm2_thr,
-        threshold=None if model.calibration is None else model.calibration.threshold,
-        calibration_stale=model.stale,
-        thresholds={
-            mode: ThresholdOfMode(**{**vars(each), **vars(each.bounds)}) for mode, each in found.thresholds.items()
-        },
+        threshold=None if found.in_force is None else found.in_force.threshold,
+        calib=None if found.in_force is None else CalibrationFacts(**found.in_force.to_fields()),
+        calibration_stale=found.is_stale,
+        thresholds={mode: CalibrationFacts(**each.to_fields()) for mode, each in found.thresholds.items()},
+        n_ok=found.promised.n,
+        promises=[Promise(**vars(each)) for each in found.promises],
         images=[
             ScoredImage(
                 label=image.label,

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from backend.calib import ScoreRule, set_threshold
+from backend.calib import ScoreMode, ScoreRule, set_threshold
 from backend.memory_bank.bank import MemoryBank
 from backend.roi_mask import scale_shape, shape_from_fields, shape_mask
 from backend.scoring.anomaly_map import AnomalyMaps, anomaly_map
-from backend.scoring.image_score import image_score
+from backend.scoring.image_score import image_score, image_scores
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,17 +57,44 @@ def leave_one_out_scores(bank: MemoryBank, rule: ScoreRule, mask: NDArray[np.boo
         mask: [H, W] bool, what counts, in pixels of ``bank.placement`` and within what was learned; None for all of it.
     """
     mask = learned_mask(bank, bank.placement.image_hw) if mask is None else mask
+    return _collected(
+        (
+            (digest, part, image_score(image_map, mask, rule, mm_per_px=bank.mm_per_px))
+            for digest, part, image_map in _maps(bank, rule, mask)
+        ),
+    )
+
+
+def leave_one_out_scores_by_mode(bank: MemoryBank, rule: ScoreRule) -> dict[ScoreMode, LeaveOneOutScores]:
+    """Return ``leave_one_out_scores`` within all that was learned, under the rule with each of the score modes."""
+    mask = learned_mask(bank, bank.placement.image_hw)
+    found = [
+        (digest, part, image_scores(image_map, mask, rule, mm_per_px=bank.mm_per_px))
+        for digest, part, image_map in _maps(bank, rule, mask)
+    ]
+    return {
+        mode: _collected(((digest, part, scores[mode]) for digest, part, scores in found))
+        for mode in get_args(ScoreMode)
+    }
+
+
+def _maps(bank: MemoryBank, rule: ScoreRule, mask: NDArray[np.bool_]) -> Iterator[tuple[str, str, NDArray[np.float32]]]:
+    """Yield digest, part and map [H, W] float32 of each image that another part left a vector for."""
     maps: AnomalyMaps | None = None
     known: NDArray[np.bool_] = np.zeros(0, np.bool_)
-    by_image: dict[str, float] = {}
-    by_part: dict[str, float] = {}
     for digest, part, distances in zip(bank.image_digests, bank.part_ids, bank.loo_scores, strict=True):
         finite = np.isfinite(distances)
         if not finite.any():
             continue
         if maps is None or not np.array_equal(finite, known):
             maps, known = AnomalyMaps(finite, bank.placement, mask, blur_sigma=rule.blur_sigma), finite
-        score = image_score(maps.of(distances), mask, rule, mm_per_px=bank.mm_per_px)
+        yield digest, part, maps.of(distances)
+
+
+def _collected(scored: Iterable[tuple[str, str, float]]) -> LeaveOneOutScores:
+    by_image: dict[str, float] = {}
+    by_part: dict[str, float] = {}
+    for digest, part, score in scored:
         by_image[digest] = score
         by_part[part] = max(score, by_part.get(part, 0.0))
     return LeaveOneOutScores(by_image=by_image, by_part=tuple(by_part.values()))

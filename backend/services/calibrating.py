@@ -8,15 +8,16 @@ from dataclasses import dataclass, replace
 from backend.artifacts.model_key import ModelKey
 from backend.artifacts.versions import Made
 from backend.calib import OK_PERCENTILE, Calibration, ScoreMode
-from backend.errors import Conflict
+from backend.errors import Conflict, InvalidInput
 from backend.extractors.extraction import Extraction
 from backend.extractors.loader import ExtractorLoader
 from backend.memory_bank.bank import MemoryBank
-from backend.scoring.leave_one_out import leave_one_out_scores
+from backend.scoring.leave_one_out import LeaveOneOutScores, leave_one_out_scores
+from backend.scoring.suspects import Suspect
 from backend.services.calibration import StoredUsed, calibrated
 from backend.services.consistency import PrecisionCheck, check_extractor, check_memory, check_mm_per_px
 from backend.services.learned_images import suspect_warnings
-from backend.services.model_cache import ModelCache
+from backend.services.model_cache import LoadedModel, ModelCache
 from backend.services.rule_choice import RuleChoice, choose_rule
 from backend.services.stored_scores import LabelScores, StoredScores
 from backend.storage import ArtefactStore
@@ -45,6 +46,8 @@ class CalibrationRequest:
         ok_percentile: Percentile of the OK scores that the threshold is; None for the 99th.
         margin: Factor on what the OK scores call for; None for 1.
         threshold: Set by hand.
+        add_ok_scores: Scores of good parts to count beside those that are stored; in a dry run only.
+        add_ng_scores: The same of bad parts.
         dry_run: Say what it would be, and store nothing.
         reason: Why, in the words of whoever calibrates; kept with the version.
     """
@@ -58,6 +61,8 @@ class CalibrationRequest:
     ok_percentile: float | None = None
     margin: float | None = None
     threshold: float | None = None
+    add_ok_scores: Sequence[float] = ()
+    add_ng_scores: Sequence[float] = ()
     dry_run: bool = False
     reason: str | None = None
 
@@ -112,6 +117,7 @@ class Calibrator:
             ExtractorMismatch, WeightsUnavailable: If bad images are stored that cannot be scored with its memory.
             InvalidInput: As ``calibrated``.
         """
+        _check_added(request)
         bank = self.models.get(key).fitted_bank(key)  # before the lock, which makes the ROI's folder
         stored = self._stored(key, bank, request, measured)
         with self.store.lock(key):
@@ -135,32 +141,66 @@ class Calibrator:
             if stored is not None:
                 stored_ng = stored.scores(stored.images.labelled("ng"), bank, choice.rule)
             scores = leave_one_out_scores(bank, choice.rule)
-            doubts: Iterable[str] = ()
-            if request.ok_scores is None:
-                doubts = suspect_warnings(bank, scores, choice.rule, self.store.images(key))
-            calibration = calibrated(
-                bank,
-                scores,
-                rule=choice.rule,
-                ok_scores=request.ok_scores,
-                ng_scores=request.ng_scores,
-                stored_ng=stored_ng,
-                scores_from="request" if measured is None else "dataset",
-                of_dataset=None if measured is None else measured.of,
-                ok_percentile=OK_PERCENTILE if request.ok_percentile is None else request.ok_percentile,
-                margin=1.0 if request.margin is None else request.margin,
-                threshold=request.threshold,
-                min_parts=self.min_ok_samples,
-                warnings=(*choice.warnings, *_without_effect(request), *doubts),
-            )
-            if calibration.method == "fewest_errors" and request.ok_percentile is not None:
-                calibration = replace(calibration, warnings=(*calibration.warnings, _OVERLAP))
-            if model.calibration_fault is not None:
-                calibration = replace(calibration, warnings=(*calibration.warnings, _CALIBRATION_LOST))
+            calibration = self.of_scores(key, model, request, choice, scores, stored_ng, measured)
             if not request.dry_run:
                 made = Made(kind="calibration", reason=request.reason)
                 of_version = self.store.save_calibration(key, calibration, stored=model.calibrations, made=made)
                 calibration = replace(calibration, warnings=(*calibration.warnings, *of_version))
+        return calibration
+
+    def of_scores(
+        self,
+        key: ModelKey,
+        model: LoadedModel,
+        request: CalibrationRequest,
+        choice: RuleChoice,
+        scores: LeaveOneOutScores,
+        stored_ng: LabelScores | None,
+        measured: MeasuredScores | None = None,
+        suspects: tuple[Suspect, ...] | None = None,
+    ) -> Calibration:
+        """Return what a request sets; nothing is stored.
+
+        Args:
+            key: The model.
+            model: Its memory, and what was calibrated before.
+            request: What to calibrate with.
+            choice: How maps become scores from now on.
+            scores: The memory's own, under ``choice.rule``.
+            stored_ng: Those of the stored bad images; None where there are none, or scores are given.
+            measured: As of ``calibrate``.
+            suspects: As of ``examine``.
+
+        Raises:
+            InvalidInput: As ``calibrated``.
+        """
+        bank = model.fitted_bank(key)
+        doubts: Iterable[str] = ()
+        if request.ok_scores is None:
+            doubts = suspect_warnings(bank, scores, choice.rule, self.store.images(key), suspects)
+        if request.add_ng_scores:
+            known = stored_ng or LabelScores()
+            stored_ng = replace(known, by_part=(*known.by_part, *request.add_ng_scores))
+        calibration = calibrated(
+            bank,
+            replace(scores, by_part=(*scores.by_part, *request.add_ok_scores)),
+            rule=choice.rule,
+            ok_scores=request.ok_scores,
+            ng_scores=request.ng_scores,
+            stored_ng=stored_ng,
+            scores_from="request" if measured is None else "dataset",
+            of_dataset=None if measured is None else measured.of,
+            ok_percentile=OK_PERCENTILE if request.ok_percentile is None else request.ok_percentile,
+            margin=1.0 if request.margin is None else request.margin,
+            threshold=request.threshold,
+            n_added=len(request.add_ok_scores),
+            min_parts=self.min_ok_samples,
+            warnings=(*choice.warnings, *_without_effect(request), *doubts),
+        )
+        if calibration.method == "fewest_errors" and request.ok_percentile is not None:
+            calibration = replace(calibration, warnings=(*calibration.warnings, _OVERLAP))
+        if model.calibration_fault is not None:
+            calibration = replace(calibration, warnings=(*calibration.warnings, _CALIBRATION_LOST))
         return calibration
 
     def stored_scores(self, key: ModelKey, bank: MemoryBank, *, keeps: bool = True) -> StoredScores:
@@ -209,6 +249,17 @@ class Calibrator:
             score_percentile=request.score_percentile,
             area_mm2_thr=request.area_mm2_thr,
         )
+
+
+def _check_added(request: CalibrationRequest) -> None:
+    """Raise InvalidInput if scores are to be added where that means nothing."""
+    for name in ("add_ok_scores", "add_ng_scores"):
+        if getattr(request, name) and (request.brings_scores or not request.dry_run):
+            raise InvalidInput(
+                f"{name} says what further stored images would do: send it with dry_run=true, and without ok_scores "
+                "and ng_scores. To have them count, store the images.",
+                details={"field": name},
+            )
 
 
 def _without_effect(request: CalibrationRequest) -> list[str]:

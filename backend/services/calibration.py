@@ -22,7 +22,7 @@ from backend.imaging.placement import Placement
 from backend.memory_bank.bank import MemoryBank
 from backend.scoring.inspection import rule_in_force
 from backend.scoring.leave_one_out import LeaveOneOutScores
-from backend.services.learned_images import with_honest_promise
+from backend.services.promises import with_honest_promise
 from backend.services.stored_scores import LabelScores, StoredScores
 
 _FIT_SCORE_RATIO = 0.5
@@ -50,6 +50,7 @@ def calibrated(
     ok_percentile: float = OK_PERCENTILE,
     margin: float = 1.0,
     threshold: float | None = None,
+    n_added: int = 0,
     min_parts: int = 2,
     warnings: Sequence[str] = (),
 ) -> Calibration:
@@ -67,6 +68,7 @@ def calibrated(
         ok_percentile: Percentile of the OK scores that the threshold is.
         margin: Factor on it.
         threshold: Set by hand; the scores then only say what it means.
+        n_added: Number of the scores in ``scores.by_part`` that are of parts beside the memory's.
         min_parts: Parts that the memory's own scores must come from.
         warnings: What is known of the call already.
 
@@ -95,7 +97,7 @@ def calibrated(
     else:
         found = manual_threshold(threshold, used if len(used) else None, ng_scores)
     if source != "request":
-        found = with_honest_promise(found, bank, scores, of_memory=source == "stored")
+        found = with_honest_promise(found, bank, scores, of_memory=source == "stored", n_added=n_added)
     warnings = [*warnings, *found.warnings]
     if source == "request" and bank.near_identical and found.n_ok > bank.n_parts:
         warnings.append(

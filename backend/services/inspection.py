@@ -46,7 +46,7 @@ from backend.services.image_checking import check_image
 from backend.services.model_cache import LoadedModel, ModelCache
 from backend.services.nearest_good import with_nearest_good
 from backend.services.refitting import Refitter
-from backend.services.scores import ScoreListing
+from backend.services.scores import RoiScores, ScoreListing
 from backend.services.version_comparison import Comparer
 from backend.services.versions import Versions
 from backend.storage import ArtefactStore
@@ -101,7 +101,7 @@ class InspectionService:
             max_pixels=defaults.max_pixels,
             min_ok_samples=defaults.min_ok_samples,
         )
-        self.score_listing = ScoreListing(self.calibrator)
+        self._score_listing = ScoreListing(self.calibrator)
         self.versions = Versions(store=store, extractor=extractor, precision=self._precision)
         self.comparer = Comparer(versions=self.versions, extraction=self._extraction, max_pixels=defaults.max_pixels)
         self.refitter = Refitter(fitter=self._fitter, defaults=defaults.options)
@@ -153,6 +153,10 @@ class InspectionService:
     def calibrate(self, key: ModelKey, *, measured: MeasuredScores | None = None, **request: Any) -> Calibration:
         """Set and store a ROI's threshold; see ``Calibrator.calibrate``, and ``CalibrationRequest`` for the fields."""
         return self.calibrator.calibrate(key, CalibrationRequest(**request), measured)
+
+    def stored_scores(self, key: ModelKey, **settings: Any) -> RoiScores:
+        """Return the scores of a ROI's stored images; see ``ScoreListing.get``, and ``CalibrationRequest``."""
+        return self._score_listing.get(key, CalibrationRequest(**settings))
 
     def infer(
         self,

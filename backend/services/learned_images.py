@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from backend.artifacts.formats import LearnedFacts
 from backend.artifacts.image_store import ImageStore
 from backend.artifacts.stored_image import StoredImage
-from backend.calib import Calibration, ScoreRule, Threshold, false_alarm_bounds, set_threshold
+from backend.calib import Calibration, ScoreRule, set_threshold
 from backend.errors import InspectionError
 from backend.imaging.position_map import position_map, position_placement
 from backend.memory_bank.bank import MemoryBank
@@ -50,7 +50,12 @@ class LearnedImages:
 
 
 def examine(
-    bank: MemoryBank, scores: LeaveOneOutScores, rule: ScoreRule, previous: Calibration | None, images: ImageStore
+    bank: MemoryBank,
+    scores: LeaveOneOutScores,
+    rule: ScoreRule,
+    previous: Calibration | None,
+    images: ImageStore,
+    suspects: tuple[Suspect, ...] | None = None,
 ) -> LearnedImages:
     """Return what is doubtful about the images of a memory.
 
@@ -60,8 +65,9 @@ def examine(
         rule: How maps become scores.
         previous: The calibration whose percentile and margin hold; None for those of a first one.
         images: Says the names.
+        suspects: Those of the memory, where they are known.
     """
-    suspects = find_suspects(bank, scores, rule)
+    suspects = find_suspects(bank, scores, rule) if suspects is None else suspects
     named = {suspect.digest for suspect in suspects} | {each for group in bank.near_identical for each in group}
     names = {}
     for digest in sorted(named):
@@ -78,9 +84,15 @@ def examine(
     )
 
 
-def suspect_warnings(bank: MemoryBank, scores: LeaveOneOutScores, rule: ScoreRule, images: ImageStore) -> Iterable[str]:
+def suspect_warnings(
+    bank: MemoryBank,
+    scores: LeaveOneOutScores,
+    rule: ScoreRule,
+    images: ImageStore,
+    suspects: tuple[Suspect, ...] | None = None,
+) -> Iterable[str]:
     """Yield which images of a memory stand out, if any; arguments as of ``examine``."""
-    learned = examine(bank, scores, rule, None, images)
+    learned = examine(bank, scores, rule, None, images, suspects)
     yield from _of_suspects(learned.suspects, learned.threshold_without_suspects, learned.names.__getitem__)
 
 
@@ -122,46 +134,6 @@ def parts_of_images(
                 position_maps[image.digest] = position_map(pixels_of(image))
                 new[image.digest] = image.part_id
     return parts_with(bank, new, position_maps)
-
-
-def with_honest_promise(found: Threshold, bank: MemoryBank, scores: LeaveOneOutScores, *, of_memory: bool) -> Threshold:
-    """Return a threshold that promises no more than the different parts of a memory can prove.
-
-    Args:
-        found: The threshold.
-        bank: The memory that it is for.
-        scores: The memory's leave-one-out scores.
-        of_memory: Whether it rests on these, one for each part that was left out; else on one score for each different
-            part of a data set.
-    """
-    parts = bank.distinct_parts
-    n = len({parts[digest] for digest in scores.by_image}) if of_memory else found.n_ok
-    # Measured beside another image of the same part, a score says nothing of parts that nobody has seen.
-    n_unseen = n - len({parts[digest] for digest in bank.scored_beside_own_part & set(scores.by_image)})
-    if n == found.n_ok == n_unseen:
-        return found
-    most = false_alarm_bounds(max(n_unseen, 1), max(n_unseen, 0))
-    bounds = replace(
-        found.bounds, **{name: max(value, getattr(most, name)) for name, value in vars(found.bounds).items()}
-    )
-    counted = f"{found.n_ok} good parts are too few", f"{n} different good part{' is' if n == 1 else 's are'} too few"
-    warnings = tuple(text.replace(*counted) for text in found.warnings)
-    promise = (
-        "nothing is promised about other parts, and false alarms are to be expected"
-        if n_unseen < 1
-        else f"what is promised rests on {n_unseen} of them"
-    )
-    return replace(
-        found,
-        n_ok=n,
-        bounds=bounds,
-        warnings=(
-            *warnings,
-            f"The good images show {n} different part{'' if n == 1 else 's'}; the others are near-identical to them, "
-            f"as frames of one part are. Their scores say how one part varies, not how parts do: {promise}. "
-            "Fit images of at least 20 different parts.",
-        ),
-    )
 
 
 def renewal_warnings(

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from backend.artifacts.image_store import ImageStore
 from backend.artifacts.stored_image import StoredImage
-from backend.calib import ScoreRule
+from backend.calib import ScoreMode, ScoreRule
 from backend.errors import InspectionError, StorageFailed, StorageFull, Unavailable
 from backend.extractors.base import FeatureExtractor, embeddings_key
 from backend.extractors.extraction import Extraction
@@ -21,7 +21,7 @@ from backend.imaging.placement import Placement
 from backend.memory_bank.bank import MemoryBank
 from backend.roi_mask import Shape, parse_shape, scale_shape, shape_fields, shape_from_fields
 from backend.scoring.anomaly_map import anomaly_map
-from backend.scoring.image_score import image_score
+from backend.scoring.image_score import image_score, image_scores
 from backend.scoring.inspection import blur_px, mask_within
 from backend.services.consistency import PhysicalSize, check_aspect_ratio, on_fitted_grid, scale_of_image
 from backend.services.learned_images import parts_of_images
@@ -50,6 +50,11 @@ class ImageDistances:
         """Return the image score within a shape in pixels of an image of ``shape_hw``, of what was learned."""
         image_map, mask = self.map_within(bank, rule, shape, shape_hw)
         return image_score(image_map, mask, rule, mm_per_px=self.mm_per_px)
+
+    def scores_by_mode(self, bank: MemoryBank, rule: ScoreRule) -> Mapping[ScoreMode, float]:
+        """Return the image score within all that was learned, under the rule with each of the score modes."""
+        image_map, mask = self.map_within(bank, rule, None, self.image.image_hw)
+        return image_scores(image_map, mask, rule, mm_per_px=self.mm_per_px)
 
     def map_within(
         self, bank: MemoryBank, rule: ScoreRule, shape: Shape | None, shape_hw: tuple[int, int]
@@ -114,7 +119,8 @@ class StoredScores:
             try:
                 rows = self._rows(image, fitted)
             except InspectionError as error:
-                _raise_unless_of_image(error)
+                if not is_of_image(error):
+                    raise
                 continue
             if not self._keeps:
                 self._made[image.digest] = rows
@@ -145,12 +151,13 @@ class StoredScores:
             try:
                 of_image = self.distances(image, bank)
             except InspectionError as error:
-                _raise_unless_of_image(error)
+                if not is_of_image(error):
+                    raise
                 failed.append((image.file_name, error.sentence))
                 continue
             if of_image is not None:
                 found.append(of_image)
-        return found, _of_failed(failed, len(stored))
+        return found, sentences_of_failed(failed, len(stored))
 
     def scores(
         self, stored: Sequence[StoredImage], bank: MemoryBank, rule: ScoreRule, *, within_own_shapes: bool = False
@@ -181,7 +188,7 @@ class StoredScores:
             by_part=worst_by_part(scored, {**bank.distinct_parts, **parts}),
             images=tuple(image.digest for image, _ in scored),
             shapes=tuple(shapes),
-            warnings=(*warnings, *_of_failed(failed, len(stored))),
+            warnings=(*warnings, *sentences_of_failed(failed, len(stored))),
         )
 
     def _pixels(self, image: StoredImage) -> NDArray[np.uint8]:
@@ -234,13 +241,13 @@ def own_shape(image: StoredImage) -> Shape | None:
     return parse_shape(shape) if shape is None or isinstance(shape, str) else shape_from_fields(shape)
 
 
-def _raise_unless_of_image(error: InspectionError) -> None:
-    """Raise an error again that is no fault of one image."""
-    if isinstance(error, Unavailable) and not isinstance(error, StorageFailed):
-        raise error
+def is_of_image(error: InspectionError) -> bool:
+    """Return whether an error is a fault of one image, so that others can be scored all the same."""
+    return not isinstance(error, Unavailable) or isinstance(error, StorageFailed)
 
 
-def _of_failed(failed: Sequence[tuple[str, str]], n_all: int) -> tuple[str, ...]:
+def sentences_of_failed(failed: Sequence[tuple[str, str]], n_all: int) -> tuple[str, ...]:
+    """Return the warning that some of ``n_all`` images, given by name and reason, could not be scored; or nothing."""
     if not failed:
         return ()
     names = ", ".join(name for name, _ in failed[:_NAMED])

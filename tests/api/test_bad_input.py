@@ -256,6 +256,9 @@ def test_a_shape_that_means_nothing_is_refused(api: Api, endpoint: str, name: st
         ("ok_scores", "[0.2,-0.1]"),
         ("ok_scores", '{"a":0.2}'),
         ("ng_scores", "[NaN]"),
+        ("add_ok_scores", "[-1]"),
+        ("add_ok_scores", "[0.3]"),  # not in a dry run
+        ("add_ng_scores", '{"a":0.2}'),
         ("area_mm2_thr", "-1"),
         ("margin", "0.1"),
         ("score_mode", '"mean"'),

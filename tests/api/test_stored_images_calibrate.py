@@ -227,6 +227,66 @@ def test_a_larger_margin_never_lowers_the_threshold_and_always_counts(api: Api, 
             assert answer["false_alarm_rate_upper_95"] > 1 - 0.05 ** (1 / len(ok))
 
 
+# --- what further images would do -------------------------------------------------------------------------------------
+
+
+def measured(api: Api, image: bytes) -> float:
+    return float(answer_of(api.infer(image))["params"]["measured_score"])
+
+
+def facts(answer: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in answer.items() if name not in ("request_id", "dry_run")}
+
+
+@pytest.mark.parametrize("settings", [{}, {"margin": 1.2}, {"ok_percentile": 50}, {"threshold": 0.3}], ids=str)
+def test_a_further_bad_image_does_what_its_added_score_has_said(api: Api, settings: dict[str, float]) -> None:
+    answer_of(api.calibrate())
+    faint = encoded(with_defect(plate(102), (24, 36, 24, 24), 8))
+    before = files_below(api.models)
+    said = answer_of(api.calibrate(add_ng_scores=[measured(api, faint)], dry_run=True, **settings))
+    assert files_below(api.models) == before
+    upload(api, "ng", [faint])
+    assert facts(answer_of(api.calibrate(**settings))) == facts(said)
+    assert said["n_ng"] == 3
+
+
+def test_an_added_bad_score_counts_where_no_bad_image_is_stored(api: Api) -> None:
+    clear(api, "ng")
+    answer = answer_of(api.calibrate(add_ng_scores=[0.9], dry_run=True))
+    assert (answer["n_ng"], answer["ng_caught"], answer["method"]) == (1, 1, "between_ok_and_ng")
+
+
+@pytest.mark.parametrize("by_hand", [False, True])
+def test_an_added_good_score_counts_as_another_part(api: Api, by_hand: bool) -> None:
+    settings = {"threshold": 0.3} if by_hand else {}
+    answer_of(api.calibrate(**settings))
+    clear(api, "ng")
+    before = answer_of(api.calibrate(dry_run=True, **settings))
+    higher = before["p99_ok"] * 1.5
+    answer = answer_of(api.calibrate(add_ok_scores=[higher], dry_run=True, **settings))
+    assert (answer["n_ok"], answer["p99_ok"]) == (N_OK + 1, higher)
+    assert answer["threshold"] == (0.3 if by_hand else higher)
+    if not by_hand:
+        assert answer["expected_false_alarm_rate"] == pytest.approx(1 / (N_OK + 2))
+        assert answer["false_alarm_rate_upper_95"] < before["false_alarm_rate_upper_95"]
+    assert answer["ok_scores_from"] == "stored"
+
+
+def test_an_added_part_lifts_the_promise_of_near_identical_ones_by_one(tmp_path: Path) -> None:
+    frames = [encoded(plate(n), "JPEG", quality=quality) for n in range(6) for quality in (92, 95)]
+    with running_app(tmp_path / "models") as api:
+        answer_of(api.fit(frames))
+        n_ok = [answer_of(api.calibrate(add_ok_scores=added, dry_run=True))["n_ok"] for added in ([], [0.1, 0.2])]
+    assert n_ok == [6, 8]
+
+
+@pytest.mark.parametrize("name", ["add_ok_scores", "add_ng_scores"])
+@pytest.mark.parametrize("others", [{}, {"ok_scores": [0.2], "dry_run": True}, {"ng_scores": [0.9], "dry_run": True}])
+def test_scores_are_added_only_in_a_dry_run_from_stored_images(api: Api, name: str, others: dict[str, Any]) -> None:
+    body = error_of(api.calibrate(**{name: [0.3]}, **others), 422, "invalid_input")
+    assert body["details"]["field"] == name
+
+
 # --- set by hand ------------------------------------------------------------------------------------------------------
 
 

@@ -10,7 +10,8 @@ from backend.calib import ScoreRule, set_threshold
 from backend.memory_bank.bank import MemoryBank
 from backend.scoring.leave_one_out import leave_one_out_scores
 from backend.services.calibration import calibrated
-from backend.services.learned_images import examine, renewal_warnings, with_honest_promise
+from backend.services.learned_images import examine, renewal_warnings
+from backend.services.promises import with_honest_promise
 from backend.storage import ArtefactStore
 from tests.testkit.fakes import bank_on_a_line
 
