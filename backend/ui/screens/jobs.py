@@ -27,6 +27,7 @@ async def cancel(page: Page) -> Response:
 
 def started(page: Page, job: dict[str, object]) -> Response:
     """Return the fragment of a job, as answered by the call that started it or by ``/jobs/{job_id}``."""
+    job = {"progress": 0.0, "eta_s": None, "result": None, "error": None} | job
     answer = page.fragment("job.html", job=job, is_final=job["state"] in FINAL)
     if job["state"] in FINAL:
         answer.headers["HX-Trigger"] = "job-ended"

@@ -15,7 +15,6 @@ from backend.ui.screens import jobs
 screen = Screen("learn")
 
 _UNUSABLE = frozenset({"artefact_outdated", "artefact_corrupt"})
-_NOT_FITTED = "memory_not_found"
 
 
 @screen.get()
@@ -87,11 +86,10 @@ async def delete(page: Page) -> Response:
 async def _found(page: Page) -> dict[str, Any]:
     """Return what the screen shows; a memory that cannot be used is shown as its sentence, beside the images."""
     roi = page.selection.roi
-    listed, (manifest, unusable), (scores, _) = await asyncio.gather(
-        page.calls.get("/datasets/list", **roi),
-        _unless_unusable(page.calls.get("/manifest", **roi)),
-        _unless_unusable(page.calls.get("/scores", **roi)),
+    listed, (manifest, unusable) = await asyncio.gather(
+        page.calls.get("/datasets/list", **roi), _unless_unusable(page.calls.get("/manifest", **roi))
     )
+    scores = await page.calls.get("/scores", **roi) if manifest and manifest["memory"] else None
     mode = scores["score_mode"] if scores else None
     scored = {(each["label"], each["filename"]): each for each in scores["images"]} if scores else {}
     good, bad = (
@@ -132,12 +130,10 @@ def _image(name: str, scored: dict[str, Any] | None, mode: str | None, is_exclud
 
 
 async def _unless_unusable(call: Any) -> tuple[dict[str, Any] | None, str]:
-    """Return an answer, or None and why the memory cannot be used; one that was never made needs no sentence."""
+    """Return an answer, or None and why the memory cannot be used."""
     try:
         return await call, ""
     except CallFailed as error:
-        if error.code == _NOT_FITTED:
-            return None, ""
         if error.code in _UNUSABLE:
             return None, error.sentence
         raise

@@ -51,6 +51,14 @@ async function filesOf(entry) {
   return (await Promise.all(found.map(filesOf))).flat();
 }
 
+// What is no fragment is an error of the service itself.
+document.addEventListener("htmx:beforeSwap", ({ detail }) => {
+  if (detail.xhr.getResponseHeader("Content-Type")?.startsWith("text/html") || detail.xhr.status < 400) return;
+  detail.shouldSwap = false;
+  try { page.notice(JSON.parse(detail.xhr.responseText).error); } catch { page.notice(`${detail.xhr.status}`); }
+});
+document.addEventListener("htmx:sendError", () => page.notice(page.text("no-answer")));
+
 document.addEventListener("change", ({ target }) => {
   if (target.matches("[data-submits]")) target.form.submit();
   if (target.matches("[data-goes]")) location.assign(target.value);
