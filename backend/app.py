@@ -28,6 +28,7 @@ from backend.api import (
     refitting,
     score_maps,
     scores,
+    upkeep,
     versions,
 )
 from backend.api.dependencies import documented_headers
@@ -74,6 +75,7 @@ ROUTERS = tuple(
         refitting,
         jobs,
         audit,
+        upkeep,
         monitoring,
     )
 )

@@ -10,6 +10,7 @@ InspectionError
 │   ├── ReservedRecipe           the recipe id ``last``
 │   ├── BadImage                 bytes that are no image, or half of one
 │   ├── BadShape                 shape JSON that is broken or of unknown kind
+│   ├── ArchiveRefused           an archive that cannot be restored, or a ROI that cannot be backed up
 │   ├── MemoryNotFound           the ROI was never fitted
 │   └── CalibrationMissing       the ROI was never calibrated
 ├── Unauthorized                 no API key, or one that nobody knows
@@ -101,6 +102,10 @@ class BadImage(BadRequest, code="undecodable_image"):
 
 class BadShape(BadRequest, code="bad_shape"):
     """Shape JSON that is broken or of unknown kind."""
+
+
+class ArchiveRefused(BadRequest, code="archive_refused"):
+    """An archive that is not sound, or would take the place of a ROI; or a ROI too damaged to be backed up."""
 
 
 class MemoryNotFound(BadRequest, code="memory_not_found"):

@@ -3,20 +3,45 @@
 from __future__ import annotations
 
 import time
+from datetime import UTC, datetime
 from typing import Annotated
 
-from fastapi import APIRouter, Path, Request
+from fastapi import APIRouter, Path, Query, Request
 
 from backend.api.dependencies import JobsOf
 from backend.api.own_threads import on_readers_threads
 from backend.api.routing import Route
-from backend.api.store_schemas import JobAnswer
+from backend.api.store_schemas import JobAnswer, JobsAnswer, JobSummary
 from backend.artifacts.job_files import Job
 from backend.serving.access import ADMIN, INSPECT
 
 router = APIRouter(tags=["jobs"], route_class=Route)
 
 JobId = Annotated[str, Path(min_length=1, max_length=64, description="As answered with 202.", examples=["0" * 32])]
+
+
+@router.get("/jobs", summary="Jobs, the newest first", **INSPECT)
+def list_jobs(
+    request: Request,
+    jobs: JobsOf,
+    limit: Annotated[int, Query(ge=1, le=200, description="Most jobs in the answer.", examples=[20])] = 20,
+) -> JobsAnswer:
+    """List what runs, waits and has ended in the background; the last 200 jobs are kept."""
+    now_s = time.time()
+    found = [
+        JobSummary(
+            job_id=job.job_id,
+            kind=job.kind,
+            state=job.state,
+            progress=job.progress,
+            eta_s=job.eta_s(now_s),
+            created_at=datetime.fromtimestamp(job.created_s, UTC),
+            finished_at=None if job.finished_s is None else datetime.fromtimestamp(job.finished_s, UTC),
+            error=job.error,
+        )
+        for job in jobs.newest(limit)
+    ]
+    return JobsAnswer(jobs=found, request_id=request.state.request_id)
 
 
 @router.get("/jobs/{job_id}", summary="How far a job is", **INSPECT)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -260,6 +261,25 @@ class JobStarted(Reply):
     kind: str = Field(description="The call.", examples=["fit_ok"])
     state: str = Field(description="`queued`.", examples=["queued"])
     status_url: str = Field(description="Where its progress is.", examples=["/jobs/0f3c…"])
+
+
+class JobSummary(BaseModel):
+    """A call in the background, without its result."""
+
+    job_id: str = Field(description="Its id.", examples=["0f3c5e7a9b2d4f61a8c7e5d3b1f09a8c"])
+    kind: str = Field(description="The call.", examples=["fit_ok"])
+    state: State = Field(description="`lost`: its process ended before it did.", examples=["running"])
+    progress: Share = Field(description="0 … 1.", examples=[0.4])
+    eta_s: Amount | None = Field(description="Seconds left at the pace so far.", examples=[4.2])
+    created_at: datetime = Field(description="When it was asked for.", examples=["2026-03-14T09:26:53Z"])
+    finished_at: datetime | None = Field(description="When it ended; null before that.", examples=[None])
+    error: dict[str, Any] | None = Field(description="As in GET /jobs/{job_id}.", examples=[None])
+
+
+class JobsAnswer(Reply):
+    """Calls in the background."""
+
+    jobs: list[JobSummary] = Field(description="The newest first.")
 
 
 class JobAnswer(Reply):

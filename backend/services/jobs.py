@@ -126,6 +126,17 @@ class Jobs:
             self._write(job)
         return job
 
+    def newest(self, most: int) -> list[Job]:
+        """Return jobs, the newest first, also those of other processes on the same folder."""
+        with self._lock:
+            own = dict(self._own)
+        written = {path.stem: when for path in self._folder.glob("*.json") if (when := stamp(path)) is not None}
+        found = []
+        for job_id in sorted({*written} - {*own}, key=lambda each: written[each], reverse=True)[:most]:
+            with suppress(NotFound):  # pruned since
+                found.append(self.get(job_id))
+        return sorted([*own.values(), *found], key=lambda job: job.created_s, reverse=True)[:most]
+
     def cancel(self, job_id: str) -> Job:
         """End a job that waits, ask one that runs to end at its next step, and return it as it is now.
 

@@ -27,6 +27,7 @@ KEYS = f"admin:{ADMIN},inspect:{INSPECT}"
 ROUTES = [route for router in ROUTERS for route in router.routes if isinstance(route, Route)]
 OPERATIONS = {(method, route.path): access_of(route) for route in ROUTES for method in route.methods or ()}
 
+ARCHIVES = {("GET", "/backup")}
 KEPT_IMAGES = {("GET", "/audit/{entry_id}/{view}"), ("GET", "/audit/{entry_id}/regions")}
 
 # Whatever writes, deletes or stops something, and the images of single parts. Kept here a second time: a marker that is
@@ -45,6 +46,9 @@ ADMINS = {
     ("POST", "/recipes/copy"),
     ("DELETE", "/recipes"),
     ("DELETE", "/jobs/{job_id}"),
+    ("POST", "/verify"),
+    ("POST", "/restore"),
+    *ARCHIVES,
     *KEPT_IMAGES,
 }
 
@@ -79,7 +83,7 @@ def test_admin_is_needed_for_what_writes_and_for_nothing_else() -> None:
     for (method, path), needed in OPERATIONS.items():
         if method == "DELETE" or (method, path) in ADMINS:
             assert needed == "admin", path
-        if method == "GET" and path != "/health" and (method, path) not in KEPT_IMAGES:
+        if method == "GET" and path != "/health" and (method, path) not in KEPT_IMAGES | ARCHIVES:
             assert needed == "inspect", path
     assert OPERATIONS["POST", "/infer"] == OPERATIONS["POST", "/infer_dataset"] == "inspect"
 

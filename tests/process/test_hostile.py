@@ -202,6 +202,7 @@ def _doors_with_ids(sandbox: Sandbox, field: str, name: str) -> Iterator[httpx.R
     form = {**ids, "mm_per_px": "0.2"}
     for path in ("/state", "/manifest", "/datasets/list", "/versions"):
         yield client.get(path, params=ids)
+    yield client.get("/backup", params=ids)
     yield client.post("/infer", data=form, files={"image": image})
     for path in ("/fit_ok", "/datasets/ok/upload", "/datasets/ng/upload"):
         yield client.post(path, data=form, files=[("images", image)])

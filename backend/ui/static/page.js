@@ -51,10 +51,11 @@ async function filesOf(entry) {
   return (await Promise.all(found.map(filesOf))).flat();
 }
 
-// What is no fragment is an error of the service itself.
+// What is no fragment comes from a public call: done, or refused with a sentence.
 document.addEventListener("htmx:beforeSwap", ({ detail }) => {
-  if (detail.xhr.getResponseHeader("Content-Type")?.startsWith("text/html") || detail.xhr.status < 400) return;
+  if (!detail.xhr.getResponseHeader("Content-Type")?.startsWith("application/json")) return;
   detail.shouldSwap = false;
+  if (detail.xhr.status < 400) return page.notice(detail.elt.dataset.done ?? "", "done");
   try { page.notice(JSON.parse(detail.xhr.responseText).error); } catch { page.notice(`${detail.xhr.status}`); }
 });
 document.addEventListener("htmx:sendError", () => page.notice(page.text("no-answer")));
