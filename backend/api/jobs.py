@@ -13,6 +13,7 @@ from backend.api.own_threads import on_readers_threads
 from backend.api.routing import Route
 from backend.api.store_schemas import JobAnswer, JobsAnswer, JobSummary
 from backend.artifacts.job_files import Job
+from backend.services.job_list import newest_jobs
 from backend.serving.access import ADMIN, INSPECT
 
 router = APIRouter(tags=["jobs"], route_class=Route)
@@ -21,6 +22,7 @@ JobId = Annotated[str, Path(min_length=1, max_length=64, description="As answere
 
 
 @router.get("/jobs", summary="Jobs, the newest first", **INSPECT)
+@on_readers_threads
 def list_jobs(
     request: Request,
     jobs: JobsOf,
@@ -39,7 +41,7 @@ def list_jobs(
             finished_at=None if job.finished_s is None else datetime.fromtimestamp(job.finished_s, UTC),
             error=job.error,
         )
-        for job in jobs.newest(limit)
+        for job in newest_jobs(jobs, limit)
     ]
     return JobsAnswer(jobs=found, request_id=request.state.request_id)
 

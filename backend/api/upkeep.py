@@ -15,6 +15,7 @@ from starlette.background import BackgroundTask
 
 from backend.api.dependencies import KeyOfQuery, NowOrLater, ServiceOf, SettingsOf
 from backend.api.fields import Count, Reply
+from backend.api.own_threads import on_readers_threads, on_writers_threads
 from backend.api.routing import Route
 from backend.api.store_schemas import JobStarted
 from backend.artifacts.files import TEMP_PREFIX, make_folder, scratch_folder, writing
@@ -46,6 +47,7 @@ class StorageAnswer(Reply):
 
 
 @router.get("/storage", summary="How much is stored", **INSPECT)
+@on_readers_threads
 def storage(request: Request, service: ServiceOf, settings: SettingsOf) -> StorageAnswer:
     """Tell how much the models folder holds, as of the last look over it, and how much its disk has room for."""
     folder = settings.models_dir.absolute()
@@ -82,6 +84,7 @@ class VerifyAnswer(Reply):
     responses={202: {"model": JobStarted}},
     **ADMIN,
 )
+@on_writers_threads
 def verify(request: Request, settings: SettingsOf, now_or_later: NowOrLater) -> VerifyAnswer | JSONResponse:
     """Read every file and compare it with its digest and with what it belongs to. Changes nothing."""
     request_id = request.state.request_id
@@ -111,6 +114,7 @@ def verify(request: Request, settings: SettingsOf, now_or_later: NowOrLater) -> 
     responses={200: {"description": "A zip file.", "content": {"application/zip": {"schema": _ZIP}}}},
     **ADMIN,
 )
+@on_writers_threads
 def backup(service: ServiceOf, settings: SettingsOf, key: KeyOfQuery) -> FileResponse:
     """Return a ROI's images, memories and calibrations, of one moment, as `roi-inspector backup` writes them."""
     if not any(walk(settings.models_dir, service.store.roi_folder(key))):
@@ -151,6 +155,7 @@ class RestoreAnswer(Reply):
     summary="Bring an archive's ROIs back",
     **ADMIN,
 )
+@on_writers_threads
 def restore_archive(
     request: Request,
     service: ServiceOf,

@@ -56,7 +56,7 @@ class Jobs:
     def __init__(
         self, folder: Path, *, concurrent: int = 2, max_waiting: int = 32, models: ModelsFolder | None = None
     ) -> None:
-        self._folder = folder
+        self.folder = folder
         self._models = models or ModelsFolder(folder.parent)
         self._concurrent, self._max_waiting = concurrent, max_waiting
         self._owner = uuid.uuid4().hex
@@ -125,17 +125,6 @@ class Jobs:
             job = job.ended("lost")
             self._write(job)
         return job
-
-    def newest(self, most: int) -> list[Job]:
-        """Return jobs, the newest first, also those of other processes on the same folder."""
-        with self._lock:
-            own = dict(self._own)
-        written = {path.stem: when for path in self._folder.glob("*.json") if (when := stamp(path)) is not None}
-        found = []
-        for job_id in sorted({*written} - {*own}, key=lambda each: written[each], reverse=True)[:most]:
-            with suppress(NotFound):  # pruned since
-                found.append(self.get(job_id))
-        return sorted([*own.values(), *found], key=lambda job: job.created_s, reverse=True)[:most]
 
     def cancel(self, job_id: str) -> Job:
         """End a job that waits, ask one that runs to end at its next step, and return it as it is now.
@@ -208,7 +197,7 @@ class Jobs:
             if identity(path) == self._mark_identity:
                 return
             self._mark.release()
-        make_folder(self._folder)
+        make_folder(self.folder)
         with writing():
             self._mark = FileLock(path, thread_local=False)
             self._mark.acquire(timeout=0)
@@ -272,7 +261,7 @@ class Jobs:
 
     def _prune(self, role: JobRole) -> None:
         pattern = "inspect-*.json" if role == "inspect" else "[!i]*.json"
-        written = [(when, path) for path in self._folder.glob(pattern) if (when := stamp(path)) is not None]
+        written = [(when, path) for path in self.folder.glob(pattern) if (when := stamp(path)) is not None]
         for _, path in sorted(written)[:-KEPT_JOBS]:
             job = self._read(path)
             if job is None or job.state in FINAL or self._is_over(job):
@@ -300,10 +289,10 @@ class Jobs:
     def _path(self, job_id: str, role: JobRole) -> Path:
         if not _JOB_ID.fullmatch(job_id):
             raise NotFound(f"There is no job {job_id[:40]!r}.")
-        return self._folder / f"{'inspect-' if role == 'inspect' else ''}{job_id}.json"
+        return self.folder / f"{'inspect-' if role == 'inspect' else ''}{job_id}.json"
 
     def _cancel_path(self, job_id: str) -> Path:
         return self._path(job_id, "admin").with_suffix(".cancel")
 
     def _mark_path(self, owner: str) -> Path:
-        return self._folder / f"{owner}.alive"
+        return self.folder / f"{owner}.alive"

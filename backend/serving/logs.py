@@ -51,8 +51,8 @@ def json_lines(settings: Settings, stream: IO[str] | None = None, *, max_waiting
     Raises:
         OSError: If the file cannot be opened.
     """
-    names = ("", "backend", "uvicorn", "uvicorn.access")
-    root, ours, uvicorn, access = loggers = [logging.getLogger(name) for name in names]
+    names = ("", "backend", "uvicorn", "uvicorn.access", "httpx")
+    root, ours, uvicorn, access, httpx = loggers = [logging.getLogger(name) for name in names]
     if root.handlers:
         yield
         return
@@ -73,6 +73,7 @@ def json_lines(settings: Settings, stream: IO[str] | None = None, *, max_waiting
     root.handlers = handlers
     uvicorn.handlers, uvicorn.propagate = [], True
     access.handlers, access.propagate = [], False  # our own access log has more
+    httpx.setLevel("WARNING")  # it would log the page's queries, which may hold what is nobody's business
     hooks = threading.excepthook, sys.unraisablehook
     threading.excepthook, sys.unraisablehook = _log_uncaught, _log_unraisable  # Python's own write to standard error
     for listener in listeners:

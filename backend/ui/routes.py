@@ -14,6 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from backend.errors import Forbidden, InspectionError, NotFound, status_of
 from backend.serving.access import OPEN, role_of_key
@@ -47,6 +48,11 @@ class PageRoute(Route):
 
     def __init__(self, path: str, endpoint: Callable[[Request], Awaitable[Response]]) -> None:
         super().__init__(path, endpoint, methods=_METHODS, include_in_schema=False)
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request."""
+        scope["route"] = self  # for the log
+        await super().handle(scope, receive, send)
 
 
 def routes() -> Iterator[PageRoute]:
