@@ -70,9 +70,10 @@ class PublicCalls:
         """Return the JSON object that a DELETE answers."""
         return _content(await self.ask("DELETE", path, params=_given(query)))
 
-    async def post(self, path: str, body: Mapping[str, Any], *, in_background: bool = False) -> dict[str, Any]:
-        """Return the JSON object that a POST of JSON answers; ``in_background`` has it answer with a job."""
-        return _content(await self.ask("POST", path, json=dict(body), headers=_prefer(in_background)))
+    async def post(self, path: str, body: Mapping[str, Any] | None, *, in_background: bool = False) -> dict[str, Any]:
+        """Return the JSON object that a POST of JSON, or of nothing, answers; ``in_background``: that of a job."""
+        sent = {} if body is None else {"json": dict(body)}
+        return _content(await self.ask("POST", path, headers=_prefer(in_background), **sent))
 
     async def post_form(
         self, path: str, fields: Mapping[str, Any], files: Any = None, *, in_background: bool = False

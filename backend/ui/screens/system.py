@@ -51,7 +51,7 @@ async def find_decisions(page: Page) -> Response:
 @screen.post("verify")
 async def verify(page: Page) -> Response:
     """Read all stored files, as a job."""
-    return jobs.started(page, await page.calls.post("/verify", {}, in_background=True))
+    return jobs.started(page, await page.calls.post("/verify", None, in_background=True))
 
 
 async def _decisions(page: Page, asked: Any) -> dict[str, Any]:
