@@ -1,0 +1,196 @@
+"""The engineer's page in a real browser, Debian's Chromium: nothing fails, nothing leaves, everybody can read it."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from backend.settings import Settings
+from backend.ui.routes import SCREENS
+from tests.testkit.app import SMALL_INPUT_PX
+from tests.testkit.client import Client
+from tests.testkit.fakes import defective_image, encoded, good_image
+from tests.testkit.server import running
+
+playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed; see requirements-dev.txt")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+pytestmark = [
+    pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine"),
+    pytest.mark.slow,
+]
+
+AXE = (Path(__file__).parents[1] / "testkit" / "axe" / "axe-4.14.1.min.js").read_text("utf-8")
+PATHS = ["/ui" if screen.name == "overview" else f"/ui/{screen.name}" for screen in SCREENS]
+SIZES = [(1280, "light"), (1280, "dark"), (640, "light"), (390, "light"), (390, "dark")]
+"""640 px are 1280 px at 200 %."""
+MODEL = {"role_id": "Inspection", "roi_id": "seen"}
+GOOD = [encoded(good_image(seed, image_hw=(96, 96))) for seed in range(12)]
+
+
+@dataclass
+class Watched:
+    """A page of the browser, and what went wrong on it."""
+
+    page: Any
+    base: str
+    offences: list[str] = field(default_factory=list)
+
+    def watch(self) -> None:
+        self.page.on("console", self._console)
+        self.page.on("pageerror", lambda error: self.offences.append(f"script: {error}"))
+        self.page.on("request", self._request)
+
+    def open(self, path: str) -> None:
+        self.page.goto(self.base + path)
+        self.page.wait_for_load_state("networkidle")
+
+    def serious_findings(self) -> list[str]:
+        """Return what axe-core finds that is serious or critical."""
+        session = self.page.context.new_cdp_session(self.page)
+        session.send("Runtime.evaluate", {"expression": f"{AXE};0"})  # the page's policy lets no script in
+        found = self.page.evaluate(
+            "async () => (await axe.run()).violations.map((v) => "
+            "[v.impact, v.id, v.nodes.map((n) => n.html).join(' ')])"
+        )
+        return [f"{name}: {where[:300]}" for impact, name, where in found if impact in ("serious", "critical")]
+
+    def is_too_wide(self) -> bool:
+        return bool(self.page.evaluate("document.documentElement.scrollWidth > document.documentElement.clientWidth"))
+
+    def _console(self, message: Any) -> None:
+        if message.type in ("error", "warning"):
+            self.offences.append(f"console: {message.text}")
+
+    def _request(self, request: Any) -> None:
+        if not request.url.startswith((f"{self.base}/", "data:", f"blob:{self.base}/")):
+            self.offences.append(f"asked elsewhere: {request.url}")
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+    models = tmp_path_factory.mktemp("browser") / "models"
+    settings = Settings(models_dir=models, extractor="filter-bank", input_size=SMALL_INPUT_PX, audit=True, device="cpu")
+    with running(settings) as client:
+        seen = client.at("seen")
+        seen.upload("ok", GOOD).ok()
+        seen.upload("ng", [encoded(defective_image(9, image_hw=(96, 96)))]).ok()
+        seen.fit(use_dataset=True).ok()
+        seen.calibrate().ok()
+        for seed in range(20, 32):
+            image = defective_image(seed, image_hw=(96, 96)) if seed % 4 == 0 else good_image(seed, image_hw=(96, 96))
+            seen.infer(encoded(image), serial=f"SN-{seed}").ok()
+        yield client
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with playwright.sync_playwright() as started:
+        launched = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield launched
+        launched.close()
+
+
+@contextmanager
+def watched(browser: Any, server: Client, width: int = 1280, scheme: str = "light", **more: Any) -> Iterator[Watched]:
+    context = browser.new_context(viewport={"width": width, "height": 860}, color_scheme=scheme, **more)
+    page = Watched(context.new_page(), f"http://127.0.0.1:{server.port}")
+    page.watch()
+    yield page
+    context.close()
+    assert page.offences == []
+
+
+@pytest.mark.parametrize(("width", "scheme"), SIZES)
+@pytest.mark.parametrize("path", PATHS)
+def test_a_screen_is_whole_and_readable(browser: Any, server: Client, path: str, width: int, scheme: str) -> None:
+    with watched(browser, server, width, scheme) as seen:
+        seen.open(f"{path}?role_id=Inspection&roi_id=seen")
+        assert seen.page.locator("h1").count() >= 1
+        assert not seen.is_too_wide()
+        assert seen.serious_findings() == []
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_a_screen_is_in_spanish_where_the_browser_is(browser: Any, server: Client, path: str) -> None:
+    with watched(browser, server, 390, locale="es-ES") as seen:
+        seen.open(f"{path}?role_id=Inspection&roi_id=seen")
+        assert seen.page.locator("html").get_attribute("lang") == "es"
+        assert not seen.is_too_wide()
+
+
+def test_everything_can_be_reached_and_seen_with_the_keyboard(browser: Any, server: Client) -> None:
+    with watched(browser, server) as seen:
+        seen.open("/ui/learn?role_id=Inspection&roi_id=seen")
+        reached = set()
+        for _ in range(40):
+            seen.page.keyboard.press("Tab")
+            reached.add(
+                seen.page.evaluate(
+                    "() => { const it = document.activeElement;"
+                    " const style = getComputedStyle(it.closest('label.button') ?? it);"
+                    " return (it.textContent.trim() || it.name || it.type || it.alt || it.className).slice(0, 24)"
+                    " + '|' + style.outlineStyle; }"
+                )
+            )
+        names = {each.rpartition("|")[0] for each in reached}
+        assert {"Overview", "System", "New ROI", "Exclude", "Delete", "thumb"} <= names
+        assert {each for each in reached if each.endswith("|none")} == set(), "the focus is seen"
+
+
+def test_a_folder_is_seen_stored_learned_and_sorted_out(browser: Any, server: Client, tmp_path: Path) -> None:
+    for number, data in enumerate(GOOD):
+        (tmp_path / f"part {number}.png").write_bytes(data)
+    (tmp_path / "notes.txt").write_text("no image")
+    with watched(browser, server) as seen:
+        page = seen.page
+        page.on("dialog", lambda dialog: dialog.accept())
+        seen.open("/ui/learn?role_id=Inspection&roi_id=dropped")
+        page.locator("#drop input[webkitdirectory]").set_input_files(str(tmp_path))
+        assert page.locator(".preview img").count() == 12
+        assert page.locator("#drop .count").inner_text().startswith("12 images")
+        page.locator("#drop").get_by_role("button", name="Store", exact=True).click()
+        page.fill("[name=mm_per_px]", "0.2")
+        page.click("#fit button")
+        page.wait_for_selector(".job[data-state=done]")
+        page.get_by_text("The stored good images are learned.").wait_for()
+        assert page.locator(".image").count() == 12
+
+        thumb = page.locator(".thumb").first
+        with page.expect_response(re.compile("/scores/map")) as shown:
+            thumb.hover()
+        assert shown.value.status == 200
+        page.locator(".image").first.get_by_role("button", name="Exclude").click()
+        page.get_by_text("excluded or deleted: 1.").wait_for()
+        page.locator(".image").nth(1).get_by_role("button", name="Delete").click()
+        page.get_by_text("excluded or deleted: 2.").wait_for()
+        assert page.locator(".image").count() == 11
+        page.click("#fit button")
+        page.get_by_text("The stored good images are learned.").wait_for()
+        assert seen.serious_findings() == []
+
+
+def test_signing_in_and_out(browser: Any, tmp_path: Path) -> None:
+    key = "admin-0123456789abcdef"
+    settings = Settings(models_dir=tmp_path / "models", extractor="filter-bank", api_keys=f"admin:{key}", device="cpu")  # type: ignore[arg-type]
+    with running(settings) as server, watched(browser, server) as seen:
+        page = seen.page
+        seen.open("/ui/system")
+        assert seen.serious_findings() == []
+        page.fill("[name=key]", key)
+        page.get_by_role("button", name="Sign in").click()
+        page.wait_for_url("**/ui/system")
+        assert "roi_session" not in page.evaluate("document.cookie")
+        page.get_by_role("button", name="Español").click()
+        page.get_by_role("button", name="Verificar").click()
+        page.get_by_text("íntegros").wait_for()
+        page.get_by_role("button", name="Cerrar sesión").click()
+        page.wait_for_url("**/ui/sign-in")
+        seen.open("/ui/learn")
+        assert "/ui/sign-in" in page.url
