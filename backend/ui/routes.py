@@ -22,13 +22,14 @@ from backend.serving.sessions import TOKEN_HEADER, Session, Sessions, cookie_nam
 from backend.ui.client import CallFailed
 from backend.ui.page import LANGUAGE_COOKIE, Page
 from backend.ui.screen import Handler, Screen
-from backend.ui.screens import jobs, learn, overview, system
+from backend.ui.screens import jobs, learn, overview, system, threshold
 from backend.ui.static_files import by_address
 from backend.ui.texts import LANGUAGES
 
 SCREENS: tuple[Screen, ...] = (
     overview.screen,
     learn.screen,
+    threshold.screen,
     system.screen,
 )
 """In the order of the navigation."""
