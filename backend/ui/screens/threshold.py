@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from math import log2
+from math import isfinite, log2
 from typing import Any
 
 from starlette.responses import Response
@@ -15,6 +15,9 @@ from backend.ui.screen import Screen
 screen = Screen("threshold")
 
 MODES = ("area", "max", "top_mean", "percentile")
+_BINS = 50
+_LARGEST_RATIO = 500
+"""Of the scores that the axis shows apart; what is lower stands at its left end."""
 SETTINGS = ("ok_percentile", "margin", "area_mm2_thr", "score_percentile")
 
 
@@ -47,32 +50,80 @@ async def scores(page: Page) -> Response:
     images = [{**image, "score": image["scores"][mode]} for image in found["images"] if mode in image["scores"]]
     images.sort(key=lambda image: image["score"])
     calib, chosen = found["calib"], found["thresholds"].get(mode)
-    in_force = calib["threshold"] if calib and calib["score_mode"] == mode else None
-    good, bad = (_worst(images, label) for label in ("ok", "ng"))
-    shown = [chosen["threshold"] if chosen else 0, in_force or 0, *(image["score"] for image in images)]
+    in_force = calib["threshold"] if calib and calib["score_mode"] == mode else 0.0
+    shown = [chosen["threshold"] if chosen else 0.0, in_force, *(image["score"] for image in images)]
     highest = max(shown) or 1.0
-    data = {
-        "images": [
-            {
-                "label": image["label"],
-                "score": image["score"],
-                "name": image["filename"],
-                "id": image["image_digest"][:12],
-            }
-            for image in images
-        ],
+    lowest = max(min(score for score in (*shown, highest) if score > 0), highest / _LARGEST_RATIO)
+    low, high = log2(0.85 * lowest), log2(1.1 * highest)
+    return page.fragment(
+        "threshold_scores.html",
+        found=found,
+        chosen=chosen,
+        low=low,
+        high=high,
+        in_force=log2(in_force) if in_force else None,
+        by_hand=not chosen or bool(in_force and calib["method"] == "manual"),
+        data={
+            "mode": mode,
+            "proposed": chosen and chosen["threshold"],
+            "by_rule": chosen and _promise(page, chosen),
+            "bars": _histogram(images, low, high),
+            "images": [_shown(page, image, low) for image in images],
+            **_worth(page, found, images),
+        },
+    )
+
+
+def _histogram(images: list[dict[str, Any]], low: float, high: float) -> list[list[float | None]]:
+    """Return the middles of the bins, and the numbers of good and of bad images in them; the bad ones below zero."""
+    width = (high - low) / _BINS
+    counts: dict[str, list[float | None]] = {"ok": [None] * _BINS, "ng": [None] * _BINS}
+    for image in images:
+        place = min(_BINS - 1, int((_log2(image["score"], low) - low) / width))
+        of_label = counts[image["label"]]
+        of_label[place] = (of_label[place] or 0) + (1 if image["label"] == "ok" else -1)
+    return [[low + (place + 0.5) * width for place in range(_BINS)], counts["ok"], counts["ng"]]
+
+
+def _shown(page: Page, image: dict[str, Any], low: float) -> dict[str, Any]:
+    name, label = image["filename"], image["label"]
+    return {
+        "at": _log2(image["score"], low),
+        "name": name or image["image_digest"][:12],
+        "src": name and page.call_address("/datasets/preview", label=label, filename=name, edge_px=320),
+        "said": page.words(
+            "threshold.one_suspect" if image["suspect"] else f"threshold.one_{label}",
+            value=page.words.number(image["score"], 4),
+        ),
+    }
+
+
+def _worth(page: Page, found: dict[str, Any], images: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the parts' scores, and what is said of a threshold by how many of them lie no higher than it."""
+    good, bad = (
+        sorted({image["part_id"]: image["score"] for image in images if image["label"] == label}.values())
+        for label in ("ok", "ng")
+    )
+    said = {
+        name: [page.words("threshold.of", n=len(scores) - n, all=n_all) for n in range(len(scores) + 1)]
+        for name, scores, n_all in (("good", good, found["n_ok"]), ("bad", bad, len(bad)))
+    }
+    return {
         "good": good,
         "bad": bad,
-        "mode": mode,
-        "promises": found["promises"],
-        "by_rule": chosen and {name: chosen[name] for name in found["promises"][0]},
-        "n_ok": found["n_ok"],
-        "proposed": chosen["threshold"] if chosen else None,
-        "in_force": in_force,
-        "from_log2": log2(0.85 * max(min([score for score in shown if score > 0], default=1.0), highest / 500)),
-        "to_log2": log2(1.1 * highest),
+        "worth": {**said, "promises": [_promise(page, each) for each in found["promises"]]},
     }
-    return page.fragment("threshold_scores.html", found=found, mode=mode, chosen=chosen, data=data)
+
+
+def _promise(page: Page, bounds: dict[str, Any]) -> dict[str, str]:
+    return {
+        "expected": page.words.number(1000 * bounds["expected_false_alarm_rate"], 1),
+        "bound": page.words.number(1000 * bounds["false_alarm_rate_upper_95"], 1),
+    }
+
+
+def _log2(score: float, low: float) -> float:
+    return max(low, log2(score)) if score > 0 else low
 
 
 @screen.post("try")
@@ -105,8 +156,8 @@ def settings_of(form: Mapping[str, str]) -> dict[str, Any]:
     """Return what ``/calibrate_ng`` is to be asked with; a text that is no number goes along as it is."""
     by_hand = form.get("how") == "hand"
     names = (*SETTINGS[2:], "threshold") if by_hand else SETTINGS
-    given = {name: form[name].strip().replace(",", ".") for name in names if form.get(name, "").strip()}
-    asked: dict[str, Any] = {name: _number(text) for name, text in given.items()}
+    given = {name: form.get(name, "").strip().replace(",", ".") for name in names}
+    asked: dict[str, Any] = {name: _number(text) for name, text in given.items() if text or name == "threshold"}
     if form.get("score_mode") not in ("percentile", "top_mean", None):
         asked.pop("score_percentile", None)  # it has no effect
     return asked | ({"score_mode": form["score_mode"]} if form.get("score_mode") in MODES else {})
@@ -114,11 +165,7 @@ def settings_of(form: Mapping[str, str]) -> dict[str, Any]:
 
 def _number(text: str) -> float | str:
     try:
-        return float(text)
+        value = float(text)
     except ValueError:
         return text
-
-
-def _worst(images: list[dict[str, Any]], label: str) -> list[float]:
-    """Return the largest score of each part, ascending; the images are in the order of their scores."""
-    return sorted({image["part_id"]: image["score"] for image in images if image["label"] == label}.values())
+    return value if isfinite(value) else text
