@@ -18,6 +18,9 @@ screen = Screen("why")
 
 _LISTED = 25
 _SHOWN_REGIONS = 50
+_LARGEST_ID = 2**53 - 1
+_ASKED_AS = {"only": "decision", "before": "before_id"}
+"""What the address calls the parameters of ``/decisions``."""
 _AROUND = 1.4
 """Edge of the patches that are shown, in edges of the region."""
 _ROUNDING = 1e-3
@@ -77,17 +80,20 @@ class Found(BaseModel):
 
 @screen.get()
 async def show(page: Page) -> Response:
-    """Show the newest decisions, and the one that the address names."""
+    """Show the newest decisions, or those of a time, and the one that the address names."""
     if not await page.choose_roi():
         return await page.render("no_roi.html")
-    listed = (await page.calls.get("/decisions", **page.selection.roi, limit=_LISTED))["decisions"]
-    asked = page.request.query_params.get("decision", "")
+    query, roi = page.request.query_params, page.selection.roi
+    wanted = {name: query.get(name) or None for name in ("from", "to", "only", "before")}
+    asked = {_ASKED_AS.get(name, name): text for name, text in wanted.items()}
+    listed = await page.calls.get("/decisions", **roi, limit=_LISTED, **asked)
+    chosen = query.get("decision", "")
     shown: dict[str, Any] = {"found": None}
-    if asked.isdecimal():
-        chosen = await page.calls.get("/decisions", **page.selection.roi, before_id=int(asked) + 1, limit=1)
-        shown = await _decision(page, next((each for each in chosen["decisions"] if str(each["id"]) == asked), None))
-    fit = (await page.calls.get("/manifest", **page.selection.roi))["fit"]
-    return await page.render("why.html", listed=listed, asked=asked, fit=fit, **shown)
+    if chosen.isdecimal() and int(chosen) < _LARGEST_ID:
+        near = await page.calls.get("/decisions", **roi, before_id=int(chosen) + 1, limit=1)
+        shown = await _decision(page, next((each for each in near["decisions"] if each["id"] == int(chosen)), None))
+    fit = (await page.calls.get("/manifest", **roi))["fit"]
+    return await page.render("why.html", listed=listed, wanted=wanted, chosen=chosen, fit=fit, **shown)
 
 
 @screen.post("found")
@@ -107,6 +113,9 @@ async def would(page: Page) -> Response:
     """Show what the threshold would be if an image were kept."""
     form = await page.form()
     label = "ng" if form.get("label") == "ng" else "ok"
+    stored = (await page.calls.get("/scores", **page.selection.roi))["images"]
+    if known := [image["label"] for image in stored if image["image_digest"] == form.get("digest")]:
+        return page.fragment("why_known.html", label=known[0])
     calib = await in_force(page)
     asked = {"score_mode": form.get("mode") or None, **_settings_of(calib), "dry_run": True}
     new = await page.calls.post(
@@ -122,7 +131,6 @@ async def would(page: Page) -> Response:
         new=new,
         without=without if moves else None,
         rests_on_sent=calib is not None and "request" in (calib["ok_scores_from"], calib["ng_scores_from"]),
-        is_learned=form.get("scoring", "new") != "new",
     )
 
 
@@ -154,19 +162,19 @@ def _settings_of(calib: dict[str, Any] | None) -> dict[str, Any]:
 
 
 async def _decision(page: Page, decision: dict[str, Any] | None) -> dict[str, Any]:
-    """Return what is to be shown of a decision: what is kept of it, and with its image where that is kept as well."""
+    """Return what is to be shown of a decision: what is kept of it, with its image where that is kept as well."""
     if decision is None:
         return {"found": None, "is_gone": True}
-    entry_id, regions, has_image = decision.get("audit_entry_id"), [], False
+    entry_id, regions, params = decision["audit_entry_id"], [], {}
     if entry_id is not None:
         try:
             regions = (await page.calls.get(f"/audit/{entry_id}/regions"))["regions"]
-            has_image = True
+            entries = (await page.calls.get("/audit", before_id=entry_id + 1, limit=1))["entries"]
+            params = {"mm_per_px": entries[0]["mm_per_px"]}
         except CallFailed:  # dropped meanwhile, or not for this role
-            pass
-    answer = Found.model_validate({**decision, "image_check": None, "regions": regions})
-    shown = await _shown(page, answer, name=decision.get("filename") or "", entry_id=entry_id if has_image else None)
-    return {**shown, "decision": decision}
+            entry_id = None
+    answer = Found.model_validate({**decision, "image_check": None, "regions": regions, "params": params})
+    return {**await _shown(page, answer, name=decision["filename"], entry_id=entry_id), "decision": decision}
 
 
 async def _shown(

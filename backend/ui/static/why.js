@@ -9,7 +9,7 @@ const asForm = (fields, name, file) => {
   form.append(name, file, file.name);
   return form;
 };
-const infer = (file, heatmap) => page.call("/infer", asForm({ mm_per_px: send.dataset.mmPerPx, heatmap }, "image", file));
+const infer = (file, scale, heatmap) => page.call("/infer", asForm({ mm_per_px: scale, heatmap, trial: true }, "image", file));
 const dataUrl = (blob) => new Promise((done) => {
   Object.assign(new FileReader(), { onload: ({ target }) => done(target.result) }).readAsDataURL(blob);
 });
@@ -20,7 +20,7 @@ const kept = async () => sent ?? new File([await fetched(found.querySelector("im
 const acts = {
   async inspect([file]) {
     page.notice(page.text("inspecting"), "");
-    const { heatmap_png_base64: overlay, ...answer } = await infer(file, "overlay"), image = await dataUrl(file);
+    const { heatmap_png_base64: overlay, ...answer } = await infer(file, send.dataset.mmPerPx, "overlay"), image = await dataUrl(file);
     answer.regions = answer.regions.slice(0, 50).map(({ contour, ...region }) => region);
     await swap(found.dataset.show, "#found", { answer: JSON.stringify(answer), name: file.name });
     sent = file;
@@ -30,12 +30,13 @@ const acts = {
     document.getElementById("notices").replaceChildren();
   },
   async try(label) {
-    let { score, mode, scoring } = found.firstElementChild.dataset;
-    if (!score) ({ measured_score: score, score_mode: mode, scoring } = (await infer(await kept(), "none")).params);
-    await swap(found.dataset.would, "#would", { label, score, mode, scoring });
+    let { score, mode, digest, mmPerPx } = found.firstElementChild.dataset;
+    const params = score || (await infer(await kept(), mmPerPx, "none")).params;
+    if (!score) ({ measured_score: score, score_mode: mode, image_digest: digest } = params);
+    await swap(found.dataset.would, "#would", { label, score, mode, digest });
   },
   async keep(label) {
-    const form = asForm({ metas: JSON.stringify({ mm_per_px: +send.dataset.mmPerPx }) }, "images", await kept());
+    const form = asForm({ metas: JSON.stringify({ mm_per_px: +found.firstElementChild.dataset.mmPerPx }) }, "images", await kept());
     const { saved: [name] } = await page.call(`/datasets/${label}/upload`, form);
     await swap(found.dataset.kept, "#would", { label, name });
   },
