@@ -19,6 +19,7 @@ screen = Screen("why")
 _LISTED = 25
 _SHOWN_REGIONS = 50
 _LARGEST_ID = 2**53 - 1
+_REASON_CHARS = 200
 _ASKED_AS = {"only": "decision", "before": "before_id"}
 """What the address calls the parameters of ``/decisions``."""
 _AROUND = 1.4
@@ -138,10 +139,11 @@ async def would(page: Page) -> Response:
 async def kept(page: Page) -> Response:
     """Say what became of an image that the browser has stored; a bad one counts at once."""
     form = await page.form()
-    new = None
-    if form.get("label") == "ng" and (calib := await in_force(page)) is not None:
-        new = await page.calls.post("/calibrate_ng", {**page.selection.roi, **_settings_of(calib)})
-    return page.fragment("why_kept.html", label=form.get("label", ""), name=form.get("name", ""), new=new)
+    name, label, new = form.get("name", ""), form.get("label", ""), None
+    if label == "ng" and (calib := await in_force(page)) is not None:
+        asked = {**_settings_of(calib), "reason": f"NG + {name}"[:_REASON_CHARS]}
+        new = await page.calls.post("/calibrate_ng", {**page.selection.roi, **asked})
+    return page.fragment("why_kept.html", label=label, name=name, new=new)
 
 
 @screen.post("learn")
