@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from pathlib import Path
 
@@ -48,6 +49,15 @@ class DiskLimit:
                 "raise the limit.",
                 details={"used_bytes": used, "max_bytes": self._max_bytes, "needed_bytes": more_bytes},
             )
+
+    def short_of(self, n_bytes: int, error: StorageFull) -> int:
+        """Return how many bytes more than there is room for a write would have taken that failed with an error."""
+        if (limit := error.details) and "max_bytes" in limit:
+            return int(limit["used_bytes"] + limit["needed_bytes"] - limit["max_bytes"])
+        try:
+            return max(1, n_bytes - shutil.disk_usage(self._models_dir).free)
+        except OSError:
+            return n_bytes
 
     def count(self, more_bytes: int) -> None:
         """Count bytes that were written or, below 0, deleted."""

@@ -7,6 +7,7 @@ import json
 import re
 import zipfile
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -220,6 +221,20 @@ def calib_in_force(data: bytes, memory: Path) -> bytes | None:
         return None if chosen is None else bytes(chosen.encode())
     except (KeyError, AttributeError) as error:
         raise ValueError("not a calibration file") from error
+
+
+def calib_text(data: bytes | None) -> str | None:
+    """Return a ``calib.json`` of any format as a text; None without one, or where it is damaged."""
+    if data is None:
+        return None
+    with suppress(OutdatedFormat):
+        try:
+            calibrations_from_bytes(data)
+        except OutdatedFormat:
+            raise
+        except ValueError:
+            return None
+    return data.decode()
 
 
 def calib_texts(data: bytes) -> list[bytes]:

@@ -55,8 +55,8 @@ _OF_MODEL: dict[Kind, str] = {
     "index": r"index\.faiss",
     "calibration": r"calib\.json",
     "heatmap": rf"heatmaps/{_DIGEST}\.png",
-    "version": r"versions/(?:next|[1-9]\d{0,8})-[0-9a-f]{16}\.json",
-    "kept_memory": r"versions/[0-9a-f]{16}\.npz",
+    "version": r"versions/(?P<digest>(?:next|[1-9]\d{0,8})-[0-9a-f]{16})\.json",
+    "kept_memory": r"versions/(?P<digest>[0-9a-f]{16})\.npz",
 }
 _PATTERNS_IN_ROI: dict[Kind, re.Pattern[str]] = {
     kind: re.compile(pattern)
@@ -90,7 +90,7 @@ class ArtifactPath:
         kind: What it holds.
         key: The model, or the ROI where the file belongs to all of its models; None for what belongs to no ROI.
         label: Of an image.
-        digest: Of the image that the file is, describes or was made of.
+        digest: Of the image that the file is, describes or was made of; of a version's files what tells them apart.
         set_aside: When it was found damaged, as ``20261122T185500Z``; empty for a file in use.
     """
 

@@ -65,27 +65,38 @@ class RoiFiles:
             self.disk.check(more_bytes)
             write_atomic(path, data)
 
-        self.with_room(put)
+        self.with_room(put, len(data))
         self._held.check(path)  # else it may lie in another folder than what is read
         self.disk.count(more_bytes)
         self.quarantine.forget(path)
 
-    def with_room(self, store: Callable[[], None]) -> None:
+    def with_room(self, store: Callable[[], None], n_bytes: int) -> None:
         """Call what stores something, again and again while the disk is full and there is something to give up for it.
+
+        Args:
+            store: What stores it.
+            n_bytes: How much that is.
 
         Raises:
             StorageFull, StorageFailed: As ``store`` does in the end.
         """
-        given_up = self.give_up()
+        given_up: Iterator[object] | None = None
         while True:
             try:
                 return store()
-            except StorageFull:
+            except StorageFull as error:
+                if given_up is None:
+                    given_up = self.give_up(self.disk.short_of(n_bytes, error))
                 if next(given_up, None) is None:
                     raise
 
-    def give_up(self) -> Iterator[object]:
-        """Delete what is worth less than anything new, and yield after each step."""
+    def give_up(self, n_bytes: int) -> Iterator[object]:
+        """Delete what is worth less than anything new, and yield whenever it may be enough.
+
+        Args:
+            n_bytes: How much room is missing. Where less than that can be given up, nothing is.
+        """
+        _ = n_bytes
         yield from ()
 
     def keep_file(self, path: Path, name: Path) -> None:

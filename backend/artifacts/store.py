@@ -27,6 +27,7 @@ from backend.artifacts.formats import (
     bank_bytes,
     bank_from_bytes,
     calib_in_force,
+    calib_text,
     calibration_bytes,
     calibrations_from_bytes,
     facts_of_damaged,
@@ -115,7 +116,7 @@ class ArtefactStore(VersionedFiles):
         data, new_calib = bank_bytes(bank), calib
         if calibration is not None:
             new_calib = self._with_calibration(key, calibration, stored)
-        with self.versions(key).leaving(made, MemorySummary.of(bank, data), _text(new_calib), warnings):
+        with self.versions(key).leaving(made, MemorySummary.of(bank, data), calib_text(new_calib), warnings):
             if calibration is not None and new_calib is not None:
                 self.write(calib_path, new_calib)
             self._switch_memory(key, data, faiss_bytes(bank.vectors))
@@ -165,7 +166,7 @@ class ArtefactStore(VersionedFiles):
         self._settled_calib(key)
         warnings = list[str]()
         data = self._with_calibration(key, calibration, stored)
-        with self.versions(key).leaving(made, None, _text(data), warnings):
+        with self.versions(key).leaving(made, None, calib_text(data), warnings):
             self.write(self.model_folder(key) / "calib.json", data)
         return tuple(warnings)
 
@@ -195,15 +196,17 @@ class ArtefactStore(VersionedFiles):
         path = self.model_folder(key) / "calib.json"
         now, warnings, version = self._settled_calib(key), list[str](), found.version
         then = None if version.calib is None else version.calib.encode()
+        changes = then != now or (then is None and bool(set_aside_copies(path)))
         with self.versions(key).leaving(made, version.memory, version.calib, warnings):
             if read_file(path.with_name("memory.npz")) == found.data:
                 self._put_calib(path, then)
                 return tuple(warnings)
-            if then != now:
-                self.write(path, switching_bytes(_text(now), version.memory.digest, version.calib))
+            if changes:  # what is damaged stays so until the switch
+                text = None if now is None else now.decode(errors="replace")
+                self.write(path, switching_bytes(text, version.memory.digest, version.calib))
             self._switch_memory(key, found.data, faiss_bytes(found.bank.vectors))
             try:
-                if then != now:
+                if changes:
                     self._put_calib(path, then)
             except Unavailable:  # It holds already: the memory that it was written for is in force.
                 _log.exception("calib.json could not be written in its plain form; the next fit does it")
@@ -258,7 +261,3 @@ class ArtefactStore(VersionedFiles):
 
     def _bank(self, key: ModelKey) -> MemoryBank | None:
         return self._parsed(key, self.model_folder(key) / "memory.npz", bank_from_bytes)
-
-
-def _text(data: bytes | None) -> str | None:
-    return None if data is None else data.decode()

@@ -11,46 +11,41 @@ What is kept is never more important than what is to be stored: a version that c
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from datetime import UTC, datetime
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from backend.artifacts.files import names_in, read_file, stamp, sync_folder, writing
+from backend.artifacts.files import names_in, stamp, sync_folder, writing
 from backend.artifacts.files import replace as rename
-from backend.artifacts.formats import OutdatedFormat, calib_in_force, calibrations_from_bytes
-from backend.artifacts.quarantine import set_aside_copies
+from backend.artifacts.version_reader import VersionReader
 from backend.artifacts.versions import (
+    NAME_DIGITS,
+    NEXT,
     RECORD_NAME,
-    VERSIONS_FOLDER,
     Made,
     MemorySummary,
     Version,
-    VersionKind,
     memory_digest,
     now_text,
-    time_text,
     version_bytes,
-    version_from_bytes,
 )
 from backend.errors import Unavailable
 
 _log = logging.getLogger(__name__)
 
-_NEXT = "next"
 
-
-class VersionStore:
+class VersionStore(VersionReader):
     """The versions below one model's folder. What changes them is called under the ROI's lock.
 
     Args:
         model_folder: The folder.
+        found_damaged: As of ``VersionReader``.
         keep: Most versions that are kept beside the one in force.
         write: Writes a file durably.
         remove: Deletes files durably.
         keep_file: Keeps a file under a second name, linked or copied.
-        found_damaged: Called with a damaged file, and what raises ValueError for its bytes.
     """
 
     def __init__(
@@ -63,38 +58,9 @@ class VersionStore:
         keep_file: Callable[[Path, Path], None],
         found_damaged: Callable[[Path, Callable[[bytes], Any]], None],
     ) -> None:
-        self._folder = model_folder / VERSIONS_FOLDER
-        self._memory, self._calib = model_folder / "memory.npz", model_folder / "calib.json"
+        super().__init__(model_folder, found_damaged=found_damaged)
         self._keep = keep
         self._write, self._remove, self._keep_file = write, remove, keep_file
-        self._found_damaged = found_damaged
-
-    def listed(self) -> tuple[list[Version], int | None]:
-        """Return all versions, newest first, and the number of the one in force; None where nothing is.
-
-        One in force that no record describes, as an older version of this service or a copy by hand leaves it, gets the
-        next number.
-
-        Raises:
-            StorageFailed: If a file cannot be read.
-        """
-        numbered, pending = self._records()
-        current = self._in_force(numbered, pending)
-        versions = {version.number: version for version in numbered}
-        if current is None:
-            current = self._described(numbered)
-        if current is not None:
-            versions[current.number] = current
-        newest_first = sorted(versions.values(), key=lambda version: -version.number)
-        return newest_first, None if current is None else current.number
-
-    def memory_path(self, version: Version) -> Path:
-        """Return where a version's memory lies once it is no longer in force."""
-        return self._folder / version.memory_name
-
-    def has_memory(self, version: Version) -> bool:
-        """Return whether a version's memory is stored; raises StorageFailed."""
-        return stamp(self.memory_path(version)) is not None or memory_digest(self._memory) == version.memory.digest
 
     @contextmanager
     def leaving(
@@ -121,19 +87,17 @@ class VersionStore:
         try:
             yield
         except Exception:
-            with suppress(Unavailable):
-                self.settle()
+            self.tidy()
             raise
         self.tidy()
 
-    def tidy(self) -> int:
-        """Number the version that came into force, and delete those that are too many; return how many that were."""
+    def tidy(self) -> None:
+        """Number the version that came into force, and delete what is too much, or cannot be brought back."""
         try:
             self.settle()
-            return self._prune()
+            self._prune()
         except Unavailable:  # What was to be stored is stored; the next switch or sweep tidies.
             _log.exception("the versions could not be tidied")
-            return 0
 
     def sweep(self) -> int:
         """Tidy what a crash or a lower limit has left; return how many files that were."""
@@ -143,8 +107,13 @@ class VersionStore:
 
     def is_untidy(self) -> bool:
         """Return whether a crash or a lower limit has left something to tidy; raises StorageFailed."""
-        names = [match["number"] for name in names_in(self._folder) if (match := RECORD_NAME.fullmatch(name))]
-        return _NEXT in names or len(names) > self._keep + 1 or bool(self._unused_memories())
+        names = names_in(self._folder)
+        records = [match for name in names if (match := RECORD_NAME.fullmatch(name))]
+        memories = {name.removesuffix(".npz") for name in names if name.endswith(".npz")}
+        in_force = (memory_digest(self._memory) or "")[:NAME_DIGITS]
+        used = {match["memory"] for match in records} - {in_force}
+        has_next = any(match["number"] == NEXT for match in records)
+        return has_next or len(records) > self._keep + 1 or (memories != used and bool(in_force))
 
     def settle(self) -> None:
         """Give the record that is next its number if its version is in force, and delete it if not.
@@ -162,16 +131,38 @@ class VersionStore:
             else:
                 self._remove(path)
 
-    def droppable(self) -> list[tuple[int, Version]]:
-        """Return the versions that are not in force with the times of their records, ns, oldest first."""
+    def droppable(self) -> list[tuple[int, int, Version]]:
+        """Return what can be given up, oldest first: versions with the time of each, ns, and the bytes that it takes.
+
+        The bytes of a memory that several share are those of the last of them. What is in force is there while it is
+        being left, with the second name of its memory.
+        """
         numbered, pending = self._records()
         current = self._in_force(numbered, pending)
+        others = [version for version in numbered if version is not current]
+        last = {version.memory.name: version.number for version in others}
+        if current is not None:
+            last.pop(current.memory.name, None)
         found = []
-        for version in numbered:
-            when = stamp(self._folder / version.record_name)
-            if version is not current and when is not None:
-                found.append((when[0], version))
+        for version in others:
+            record, memory = stamp(self._folder / version.record_name), stamp(self.memory_path(version))
+            if record is not None:
+                is_last = memory is not None and last.get(version.memory.name) == version.number
+                found.append((record[0], record[1] + (memory[1] if memory and is_last else 0), version))
+        if current is not None and (memory := stamp(self.memory_path(current))) is not None:
+            found.append((time.time_ns(), memory[1], current))
         return found
+
+    def give_up(self, version: Version) -> None:
+        """Delete what ``droppable`` says of a version; needs no lock.
+
+        Raises:
+            StorageFailed: If a file cannot be deleted.
+        """
+        if version == self._in_force(*self._records()):
+            self._remove(self.memory_path(version))
+        else:
+            self.drop(version)
 
     def drop(self, *versions: Version) -> None:
         """Delete versions, and memories that no other version has.
@@ -195,7 +186,7 @@ class VersionStore:
             is_same = current.memory.digest == memory.digest and self._calib_text() == (calib, False)
             if is_same and made.reason in (None, current.reason):
                 return
-            if self._keep and current.memory.digest != memory.digest and self._memory.exists():
+            if self._keep and current.memory.digest != memory.digest and stamp(self._memory) is not None:
                 self._keep_file(self._memory, self.memory_path(current))
         if memory is not None:
             number = max([*(each.number for each in numbered), 0 if current is None else current.number]) + 1
@@ -210,93 +201,22 @@ class VersionStore:
             )
             self._write(self._folder / coming.pending_name, version_bytes(coming))
 
-    def _prune(self) -> int:
+    def _prune(self) -> None:
         numbered, pending = self._records()
         current = self._in_force(numbered, pending)
         others = [version for version in numbered if version is not current]
-        too_many = others[: max(0, len(others) - self._keep)]
-        self.drop(*too_many)
-        return len(too_many)
+        if current is not None:  # else nobody knows whose memory it is that is not there
+            self.drop(*(version for version in others if not self.has_memory(version)))
+            others = [version for version in others if self.has_memory(version)]
+        self.drop(*others[: max(0, len(others) - self._keep)])
+        own = None if current is None or stamp(self._memory) is None else self.memory_path(current)
+        if own is not None and stamp(own) is not None:
+            self._remove(own)  # it lies elsewhere
 
     def _unused_memories(self) -> list[Path]:
-        """Return the memories that no version has, and that in force, which lies elsewhere."""
+        """Return the memories that no version has."""
         names = names_in(self._folder)
         used = {match["memory"] for name in names if (match := RECORD_NAME.fullmatch(name))}
-        in_force = f"{(memory_digest(self._memory) or '')[:16]}.npz"
-        memories = [name for name in names if name.endswith(".npz")]
-        return [self._folder / name for name in memories if name.removesuffix(".npz") not in used or name == in_force]
-
-    def _records(self) -> tuple[list[Version], Version | None]:
-        """Return the versions that have a number, oldest first, and the one that is next."""
-        found: dict[int, Version] = {}
-        pending = None
-        for name in sorted(names_in(self._folder)):
-            match = RECORD_NAME.fullmatch(name)
-            data = None if match is None else read_file(self._folder / name)
-            if match is None or data is None:
-                continue
-            try:
-                version = version_from_bytes(data)
-            except ValueError:
-                self._found_damaged(self._folder / name, version_from_bytes)
-                continue
-            if match["number"] == _NEXT:
-                pending = version
-            elif name == version.record_name:
-                found[version.number] = version
-        return [found[number] for number in sorted(found)], pending
-
-    def _in_force(self, numbered: list[Version], pending: Version | None) -> Version | None:
-        """Return which of these is in force, if one is."""
-        digest = self._digest_in_force()
-        if digest is None:
-            return None
-        newest_first = [*([] if pending is None else [pending]), *reversed(numbered)]
-        of_memory = [version for version in newest_first if version.memory.digest == digest]
-        calib, is_damaged = self._calib_text()
-        if is_damaged:
-            return next(iter(of_memory), None)
-        return next((version for version in of_memory if version.is_of(digest, calib)), None)
-
-    def _digest_in_force(self) -> str | None:
-        """Return the digest of the memory in force, also of one that was set aside as damaged."""
-        if stamp(self._memory) is not None:
-            return memory_digest(self._memory)
-        return next(map(memory_digest, reversed(set_aside_copies(self._memory))), None)
-
-    def _calib_text(self) -> tuple[str | None, bool]:
-        """Return the text of the calibrations in force, and whether it is damaged."""
-        data = read_file(self._calib)
-        if data is None:
-            return None, bool(set_aside_copies(self._calib))
-        text = None
-        try:
-            text = calib_in_force(data, self._memory)
-            if text is not None:
-                calibrations_from_bytes(text)
-        except OutdatedFormat:
-            pass
-        except ValueError:
-            return None, True
-        return None if text is None else text.decode(), False
-
-    def _described(self, numbered: list[Version]) -> Version | None:
-        """Return what is in force without a record, as its files and their times describe it; None without a memory."""
-        data = read_file(self._memory)
-        summary = None if data is None else MemorySummary.of_file(data)
-        if summary is None:
-            return None
-        kinds: dict[Path, VersionKind] = {self._memory: "fit", self._calib: "calibration"}
-        times: list[tuple[int, VersionKind]] = [
-            (written[0], kind) for path, kind in kinds.items() if (written := stamp(path)) is not None
+        return [
+            self._folder / name for name in names if name.endswith(".npz") and name.removesuffix(".npz") not in used
         ]
-        when_ns, kind = max(times, default=(0, "fit"))
-        return Version(
-            number=max((version.number for version in numbered), default=0) + 1,
-            kind=kind,
-            at=time_text(datetime.fromtimestamp(when_ns / 1e9, UTC)),
-            reason=None,
-            activates=None,
-            memory=summary,
-            calib=self._calib_text()[0],
-        )

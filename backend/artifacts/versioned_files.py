@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import partial
@@ -20,6 +21,8 @@ from backend.artifacts.versions import VERSIONS_FOLDER, Version
 from backend.errors import InspectionError
 
 DEFAULT_KEPT = 10
+
+_log = logging.getLogger(__name__)
 
 
 class VersionedFiles(RoiFiles):
@@ -62,13 +65,19 @@ class VersionedFiles(RoiFiles):
                 return stored_version(version, data, found_damaged=partial(self.found_damaged, key, each))
         raise version_gone(version)
 
-    def give_up(self) -> Iterator[object]:
-        """Delete one version after the other that is not in force, of whatever model, the oldest first."""
+    def give_up(self, n_bytes: int) -> Iterator[object]:
+        """Delete versions that are not in force, of whatever model, the oldest first; see ``RoiFiles.give_up``."""
         with suppress(InspectionError):
-            found = [(when, store, version) for store in self._all_versions() for when, version in store.droppable()]
-            for _, store, version in sorted(found, key=lambda each: each[0]):
-                store.drop(version)
-                yield version
+            found = [(*each, store) for store in self._all_versions() for each in store.droppable()]
+            if sum(size for _, size, _, _ in found) < n_bytes:
+                return
+            given_up = 0
+            for _, size, version, store in sorted(found, key=lambda each: each[0]):
+                _log.warning("the disk is full: version %d of %s makes room", version.number, store)
+                store.give_up(version)
+                given_up += size
+                if given_up >= n_bytes:
+                    yield version
 
     def _all_versions(self) -> Iterator[VersionStore]:
         for folder, _ in roi_folders(self.models_dir):

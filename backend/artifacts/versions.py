@@ -28,9 +28,11 @@ VersionKind = Literal["fit", "refit", "calibration", "activation"]
 
 VERSIONS_FOLDER: Final = "versions"
 _RECORD_FORMAT: Final = 1
-_NAME_DIGITS: Final = 16
+NAME_DIGITS: Final = 16
+NEXT: Final = "next"
+"""In the name of a record, in place of the number."""
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
-RECORD_NAME: Final = re.compile(r"(?P<number>next|[1-9]\d{0,8})-(?P<memory>[0-9a-f]{16})\.json")
+RECORD_NAME: Final = re.compile(rf"(?P<number>{NEXT}|[1-9]\d{{0,8}})-(?P<memory>[0-9a-f]{{16}})\.json")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +100,7 @@ class MemorySummary:
     @property
     def name(self) -> str:
         """The name of its file among the versions, without its ending."""
-        return self.digest[:_NAME_DIGITS]
+        return self.digest[:NAME_DIGITS]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,6 +18,7 @@ from backend.artifacts.files import replace, scratch_folder, sync_folder, sync_t
 from backend.artifacts.layout import ArtifactPath, Entry, Kind, orphans, walk
 from backend.artifacts.model_key import ModelKey, folder_name
 from backend.maintenance.verifying import Fault, Problem, verify_entries
+from backend.maintenance.verifying_versions import without_versions
 from backend.memory_bank.coreset import Progress
 from backend.services.recipes import Recipes
 from backend.storage import ArtefactStore
@@ -96,7 +97,10 @@ def back_up(
                     of_versions = [each for each in found if kinds[each.path] in _OF_VERSIONS]
                     problems[key] = [each for each in found if each.fault not in _HARMLESS and each not in of_versions]
                     if not problems[key]:
-                        entries = _wanted(entries, of_versions, with_versions=with_versions)
+                        left = {each.path for each in of_versions}
+                        if not with_versions:
+                            left = {name for name, kind in kinds.items() if kind in _OF_VERSIONS}
+                        entries = without_versions(entries, left)
                         for each in of_versions if with_versions else ():
                             if each.fault not in _HARMLESS and left_out is not None:
                                 left_out(key, each)
@@ -127,15 +131,6 @@ def member_name(inner: str, artifact: ArtifactPath) -> str:
 def in_model_folder(inner: str) -> str:
     """Return the path in a model's folder of what lies in its ROI's."""
     return inner.split("/", 2)[2] if inner.startswith("keys/") else inner
-
-
-def _wanted(entries: Sequence[Entry], without: Sequence[Problem], *, with_versions: bool) -> list[Entry]:
-    names = {problem.path for problem in without}
-    return [
-        entry
-        for entry in entries
-        if entry.artifact.kind not in _OF_VERSIONS or (with_versions and entry.name not in names)
-    ]
 
 
 def _add(

@@ -32,7 +32,7 @@ MAX_MANIFEST_BYTES: Final = 512 * 2**20
 MAX_RATIO: Final = 200
 """Unpacked ÷ packed; facts and manifests come to 10."""
 
-_MEMBER: Final = re.compile(r"rois/(0|[1-9]\d{0,5})/([!-~]+)")
+_MEMBER: Final = re.compile(r"rois/(0|[1-9]\d{0,5})/([ -~]+)")
 _UNSOUND_ZIP: Final = (
     zipfile.BadZipFile, zlib.error, struct.error, EOFError, ValueError, RuntimeError, OverflowError
 )  # fmt: skip

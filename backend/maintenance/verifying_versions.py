@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -36,10 +36,14 @@ def _of_model(entries: Sequence[Entry]) -> Iterator[tuple[Path, tuple[Literal["l
         for entry in entries
         if not entry.artifact.set_aside and (match := RECORD_NAME.fullmatch(entry.path.name))
     ]
-    memories = {entry.path.name.partition(".")[0]: entry for entry in entries if entry.artifact.kind == "kept_memory"}
+    memories = {
+        entry.path.stem: entry
+        for entry in entries
+        if entry.artifact.kind == "kept_memory" and not entry.artifact.set_aside
+    }
     used = {match["memory"] for _, match in records} - {in_force}
     for name, entry in memories.items():
-        if name not in used and not entry.artifact.set_aside:
+        if name not in used:
             yield entry.path, ("leftover", "a memory that no version needs; a service sweeps it")
     numbers = {int(match["number"]): match["memory"] for _, match in records if match["number"] != "next"}
     newest = numbers[max(numbers)] if numbers else ""  # in force as a rule: whatever is wrong with it has another name
@@ -48,6 +52,30 @@ def _of_model(entries: Sequence[Entry]) -> Iterator[tuple[Path, tuple[Literal["l
             yield entry.path, ("leftover", "of a switch that a crash cut off; a service sweeps it")
         elif match["memory"] not in {*memories, in_force, newest}:
             yield entry.path, ("missing", "the memory of this version is gone: it cannot be brought back; delete it")
+
+
+def without_versions(entries: Sequence[Entry], names: Collection[str]) -> list[Entry]:
+    """Return the files of a ROI without some files of its versions, and without the records of lost memories.
+
+    Args:
+        entries: The files.
+        names: Those that are left out.
+    """
+    memories = {
+        (entry.artifact.key, entry.path.stem)
+        for entry in entries
+        if entry.artifact.kind == "kept_memory" and entry.name not in names and not entry.artifact.set_aside
+    }
+    memories |= {
+        (entry.artifact.key, _name_in_force(entry.path.parent)) for entry in entries if entry.artifact.kind == "memory"
+    }
+    return [
+        entry
+        for entry in entries
+        if entry.artifact.kind != "version"
+        or ((match := RECORD_NAME.fullmatch(entry.path.name)) and (entry.artifact.key, match["memory"]) in memories)
+        if entry.artifact.kind not in ("version", "kept_memory") or entry.name not in names
+    ]
 
 
 def _name_in_force(model_folder: Path) -> str:

@@ -69,7 +69,7 @@ class Recipes:
             raise exists
         entries = (entry for roi_folder in rois for entry in walk(self._models_dir, roi_folder))
         n_bytes = sum(entry.n_bytes for entry in entries if entry.artifact.kind not in _NOT_COPIED)
-        self._store.with_room(lambda: self._store.disk.check(n_bytes))
+        self._store.with_room(lambda: self._store.disk.check(n_bytes), n_bytes)
         with writing(), scratch_folder(folder.parent) as temp:
             made = temp / folder.name
             for roi_folder, key in rois.items():

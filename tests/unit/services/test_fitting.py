@@ -9,8 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
-from backend.artifacts import formats
-from backend.artifacts import store as artifact_store
+from backend.artifacts import formats, roi_files
 from backend.artifacts.files import write_atomic
 from backend.artifacts.model_key import ModelKey
 from backend.artifacts.stored_image import StoredImage
@@ -517,7 +516,7 @@ def calls(monkeypatch):
 
     count(training_images, "decode_image")
     count(renewal, "leave_one_out_scores")
-    count(artifact_store, "read_file", key=lambda path: path.name)
+    count(roi_files, "read_file", key=lambda path: path.name)
     return counted
 
 
