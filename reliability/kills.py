@@ -2,10 +2,11 @@
 
     python -m reliability.kills [--kills 200] [--seed 0] [--arenas 2] [--json kills.json] [--update docs/reliability.md]
 
-Each arena is a server on a folder of its own, with four clients that fit, replace, calibrate, upload, delete, clear and
-copy recipes, each at a ROI of its own, one call after the other. The server is killed, at times while it sleeps, mostly
-in the middle of a call or of a write; then it is started again on what is left. A client knows what its ROI must hold:
-what it was answered for, and of the one call that was cut off either all or nothing (see ``reliability/worlds.py``).
+Each arena is a server on a folder of its own, with four clients that fit, replace, calibrate, bring versions back,
+upload, delete, clear and copy recipes, each at a ROI of its own, one call after the other. The server is killed, at
+times while it sleeps, mostly in the middle of a call or of a write; then it is started again on what is left. A client
+knows what its ROI must hold: what it was answered for, and of the one call that was cut off either all or nothing (see
+``reliability/worlds.py``).
 What a memory must be and score is computed in this process from the images alone.
 """
 
@@ -166,6 +167,11 @@ def _outcome(tally: KillTally, elapsed_s: float) -> Outcome:
                 holds=findings.count("inspection") == 0 and tally.inspections > 0,
             ),
             Claim(
+                text="After every restart the last versions of each ROI are there, and each holds what it held",
+                figure=f"{tally.versions} versions looked at, {findings.count('version')} otherwise",
+                holds=findings.count("version") == 0 and tally.versions > 0,
+            ),
+            Claim(
                 text="After every restart `roi-inspector verify` finds nothing",
                 figure=f"{len(tally.restarts_s)} runs, {findings.count('verify')} problems",
                 holds=findings.count("verify") == 0,
@@ -184,6 +190,7 @@ def _outcome(tally: KillTally, elapsed_s: float) -> Outcome:
             "cut_off_and_done": dict(tally.happened),
             "inspections": tally.inspections,
             "files_read": tally.files_read,
+            "versions": tally.versions,
             "restart_median_s": statistics.median(tally.restarts_s),
             "restart_max_s": max(tally.restarts_s),
             "findings": dict(findings.counts),

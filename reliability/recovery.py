@@ -8,6 +8,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from backend.artifacts.versioned_files import DEFAULT_KEPT
 from backend.demo.client import Client
 from reliability import parts
 from reliability.outcomes import Tally
@@ -28,6 +29,7 @@ class KillTally(Tally):
     kills_in_a_write: int = 0
     inspections: int = 0
     files_read: int = 0
+    versions: int = 0
 
 
 class RecoveryCheck:
@@ -60,6 +62,7 @@ class RecoveryCheck:
                 self._tally.cut_off[call.kind] += 1
                 self._tally.happened[call.kind] += found == call.after
         self._inspect(world, found, client)
+        self._check_versions(world, found, client)
         self._check_copies(world, call.target if call else "", client)
         world.state, world.in_flight, world.job_id = found, None, None
 
@@ -106,6 +109,27 @@ class RecoveryCheck:
                 self._tally.files_read += 1
             if stored.status != 200 or stored.body != parts.png(image):
                 self._tally.findings.add("image", f"{world.roi_id}: {file_name} is not what was uploaded")
+
+    def _check_versions(self, world: World, state: RoiState, client: Client) -> None:
+        """The versions are those of the last switches, without a gap, and each holds what it says."""
+        listed = client.get("/versions", **world.roi).json["versions"]
+        numbers = [version["version"] for version in listed]
+        newest = max(numbers, default=0)
+        wrong = []
+        if numbers != [*range(newest, max(0, newest - 1 - DEFAULT_KEPT), -1)]:
+            wrong.append(f"the versions are {numbers}")
+        in_force = [version["reason"] for version in listed if version["in_force"]]
+        if in_force != ([state.reason] if state.learned else []):
+            wrong.append(f"in force is the version of {in_force}, and the ROI holds {state.reason}")
+        for version in listed:
+            said = RoiState().with_version(version["reason"])
+            generation = self._reference.generation(said.learned)
+            expected = (generation.checksum, None if said.mark is None else generation.threshold, None)
+            if (version["memory_checksum"], version["threshold"], version["note"]) != expected:
+                wrong.append(f"version {version} does not hold what it says")
+        with self._tally.lock:
+            self._tally.versions += len(listed)
+        self._tally.findings.extend("version", [f"{world.roi_id}: {text}" for text in wrong])
 
     def _check_copies(self, world: World, cut_off: str, client: Client) -> None:
         present = {recipe["recipe_id"] for recipe in client.get("/recipes").json["recipes"]}

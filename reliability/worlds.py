@@ -7,6 +7,7 @@ an upload or a clearing of several that was cut off, any may be there, each one 
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -36,6 +37,16 @@ class RoiState:
     ok: frozenset[int] = frozenset()
     ng: frozenset[int] = frozenset()
 
+    @property
+    def reason(self) -> str:
+        """What the call that makes it the ROI's writes as its reason, so that each version says what it must hold."""
+        return json.dumps({"learned": sorted(self.learned), "mark": self.mark})
+
+    def with_version(self, reason: str) -> RoiState:
+        """Return the state once a version with this reason is in force; images are no part of versions."""
+        said = json.loads(reason)
+        return replace(self, learned=frozenset(said["learned"]), mark=said["mark"])
+
 
 @dataclass(frozen=True, kw_only=True)
 class Call:
@@ -49,6 +60,7 @@ class Call:
         label: The class that it is about.
         as_job: Whether it is sent with ``Prefer: respond-async``.
         target: The recipe that it makes.
+        version: The version that it brings back.
     """
 
     kind: str
@@ -58,6 +70,7 @@ class Call:
     label: str = "ok"
     as_job: bool = False
     target: str = ""
+    version: int = 0
 
 
 @dataclass
@@ -83,7 +96,7 @@ class World:
         """Return the next call: one that the service must answer with success, in any state of the ROI."""
         state, kinds = self.state, ["fit"] * 4 + ["replace", "upload", "upload"]
         if state.learned:
-            kinds += ["calibrate"] * 4 + ["copy"] * bool(rng.random() < 0.2)
+            kinds += ["calibrate"] * 4 + ["activate"] * 3 + ["copy"] * bool(rng.random() < 0.2)
         labels = [label for label, images in (("ok", state.ok), ("ng", state.ng)) if images]
         if labels:
             kinds += ["delete"] * 2 + ["clear"] * bool(rng.random() < 0.5)
@@ -100,6 +113,10 @@ class World:
         if kind == "calibrate":
             self._marks += 1
             return Call(kind=kind, after=replace(state, mark=self._marks))
+        if kind == "activate":
+            versions = client.get("/versions", **self.roi).json["versions"]
+            version = rng.choice(versions)
+            return Call(kind=kind, version=version["version"], after=state.with_version(version["reason"]))
         if kind == "copy":
             return Call(kind=kind, target=copy_as, after=state)
         label = rng.choice(labels)
@@ -117,13 +134,15 @@ class World:
         """
         if call.kind in ("fit", "replace"):
             mode = "add" if call.kind == "fit" else "replace"
-            form = parts.fit(self.roi_id, call.images, mode=mode)
+            form = parts.fit(self.roi_id, call.images, mode=mode, reason=call.after.reason)
             return self._as_job(client, client.send(form, Prefer="respond-async")) if call.as_job else client.send(form)
         if call.kind == "upload":
             return client.send(parts.upload(self.roi_id, call.label, call.images))
         if call.kind == "calibrate":
             body = {**self.roi, "mm_per_px": parts.MM_PER_PX, "area_mm2_thr": float(call.after.mark or 0)}
-            return client.post("/calibrate_ng", body)
+            return client.post("/calibrate_ng", body | {"reason": call.after.reason})
+        if call.kind == "activate":
+            return client.post("/versions/activate", {**self.roi, "version": call.version, "reason": call.after.reason})
         if call.kind == "copy":
             return client.post("/recipes/copy", {"source": "default", "target": call.target})
         if call.kind == "clear":

@@ -143,7 +143,7 @@ class Calibrator:
             scores = leave_one_out_scores(bank, choice.rule)
             calibration = self.of_scores(key, model, request, choice, scores, stored_ng, measured)
             if not request.dry_run:
-                made = Made(kind="calibration", reason=request.reason)
+                made = Made(kind="calibration", reason=request.reason or None)
                 of_version = self.store.save_calibration(key, calibration, stored=model.calibrations, made=made)
                 calibration = replace(calibration, warnings=(*calibration.warnings, *of_version))
         return calibration
@@ -263,7 +263,7 @@ def _check_added(request: CalibrationRequest) -> None:
 
 
 def _without_effect(request: CalibrationRequest) -> list[str]:
-    if request.dry_run and request.reason is not None:
+    if request.dry_run and request.reason:
         return ["reason has no effect: dry_run stores nothing.", *_without_effect(replace(request, reason=None))]
     if request.threshold is None:
         return []

@@ -143,6 +143,8 @@ def test_a_calibration_that_changes_nothing_leaves_no_version_unless_it_has_a_re
     answer_of(api.calibrate())
     answer_of(api.calibrate())
     answer_of(api.fit(png(1)))
+    answer_of(api.calibrate(reason=""))
+    answer_of(api.fit(png(1), reason=""))
     assert [each["version"] for each in listed(api)] == [2, 1]
     answer_of(api.calibrate(reason="looked at it again"))
     assert [(each["version"], each["reason"]) for each in listed(api)][:2] == [(3, "looked at it again"), (2, None)]
