@@ -21,6 +21,7 @@ from backend.api import (
     audit,
     dataset_runs,
     datasets,
+    history,
     inspection,
     jobs,
     models,
@@ -37,7 +38,9 @@ from backend.errors import StorageFailed
 from backend.imaging.pixel_budget import IN_FLIGHT
 from backend.maintenance.sweeping import Upkeep
 from backend.services.inspection import InspectionService
+from backend.services.overview import Overview
 from backend.services.storage_health import StorageHealth
+from backend.services.trends import Trends
 from backend.serving.access import SECURITY_SCHEMES, KeyCheck
 from backend.serving.connections import limit_connections
 from backend.serving.draining import Draining, Gate
@@ -55,6 +58,7 @@ from backend.wiring import (
     build_audit,
     build_body_budget,
     build_datasets,
+    build_history,
     build_jobs,
     build_recipes,
     build_service,
@@ -74,6 +78,7 @@ ROUTERS = tuple(
         dataset_runs,
         refitting,
         jobs,
+        history,
         audit,
         upkeep,
         monitoring,
@@ -151,10 +156,13 @@ async def _running(app: FastAPI, settings: Settings, service: InspectionService 
     state.recipes = build_recipes(settings, state.service.store)
     state.audit = build_audit(settings, state.service.store)
     state.storage_health = StorageHealth(state.service.store, state.audit)
+    state.history = build_history(settings)
+    state.trends = Trends(state.history)
+    state.overview = Overview(state.service.store, state.recipes)
     state.jobs = build_jobs(settings, state.service.store)
     state.body_budget = build_body_budget(settings)
     state.gate = gate = Gate()
-    state.metrics = Metrics(in_flight=lambda: gate.in_flight)
+    state.metrics = Metrics(in_flight=lambda: gate.in_flight, history_dropped=lambda: state.history.dropped)
     upkeep = Upkeep(state.service.store)
     # Every waiting inspection holds a thread; the queue must be what bounds them, with its 503.
     anyio.to_thread.current_default_thread_limiter().total_tokens = settings.queue_length + _THREADS_BESIDE_INSPECTIONS
@@ -164,7 +172,7 @@ async def _running(app: FastAPI, settings: Settings, service: InspectionService 
     upkeep.start()
     yield
     gate.stopping = True
-    for close in (upkeep.close, state.jobs.close, state.service.close, state.audit.close):
+    for close in (upkeep.close, state.jobs.close, state.service.close, state.audit.close, state.history.close):
         # A job's step that does not end must not keep the service from ending: it writes whole files or none.
         with anyio.move_on_after(settings.shutdown_s):
             await anyio.to_thread.run_sync(close, abandon_on_cancel=True)

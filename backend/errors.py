@@ -29,6 +29,7 @@ InspectionError
 │   ├── QueueFull
 │   ├── RequestTimeout           it took longer than a request may
 │   ├── AuditUnavailable         the decision could not be written down, so it is not given
+│   ├── HistoryUnavailable       the history of decisions cannot be read now
 │   ├── ShuttingDown
 │   ├── Busy                     another call holds what this one needs
 │   ├── OutOfResources           no memory, open files or threads are left
@@ -180,6 +181,10 @@ class QueueFull(Unavailable, code="queue_full"):
 
 class RequestTimeout(Unavailable, code="request_timeout"):
     """The call took longer than ``request_timeout_s``."""
+
+
+class HistoryUnavailable(Unavailable, code="history_unavailable"):
+    """The history of decisions cannot be read now."""
 
 
 class AuditUnavailable(Unavailable, code="audit_unavailable"):

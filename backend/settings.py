@@ -117,6 +117,13 @@ class Settings(BaseSettings):
     log_file: Path | None = Field(None, description="File that the log goes to beside standard error.")
     log_max_mb: float = Field(10.0, gt=0, le=10_000, description="Size at which the log file is rotated, MB.")
     log_files: int = Field(5, ge=1, le=1000, description="Rotated log files that are kept.")
+    history: int = Field(
+        20_000,
+        ge=0,
+        le=10_000_000,
+        description="Decisions that are kept of each ROI, without images, for `GET /decisions`; rates and quantiles "
+        "for `GET /stats` reach back 400 days. 0 keeps nothing.",
+    )
     audit: bool = Field(False, description="Keep every decision, for `GET /audit`.")
     audit_file: Path | None = Field(
         None, description="SQLite file of the decisions; `audit.sqlite3` in the models folder by default."

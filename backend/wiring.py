@@ -15,6 +15,8 @@ from backend.extractors.device_queue import DeviceQueue
 from backend.extractors.dinov2 import DinoV2Features
 from backend.extractors.filter_bank import FilterBankFeatures
 from backend.extractors.loader import ExtractorLoader, check_cuda_device, require_cuda
+from backend.history.database import FILE_NAME
+from backend.history.recorder import History
 from backend.imaging.pixel_budget import pixels_for, usable_memory_bytes
 from backend.memory_bank.bank import FitOptions
 from backend.memory_bank.threads import limit_threads, usable_cpus
@@ -105,6 +107,11 @@ def build_audit(settings: Settings, store: ArtefactStore) -> Audit:
     """Return where decisions are kept; no file is made yet."""
     path = settings.audit_file or settings.models_dir / "audit.sqlite3"
     return Audit(path, keeps=settings.audit, images_mb=settings.audit_images_mb, models=store.folder)
+
+
+def build_history(settings: Settings) -> History:
+    """Return where the last decisions are kept; no file is made yet."""
+    return History(settings.models_dir / FILE_NAME, kept=settings.history)
 
 
 def check_requirements(settings: Settings) -> None:

@@ -7,7 +7,7 @@ import base64
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 
-from backend.api.dependencies import AuditOf, DatasetsOf, NowOrLater, ServiceOf, identity, model_key_of
+from backend.api.dependencies import AuditOf, DatasetsOf, HistoryOf, NowOrLater, ServiceOf, identity, model_key_of
 from backend.api.infer_schemas import RegionAnswer
 from backend.api.own_threads import on_writers_threads
 from backend.api.routing import Route
@@ -38,7 +38,12 @@ router = APIRouter(tags=["datasets"], route_class=Route)
 )
 @on_writers_threads
 def calibrate_dataset(
-    request: Request, service: ServiceOf, datasets: DatasetsOf, now_or_later: NowOrLater, body: CalibrateDatasetBody
+    request: Request,
+    service: ServiceOf,
+    datasets: DatasetsOf,
+    history: HistoryOf,
+    now_or_later: NowOrLater,
+    body: CalibrateDatasetBody,
 ) -> CalibrateDatasetAnswer | JSONResponse:
     """Inspect all stored images, each learned one without its own part, and calibrate with their scores."""
     key = model_key_of(request, body.role_id, body.roi_id, body.model_key, body.recipe_id)
@@ -61,6 +66,8 @@ def calibrate_dataset(
             require_ng=body.require_ng,
             progress=progress,
         )
+        if not body.dry_run:
+            history.mark_calibration(key, calibration)
         return CalibrateDatasetAnswer(
             **answer_fields,
             **calibration.to_fields(),

@@ -17,14 +17,17 @@ from backend.artifacts.job_files import JobRole
 from backend.artifacts.model_key import DEFAULT_RECIPE, ModelKey, checked_recipe
 from backend.deadlines import end_if_late
 from backend.errors import InvalidInput, TooLarge
+from backend.history.recorder import History
 from backend.memory_bank.coreset import Progress
 from backend.roi_mask import Shape, parse_shape, shape_fields, unread_entries
 from backend.services.audit import Audit
 from backend.services.datasets import Datasets
 from backend.services.inspection import InspectionService
 from backend.services.jobs import Jobs
+from backend.services.overview import Overview
 from backend.services.recipes import Recipes
 from backend.services.storage_health import StorageHealth
+from backend.services.trends import Trends
 from backend.serving.draining import Gate
 from backend.serving.limits import HeldBody
 from backend.serving.metrics import Metrics
@@ -46,12 +49,15 @@ def _part(name: str) -> Any:
 AuditOf = Annotated[Audit, _part("audit")]
 DatasetsOf = Annotated[Datasets, _part("datasets")]
 GateOf = Annotated[Gate, _part("gate")]
+HistoryOf = Annotated[History, _part("history")]
 JobsOf = Annotated[Jobs, _part("jobs")]
 MetricsOf = Annotated[Metrics, _part("metrics")]
+OverviewOf = Annotated[Overview, _part("overview")]
 RecipesOf = Annotated[Recipes, _part("recipes")]
 ServiceOf = Annotated[InspectionService, _part("service")]
 SettingsOf = Annotated[Settings, _part("settings")]
 StorageHealthOf = Annotated[StorageHealth, _part("storage_health")]
+TrendsOf = Annotated[Trends, _part("trends")]
 
 
 async def documented_headers(

@@ -11,6 +11,7 @@ from fastapi.responses import JSONResponse
 
 from backend.api.dependencies import (
     AuditOf,
+    HistoryOf,
     KeyOfForm,
     MetricsOf,
     NowOrLater,
@@ -50,6 +51,7 @@ def fit_ok(
     service: ServiceOf,
     settings: SettingsOf,
     metrics: MetricsOf,
+    history: HistoryOf,
     now_or_later: NowOrLater,
     key: KeyOfForm,
     mm_per_px: Annotated[MmPerPx, Form()],
@@ -105,6 +107,7 @@ def fit_ok(
             progress=progress,
         )
         metrics.count_fit(key)
+        history.mark_fit(key, report.bank, report.threshold)
         bank, summary = report.bank, report.scores.summary()
         return FitAnswer(
             **answer_fields,
@@ -140,10 +143,12 @@ def fit_ok(
 
 @router.post("/calibrate_ng", summary="Set a ROI's threshold", **ADMIN)
 @on_writers_threads
-def calibrate_ng(request: Request, service: ServiceOf, body: CalibrateBody) -> CalibrateAnswer:
+def calibrate_ng(request: Request, service: ServiceOf, history: HistoryOf, body: CalibrateBody) -> CalibrateAnswer:
     """Set the threshold from good scores, and from up to a few bad ones, and say what it is worth."""
     key = model_key_of(request, body.role_id, body.roi_id, body.model_key, body.recipe_id)
     calibration = service.calibrate(key, **body.model_dump(exclude={"role_id", "roi_id", "model_key", "recipe_id"}))
+    if not body.dry_run:
+        history.mark_calibration(key, calibration)
     return CalibrateAnswer(**identity(request, key), **calibration.to_fields(), dry_run=body.dry_run)
 
 
@@ -159,6 +164,7 @@ def infer(
     service: ServiceOf,
     metrics: MetricsOf,
     audit: AuditOf,
+    history: HistoryOf,
     key: KeyOfForm,
     mm_per_px: Annotated[MmPerPx, Form()],
     image: Annotated[ImageFile, File(description="The canonical ROI, PNG or JPEG.")],
@@ -191,9 +197,10 @@ def infer(
         png = b"" if heatmap == "none" and not as_png else encode_png(picture)
         text = base64.b64encode(png).decode() if heatmap in ("base64", "overlay") else None
         path = save_heatmap(service.store, key, digest, png) if heatmap == "path" and not as_png else None
+    entry_id = None
     if audit.keeps:
         with watch.lap("audit"):
-            audit.keep(
+            entry_id = audit.keep(
                 key,
                 inspection,
                 source="infer",
@@ -203,6 +210,7 @@ def infer(
                 serial=serial,
                 image=data,
             )
+    history.record(key, inspection, filename=name, serial=serial, audit_entry_id=entry_id)
     timings_ms = {**inspection.timings_ms, **watch.timings_ms()}
     request.state.found = {  # for the log
         "score": inspection.score,

@@ -9,8 +9,8 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, Field
 
 from backend import __version__
-from backend.api.dependencies import GateOf, MetricsOf, ServiceOf, SettingsOf, StorageHealthOf
-from backend.api.fields import Pair, Reply
+from backend.api.dependencies import GateOf, HistoryOf, MetricsOf, ServiceOf, SettingsOf, StorageHealthOf
+from backend.api.fields import Count, Pair, Reply
 from backend.api.routing import Route
 from backend.extractors.base import EngineOrigin, HasEngine
 from backend.serving.access import INSPECT, OPEN, may_know_paths
@@ -45,6 +45,11 @@ class HealthAnswer(Reply):
     version: str = Field(description="Version of the service.", examples=["0.1.0"])
     engine: EngineAnswer | None = Field(None, description="null: the extractor is still loading, or has no network.")
     reason: str | None = Field(None, description="What is degraded, and how to mend it.", examples=[None])
+    history_dropped: Count = Field(
+        0,
+        description="Decisions since the start that the history could not keep; they were given all the same.",
+        examples=[0],
+    )
     models_dir: str | None = Field(
         None,
         description="Absolute path of the models folder; only with a key of the role admin, or, where no keys are set, "
@@ -55,7 +60,12 @@ class HealthAnswer(Reply):
 
 @router.get("/health", summary="Whether the service can inspect", tags=["inspection"], **OPEN)
 async def health(
-    request: Request, service: ServiceOf, settings: SettingsOf, gate: GateOf, storage: StorageHealthOf
+    request: Request,
+    service: ServiceOf,
+    settings: SettingsOf,
+    gate: GateOf,
+    storage: StorageHealthOf,
+    history: HistoryOf,
 ) -> HealthAnswer:
     """Answer at once, whatever the device is doing. Where keys are needed, a caller without one is told no reason.
 
@@ -65,8 +75,8 @@ async def health(
     stored = await storage.state()
     if stored.failure is not None and not gate.stopping:
         raise stored.failure
-    damage = " ".join([*stored.reasons, service.store.quarantine.reason or ""]).strip()
-    degraded = " ".join(reason for reason in (state.reason, damage) if reason) or None
+    faults = [each for each in (*stored.reasons, service.store.quarantine.reason, history.fault) if each]
+    degraded = " ".join(reason for reason in (state.reason, *faults) if reason) or None
     reason = "The service is stopping." if gate.stopping else degraded
     if reason and request.app.state.api_keys and request.state.caller is None:
         reason = "Ask with an API key for the reason."  # a reason may name a ROI
@@ -74,12 +84,13 @@ async def health(
     hoped_for = "filter-bank" if settings.extractor == "filter-bank" else "dinov2-vit-s/14"
     engine = state.extractor.engine_facts() if isinstance(state.extractor, HasEngine) else None
     return HealthAnswer(
-        status="stopping" if gate.stopping else "degraded" if damage and state.status == "ok" else state.status,
+        status="stopping" if gate.stopping else "degraded" if faults and state.status == "ok" else state.status,
         device="cuda" if device.startswith("cuda") else "cpu",
         model=state.extractor.name if state.extractor else hoped_for,
         version=__version__,
         engine=None if engine is None else EngineAnswer(**asdict(engine)),
         reason=reason,
+        history_dropped=history.dropped,
         models_dir=str(settings.models_dir.absolute()) if may_know_paths(request) else None,
         request_id=request.state.request_id,
     )

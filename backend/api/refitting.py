@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
-from backend.api.dependencies import MetricsOf, NowOrLater, ServiceOf, model_key_of
+from backend.api.dependencies import HistoryOf, MetricsOf, NowOrLater, ServiceOf, model_key_of
 from backend.api.fields import Count, ModelKeyId, Ok, RecipeId, Reply, RoiId, RoleId, Score
 from backend.api.own_threads import on_writers_threads
 from backend.api.routing import Route
@@ -114,7 +114,12 @@ class RefitAnswer(Reply):
 )
 @on_writers_threads
 def refit(
-    request: Request, service: ServiceOf, metrics: MetricsOf, now_or_later: NowOrLater, body: RefitBody
+    request: Request,
+    service: ServiceOf,
+    metrics: MetricsOf,
+    history: HistoryOf,
+    now_or_later: NowOrLater,
+    body: RefitBody,
 ) -> RefitAnswer | JSONResponse:
     """Learn again what a model had learned, after an update of the service or with another extractor.
 
@@ -133,6 +138,8 @@ def refit(
                 raise item.error
             if item.status == "done":
                 metrics.count_fit(item.key)
+                if item.report is not None and item.report.bank is not None:
+                    history.mark_fit(item.key, item.report.bank, item.report.threshold)
             items.append(RefitItemAnswer.of(item))
         count = Counter(item.status for item in items)
         return RefitAnswer(

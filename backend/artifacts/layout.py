@@ -32,7 +32,7 @@ from backend.imaging.image_codec import SUFFIX_BY_FORMAT
 
 Kind = Literal[
     "memory", "index", "calibration", "image", "facts", "embeddings", "heatmap", "lock", "job", "job_mark", "engine",
-    "audit", "note", "marker", "version", "kept_memory", "temporary", "foreign", "unreadable", "unknown",
+    "audit", "history", "note", "marker", "version", "kept_memory", "temporary", "foreign", "unreadable", "unknown",
 ]  # fmt: skip
 
 AUDIT_IMAGES = ".audit-images"
@@ -76,6 +76,7 @@ _PATTERNS_ELSEWHERE: dict[Kind, re.Pattern[str]] = {
     "audit": re.compile(
         rf"audit\.sqlite3(-wal|-shm|-journal)?|{re.escape(AUDIT_IMAGES)}/[0-9a-f]{{16}}/[0-9]{{1,19}}-[0-9a-f]{{16}}\.zip"
     ),
+    "history": re.compile(rf"history\.sqlite3(-wal|-shm|-journal|{re.escape(CORRUPT_MARK)}\d{{8}}T\d{{6}}Z)?"),
     "job": re.compile(r"\.jobs/(inspect-)?[0-9a-f]{32}\.json"),
     "job_mark": re.compile(r"\.jobs/[0-9a-f]{32}\.(cancel|alive)"),
     "engine": re.compile(r"\.engines/openvino-[0-9a-f]{16}/(model\.xml|model\.bin|SHA256SUMS)"),

@@ -66,8 +66,8 @@ class Audit:
         caller: str | None,
         serial: str | None = None,
         image: bytes | None = None,
-    ) -> None:
-        """Write a decision down; it is on the disk when this returns. Does nothing where none are kept.
+    ) -> int | None:
+        """Write a decision down and return its number; it is on the disk then. None where none are kept.
 
         ``serial`` is what the client calls the part; ``image`` the file as it was sent, which is kept beside the row as
         long as there is room (``AuditImages``).
@@ -77,7 +77,7 @@ class Audit:
                 given. A disk that answers later leaves a row of a decision that nobody was given, never the reverse.
         """
         if not self.keeps:
-            return
+            return None
         params = dict(inspection.params)
         params["reject_reason"] = inspection.reject_reason
         if inspection.calibration is not None:
@@ -106,6 +106,7 @@ class Audit:
         )
         if image is not None:
             self.images.keep(row_id, key, inspection, image)
+        return row_id
 
     def write(self, entry: Mapping[str, Any]) -> int:
         """Write one row down, a value for each column, and return its number; raises as ``keep``."""

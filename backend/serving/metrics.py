@@ -17,11 +17,12 @@ class Metrics:
 
     Args:
         in_flight: Returns how many requests are under way.
+        history_dropped: Returns how many decisions the history could not keep.
     """
 
     content_type = CONTENT_TYPE_LATEST
 
-    def __init__(self, *, in_flight: Callable[[], int]) -> None:
+    def __init__(self, *, in_flight: Callable[[], int], history_dropped: Callable[[], int] = lambda: 0) -> None:
         self._registry = CollectorRegistry()
         self._stages = Histogram(
             "bdi_inspection_seconds",
@@ -41,6 +42,11 @@ class Metrics:
         Gauge(
             "bdi_requests_in_flight", "Requests that have begun and are not answered yet.", registry=self._registry
         ).set_function(in_flight)
+        Gauge(
+            "bdi_history_dropped",
+            "Decisions and marks since the start that the history could not keep.",
+            registry=self._registry,
+        ).set_function(history_dropped)
 
     def count_inspection(self, key: ModelKey, decision: Decision | None, timings_ms: Mapping[str, float]) -> None:
         """Count one inspection and its times."""
