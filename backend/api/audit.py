@@ -61,7 +61,7 @@ class AuditEntry(ModelReply):
 
     id: Count = Field(description="Number of the decision; a later one has a larger one.", examples=[4711])
     time_utc: datetime = Field(description="When it was given.", examples=["2026-03-14T09:26:53.589793Z"])
-    source: Source = Field(description="The call.", examples=["infer"])
+    source: Source = Field(description="The call; `trial`: /infer with trial=true.", examples=["infer"])
     caller: str | None = Field(description="Role of the API key; null where none is needed.", examples=["inspect"])
     serial: str | None = Field(description="What the client called the part.", examples=["SN-2026-000417"])
     image_name: str = Field(description="File name as sent.", examples=["part.png"])

@@ -177,6 +177,14 @@ def infer(
         ),
     ] = "base64",
     serial: Annotated[Serial, Form()] = None,
+    trial: Annotated[
+        bool,
+        Form(
+            description="To see what the service says, of no part that is made: counted in no statistics. Where an audit "
+            "is kept it has the decision as a `trial`, without the image.",
+            examples=[False],
+        ),
+    ] = False,
     accept: Annotated[
         str | None,
         Header(
@@ -203,12 +211,12 @@ def infer(
             entry_id = audit.keep(
                 key,
                 inspection,
-                source="infer",
+                source="trial" if trial else "infer",
                 image_name=name,
                 request_id=request.state.request_id,
                 caller=request.state.caller,
                 serial=serial,
-                image=data,
+                image=None if trial else data,
             )
     history.record(key, inspection, filename=name, serial=serial, audit_entry_id=entry_id)
     timings_ms = {**inspection.timings_ms, **watch.timings_ms()}
@@ -220,7 +228,8 @@ def infer(
         "image_digest": digest,
         "timings_ms": {stage: round(elapsed_ms, 3) for stage, elapsed_ms in timings_ms.items()},
     }
-    metrics.count_inspection(key, inspection.decision, timings_ms)
+    if not trial:
+        metrics.count_inspection(key, inspection.decision, timings_ms)
     if as_png:
         return Response(png, media_type="image/png", headers=_headers_of(inspection))
     return InferAnswer(

@@ -30,7 +30,7 @@ from backend.services.audit_table import CONDITIONS, INSERT, VERSION, opened, re
 
 _log = logging.getLogger(__name__)
 
-Source = Literal["infer", "infer_dataset"]
+Source = Literal["infer", "infer_dataset", "trial"]
 
 _GIVE_UP_S = 15.0
 _TRIES = 5

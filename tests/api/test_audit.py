@@ -64,6 +64,24 @@ def test_a_score_without_a_decision_is_kept_as_well(api: Api) -> None:
     assert "calibration" not in kept["params"]
 
 
+def test_a_trial_is_named_as_one_and_its_image_is_kept_nowhere(fitted: Api) -> None:
+    def counted() -> int:
+        text = fitted.client.get("/metrics").text
+        return sum(line.startswith("bdi_inspections_total{") for line in text.splitlines())
+
+    bad = encoded(with_chequer(plate(9), (20, 20, 40, 40)))
+    given = answer_of(fitted.infer(bad, trial="true"))
+    assert given["decision"] == "ng"
+    (kept,) = find(fitted)
+    assert (kept["source"], kept["score"], kept["decision"]) == ("trial", given["score"], "ng")
+    error_of(fitted.client.get(f"/audit/{kept['id']}/image"), 404, "not_found")
+    assert counted() == 0, "no part of the line"
+    answer_of(fitted.infer(bad, trial="false"))
+    assert counted() == 1
+    assert fitted.client.get(f"/audit/{find(fitted)[0]['id']}/image").content == bad
+    assert error_of(fitted.infer(bad, trial="perhaps"), 422, "invalid_input")["details"]["field"] == "trial"
+
+
 def test_each_image_of_an_inspected_data_set_is_kept(fitted: Api) -> None:
     body = {"role_id": ROLE, "roi_id": ROI, "default_mm_per_px": None}
     given = answer_of(fitted.client.post("/infer_dataset", json=body))
