@@ -180,8 +180,8 @@ def infer(
     trial: Annotated[
         bool,
         Form(
-            description="To see what the service says, of no part that is made: counted in no statistics. Where an audit "
-            "is kept it has the decision as a `trial`, without the image.",
+            description="To see what the service says of an image that is no part of the line: no statistics count "
+            "it. An audit that is kept names the decision a `trial` and has no image of it.",
             examples=[False],
         ),
     ] = False,

@@ -22,7 +22,7 @@ from backend.serving.sessions import TOKEN_HEADER, Session, Sessions, cookie_nam
 from backend.ui.client import CallFailed
 from backend.ui.page import LANGUAGE_COOKIE, Page
 from backend.ui.screen import Handler, Screen
-from backend.ui.screens import jobs, learn, overview, system, threshold, why
+from backend.ui.screens import jobs, learn, overview, system, threshold, trend, trying, versions, why
 from backend.ui.static_files import by_address
 from backend.ui.texts import LANGUAGES
 
@@ -31,6 +31,9 @@ SCREENS: tuple[Screen, ...] = (
     learn.screen,
     threshold.screen,
     why.screen,
+    trying.screen,
+    trend.screen,
+    versions.screen,
     system.screen,
 )
 """In the order of the navigation."""

@@ -92,9 +92,12 @@ class Words:
         """Return a time of ISO 8601 as day and time where the service stands; a dash for None."""
         if not iso:
             return "–"
-        when = datetime.fromisoformat(iso).astimezone()
-        month = _MONTHS[self.language].split()[when.month - 1]
-        return f"{when.day} {month} {when.year}, {when:%H:%M:%S}" if seconds else f"{when.day} {month} {when:%Y, %H:%M}"
+        return self.moment(datetime.fromisoformat(iso).astimezone(), seconds=seconds)
+
+    def moment(self, when: datetime, *, hours: bool = True, seconds: bool = False) -> str:
+        """Return day and time as a clock of its time zone shows them; ``hours``: not the day alone."""
+        day = f"{when.day} {_MONTHS[self.language].split()[when.month - 1]} {when.year}"
+        return f"{day}, {when:%H:%M:%S}" if seconds else f"{day}, {when:%H:%M}" if hours else day
 
     def _shown(self, value: Any) -> Any:
         if isinstance(value, bool) or not isinstance(value, int | float):

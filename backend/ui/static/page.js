@@ -20,7 +20,7 @@ const page = {
       body: !body || isForm ? body : JSON.stringify(body),
     });
     const content = await answer.json().catch(() => ({}));
-    if (!answer.ok) throw new Error(content.error || `${answer.status}`);
+    if (!answer.ok) throw Object.assign(new Error(content.error || `${answer.status}`), { status: answer.status });
     return content;
   },
   notice(text, kind = "error") {

@@ -1,0 +1,89 @@
+"use strict";
+// Try: dropped images are inspected, two at a time, and stored nowhere; the table can be sorted, and saved as CSV or as a report.
+const drop = document.getElementById("drop"), results = document.getElementById("results"), table = results.querySelector("table");
+const progress = document.getElementById("progress"), [bar, cancel] = progress.children, [rows] = table.tBodies;
+const heads = [...table.querySelectorAll("th")], digits = { score: 4, threshold: 4, n_regions: 0, area: 2, other_score: 4 };
+let turn = 0; // another drop, and the cancel button, end the one before
+const inspect = async (file, recipe, tries = 0) => {
+  const form = new FormData(), mm_per_px = drop.elements.mm_per_px.value.replace(",", "."), other = recipe && { recipe_id: recipe };
+  const fields = { ...page.roi(), ...other, mm_per_px, trial: true, heatmap: other ? "none" : "overlay", image: file };
+  for (const [name, value] of Object.entries(fields)) form.set(name, value);
+  return page.call("/infer", form).catch(async (error) => {
+    if (![429, 503].includes(error.status) || tries > 5) throw error;
+    await new Promise((done) => setTimeout(done, 1000 * 2 ** tries)); // the line goes first
+    return inspect(file, recipe, tries + 1);
+  });
+};
+const pictureOf = async (png) => {
+  const image = Object.assign(new Image(), { src: `data:image/png;base64,${png}` }), canvas = document.createElement("canvas");
+  await image.decode();
+  canvas.width = Math.min(400, image.width);
+  canvas.height = Math.ceil(canvas.width * image.height / image.width);
+  canvas.getContext("2d").drawImage(image, 0, 0, canvas.width, canvas.height);
+  return canvas.toDataURL("image/jpeg", 0.85);
+};
+const find = async (file, recipe) => {
+  const [own, theirs] = await Promise.all([inspect(file), recipe && inspect(file, recipe)]), word = (answer) => answer.decision ?? "none";
+  const differs = theirs && word(theirs) !== word(own) && "differs", isForeign = own.reject_reason === "image" && "foreign";
+  const remarks = [...[differs, isForeign].filter(Boolean).map((name) => page.text(name)), ...own.warnings].join(" ");
+  return { ...own, differs, remarks, decision: word(own), n_regions: own.regions.length, area: own.regions[0]?.area_mm2,
+    picture: await pictureOf(own.heatmap_png_base64), ...(theirs && { other_score: theirs.score, other_decision: word(theirs) }) };
+};
+const show = (found) => {
+  const row = Object.assign(rows.insertRow(), { className: found.differs || "" }), button = document.createElement("button");
+  if (found.picture) button.append(Object.assign(new Image(), { src: found.picture, alt: found.name }));
+  row.insertCell().append(Object.assign(button, { type: "button", className: "thumb", ariaPressed: false, disabled: !found.picture }));
+  for (const { dataset: { key } } of heads.slice(1)) {
+    const value = found[key] ?? "", isNumber = key in digits && value !== "", isWord = /decision$/.test(key);
+    const textContent = isNumber ? page.number(value, digits[key]) : isWord ? page.text(value) : value;
+    const cell = Object.assign(row.insertCell(), { textContent, className: key in digits ? "number" : isWord ? value : key });
+    Object.assign(cell.dataset, { key, value: isNumber ? value.toFixed(digits[key]) : textContent });
+  }
+};
+const sort = () => {
+  const by = heads.findIndex((head) => head.ariaSort), way = heads[by]?.ariaSort === "descending" ? -1 : 1;
+  const compare = (a, b) => way * a.cells[by].dataset.value.localeCompare(b.cells[by].dataset.value, undefined, { numeric: true });
+  if (by > 0) rows.append(...[...rows.rows].sort(compare));
+};
+const tryAll = async (files) => {
+  const mine = ++turn, other = drop.elements.other?.value, waiting = [...files], n = (which) => rows.querySelectorAll(which).length;
+  const work = async (file = waiting.shift()) => {
+    const found = file && await find(file, other).catch((error) => ({ decision: "failed", remarks: error.message }));
+    if (!file || mine !== turn) return;
+    show({ ...found, name: file.name });
+    bar.value = rows.rows.length / files.length;
+    const counts = { n: rows.rows.length, all: files.length, ok: n("[data-key=decision].ok"), ng: n("[data-key=decision].ng") };
+    table.caption.textContent = page.text("counts", counts) + (other ? page.text("changes", { n: n(".differs"), name: other }) : "");
+    await work();
+  };
+  rows.replaceChildren();
+  table.classList.toggle("alone", !other);
+  progress.hidden = results.hidden = !files.length;
+  await Promise.all([work(), work()]);
+  if (mine === turn) [progress.hidden] = [true, sort()];
+};
+const csv = () => { // a text that a spreadsheet would take for a formula begins with an apostrophe
+  const point = page.number(0.5, 1)[1], risky = /^(?=\s*[=+\-@|%\uFF0B\uFF0D\uFF1D\uFF20])/;
+  const seen = (cell) => cell.dataset.key && cell.offsetParent;
+  const quoted = (text) => `"${text.trim().replace(risky, "'").replaceAll('"', '""')}"`;
+  const written = (cell) => (cell.matches("td.number") ? cell.dataset.value.replace(".", point) : quoted(cell.textContent));
+  return [...table.rows].map((row) => [...row.cells].filter(seen).map(written).join(point === "," ? ";" : ",")).join("\r\n");
+};
+const report = () => {
+  const copy = table.cloneNode(true);
+  for (const button of copy.querySelectorAll("button")) button.replaceWith(...button.childNodes);
+  return results.dataset.report + new XMLSerializer().serializeToString(copy);
+};
+page.takesImages(drop, tryAll);
+cancel.addEventListener("click", () => { [turn, progress.hidden] = [turn + 1, true]; });
+results.addEventListener("click", ({ target }) => {
+  const head = target.closest("th"), picture = target.closest(".thumb"), way = head?.ariaSort === "ascending" ? "descending" : "ascending";
+  if (picture) picture.ariaPressed = picture.ariaPressed !== "true";
+  if (head) heads.forEach((each) => { each.ariaSort = each === head ? way : null; });
+  if (head) sort();
+  if (!target.dataset.save) return;
+  const { save: type, name: download } = target.dataset, text = type === "text/csv" ? csv() : report();
+  const href = URL.createObjectURL(new Blob(["\ufeff", text], { type }));
+  Object.assign(document.createElement("a"), { href, download }).click();
+  setTimeout(() => URL.revokeObjectURL(href), 60000);
+});
