@@ -55,6 +55,28 @@ Serial = Annotated[
         examples=["SN-2026-000417"],
     ),
 ]
+OverlayPx = Annotated[
+    int | None,
+    Field(ge=16, le=8192, description="Longer edge of the overlay at most, px; left out: the image's.", examples=[400]),
+]
+Trial = Annotated[
+    bool,
+    Field(
+        description="To see what the service says of an image that is no part of the line: no statistics count it. An "
+        "audit that is kept names the decision a `trial` and has no image of it.",
+        examples=[False],
+    ),
+]
+TriedVersion = Annotated[
+    int | None,
+    Field(
+        ge=1,
+        le=999_999_999,
+        description="With trial=true: the version to judge by, of those that GET /versions lists; left out: the one in "
+        "force.",
+        examples=[None],
+    ),
+]
 Reason = Annotated[
     str | None,
     Field(

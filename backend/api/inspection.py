@@ -22,14 +22,28 @@ from backend.api.dependencies import (
     model_key_of,
     shape_of,
 )
-from backend.api.fields import PNG_FILE, ImageFile, MemoryFacts, MmPerPx, PartId, Reason, Serial, ShapeText
+from backend.api.fields import (
+    PNG_FILE,
+    ImageFile,
+    MemoryFacts,
+    MmPerPx,
+    OverlayPx,
+    PartId,
+    Reason,
+    Serial,
+    ShapeText,
+    Trial,
+    TriedVersion,
+)
 from backend.api.infer_schemas import ImageCheckAnswer, InferAnswer, InferParams, RegionAnswer
 from backend.api.own_threads import on_writers_threads
 from backend.api.routing import Route, has_no_effect
 from backend.api.schemas import CalibrateAnswer, CalibrateBody, FitAnswer, ScoreSummary, SuspectAnswer
 from backend.api.store_schemas import JobStarted
 from backend.artifacts.heatmaps import save_heatmap
+from backend.errors import InvalidInput
 from backend.imaging.image_codec import encode_png
+from backend.imaging.preview import shrunk
 from backend.memory_bank.alignment import Aligned
 from backend.memory_bank.coreset import Progress
 from backend.scoring.inspection import Inspection
@@ -176,15 +190,10 @@ def infer(
             examples=["base64"],
         ),
     ] = "base64",
+    overlay_px: Annotated[OverlayPx, Form()] = None,
     serial: Annotated[Serial, Form()] = None,
-    trial: Annotated[
-        bool,
-        Form(
-            description="To see what the service says of an image that is no part of the line: no statistics count "
-            "it. An audit that is kept names the decision a `trial` and has no image of it.",
-            examples=[False],
-        ),
-    ] = False,
+    trial: Annotated[Trial, Form()] = False,
+    version: Annotated[TriedVersion, Form()] = None,
     accept: Annotated[
         str | None,
         Header(
@@ -196,12 +205,24 @@ def infer(
 ) -> InferAnswer | Response:
     """Score one image. A ROI without a calibration gives a score and a heat map, and no decision."""
     watch, name = Stopwatch(), image.filename or "image"
+    if version is not None and not trial:
+        raise InvalidInput(
+            "version needs trial=true: parts of the line are judged by the version in force. POST /versions/activate "
+            "brings another one into force.",
+            details={"field": "version"},
+        )
     data = image.file.read()
-    inspection = service.infer(key, data, mm_per_px=mm_per_px, shape=shape_of(request, shape), name=name)
+    parsed = shape_of(request, shape)
+    inspection = service.infer(key, data, mm_per_px=mm_per_px, shape=parsed, name=name, version=version)
     digest = inspection.params["image_digest"]
     with watch.lap("encode"):
         as_png = wants_png(accept)
-        picture = inspection.overlay if as_png or heatmap == "overlay" else inspection.heatmap
+        if as_png or heatmap == "overlay":
+            picture = inspection.overlay if overlay_px is None else shrunk(inspection.overlay, overlay_px)
+        else:
+            picture = inspection.heatmap
+            if overlay_px is not None:
+                has_no_effect(request, "overlay_px has no effect without heatmap=overlay or Accept: image/png.")
         png = b"" if heatmap == "none" and not as_png else encode_png(picture)
         text = base64.b64encode(png).decode() if heatmap in ("base64", "overlay") else None
         path = save_heatmap(service.store, key, digest, png) if heatmap == "path" and not as_png else None
@@ -218,7 +239,8 @@ def infer(
                 serial=serial,
                 image=None if trial else data,
             )
-    history.record(key, inspection, filename=name, serial=serial, audit_entry_id=entry_id)
+    if not trial:
+        history.record(key, inspection, filename=name, serial=serial, audit_entry_id=entry_id)
     timings_ms = {**inspection.timings_ms, **watch.timings_ms()}
     request.state.found = {  # for the log
         "score": inspection.score,

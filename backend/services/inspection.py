@@ -168,6 +168,7 @@ class InspectionService:
         name: str = "image",
         overrides: Overrides = NO_OVERRIDES,
         for_calibration: bool = False,
+        version: int | None = None,
     ) -> Inspection:
         """Inspect one image.
 
@@ -180,9 +181,11 @@ class InspectionService:
             name: What an error sentence calls the image.
             overrides: Values in place of the ROI's own.
             for_calibration: Leave the ROI's own calibration out: a new one is to be made with the score.
+            version: One that is kept, in place of the one in force.
 
         Raises:
             MemoryNotFound: If the ROI was never fitted.
+            NotFound, ArtefactOutdated: If the version cannot be used.
             ArtefactCorrupt: If its memory or calibration is damaged.
             BadImage, TooLarge: If the image cannot be used.
             AspectRatioMismatch, MmPerPxMismatch, ExtractorMismatch: If it contradicts the fit.
@@ -190,7 +193,7 @@ class InspectionService:
             QueueFull, WeightsUnavailable: If it cannot be done now.
         """
         watch = Stopwatch()
-        model = self._models.get(key)
+        model = self._models.get(key) if version is None else self._model_of(key, version)
         bank = model.fitted_bank(key)
         judged_by = (None, None) if for_calibration else (model.calibration, model.last_calibration)
         terms = scoring_terms(bank, *judged_by, overrides)
@@ -242,6 +245,9 @@ class InspectionService:
         warnings = (*of_scale, *found.warnings)
         timings_ms = watch.timings_ms()
         return replace(found, regions=regions, warnings=warnings, timings_ms=timings_ms, image_bgr=pixels)
+
+    def _model_of(self, key: ModelKey, version: int) -> LoadedModel:
+        return LoadedModel(**vars(self.versions.stored(key, version).model))
 
     def _terms_within(
         self, key: ModelKey, model: LoadedModel, terms: ScoringTerms, shape: Shape | None, mask: NDArray[np.bool_]

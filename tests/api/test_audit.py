@@ -80,6 +80,8 @@ def test_a_trial_is_named_as_one_and_its_image_is_kept_nowhere(fitted: Api) -> N
     assert counted() == 1
     assert fitted.client.get(f"/audit/{find(fitted)[0]['id']}/image").content == bad
     assert error_of(fitted.infer(bad, trial="perhaps"), 422, "invalid_input")["details"]["field"] == "trial"
+    decisions = answer_of(fitted.client.get("/decisions", params={"role_id": ROLE, "roi_id": ROI}))["decisions"]
+    assert [each["audit_entry_id"] for each in decisions] == [find(fitted)[0]["id"]], "and no trend counts it"
 
 
 def test_each_image_of_an_inspected_data_set_is_kept(fitted: Api) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from PIL import Image
 
 from tests.testkit.app import MM_PER_PX, SMALL_INPUT_PX, Api, answer_of, error_of, heatmap_of, running_app
 from tests.testkit.client import ROI, ROLE
@@ -398,6 +400,25 @@ def _covered(regions: list[dict[str, Any]], hw: tuple[int, int]) -> NDArray[np.b
 
 
 # --- the overlay ------------------------------------------------------------------------------------------------------
+
+
+def test_an_overlay_can_be_asked_for_smaller(api: Api, defective: bytes) -> None:
+    def edges(**fields: str) -> tuple[int, int]:
+        answer = answer_of(api.infer(defective, heatmap="overlay", **fields))
+        assert answer["warnings"] == answer_of(api.infer(defective))["warnings"]
+        with Image.open(io.BytesIO(base64.b64decode(answer["heatmap_png_base64"]))) as image:
+            return image.size
+
+    whole = edges()
+    assert max(edges(overlay_px="32")) == 32
+    assert edges(overlay_px="8192") == whole, "never larger than it was"
+    asked = answer_of(api.infer(defective, overlay_px="32"))
+    assert heatmap_of(asked).shape == whole[::-1]
+    assert "overlay_px has no effect" in asked["warnings"][-1]
+    for wrong in ("15", "8193", "1.5", "x"):
+        assert (
+            error_of(api.infer(defective, overlay_px=wrong), 422, "invalid_input")["details"]["field"] == "overlay_px"
+        )
 
 
 def test_the_overlay_is_the_image_with_what_was_found(api: Api, good: bytes, defective: bytes) -> None:

@@ -162,7 +162,7 @@ def test_the_error_body_is_the_contracts() -> None:
         (
             "/infer",
             {"role_id", "roi_id", "mm_per_px", "image"},
-            {"model_key", "recipe_id", "shape", "heatmap", "serial", "trial"},
+            {"model_key", "recipe_id", "shape", "heatmap", "overlay_px", "serial", "trial", "version"},
         ),
     ],
 )

@@ -199,3 +199,23 @@ def test_a_refit_is_a_version(api: Api) -> None:
     answers = activate(api, 1)
     assert answers["changed"]
     assert before.exists()
+
+
+def test_an_image_can_be_tried_by_a_version_that_is_not_in_force(api: Api) -> None:
+    answer_of(api.fit(png(0, 1, 2)))
+    answer_of(api.calibrate())
+    before = answer_of(api.infer(BAD))
+    answer_of(api.fit(png(3, 4)))
+    answer_of(api.calibrate(threshold=1.9, score_mode="max"))
+    now = answer_of(api.infer(BAD))
+    tried = answer_of(api.infer(BAD, trial="true", version="2"))
+    for name in ("score", "threshold", "decision", "regions", "heatmap_png_base64"):
+        assert tried[name] == before[name], name
+    assert (tried["score"], tried["threshold"]) != (now["score"], now["threshold"])
+    assert tried["params"]["memory_checksum"] == before["params"]["memory_checksum"]
+    assert answer_of(api.infer(BAD, trial="true", version="4"))["score"] == now["score"]
+    assert "trial" in error_of(api.infer(BAD, version="2"), 422, "invalid_input")["error"]
+    error_of(api.infer(BAD, trial="true", version="9"), 404, "not_found")
+    for wrong in ("0", "-1", "1000000000", "1.5", "x"):
+        error_of(api.infer(BAD, trial="true", version=wrong), 422, "invalid_input")
+    assert [each["in_force"] for each in listed(api)] == [True, False, False, False]

@@ -4,30 +4,25 @@ const drop = document.getElementById("drop"), results = document.getElementById(
 const progress = document.getElementById("progress"), [bar, cancel] = progress.children, [rows] = table.tBodies;
 const heads = [...table.querySelectorAll("th")], digits = { score: 4, threshold: 4, n_regions: 0, area: 2, other_score: 4 };
 let turn = 0; // another drop, and the cancel button, end the one before
-const inspect = async (file, recipe, tries = 0) => {
-  const form = new FormData(), mm_per_px = drop.elements.mm_per_px.value.replace(",", "."), other = recipe && { recipe_id: recipe };
-  const fields = { ...page.roi(), ...other, mm_per_px, trial: true, heatmap: other ? "none" : "overlay", image: file };
+const inspect = async (file, asked, tries = 0) => {
+  const form = new FormData(), mm_per_px = drop.elements.mm_per_px.value.replace(",", ".");
+  const fields = { ...page.roi(), mm_per_px, trial: true, ...asked, image: file };
   for (const [name, value] of Object.entries(fields)) form.set(name, value);
   return page.call("/infer", form).catch(async (error) => {
     if (![429, 503].includes(error.status) || tries > 5) throw error;
     await new Promise((done) => setTimeout(done, 1000 * 2 ** tries)); // the line goes first
-    return inspect(file, recipe, tries + 1);
+    return inspect(file, asked, tries + 1);
   });
 };
-const pictureOf = async (png) => {
-  const image = Object.assign(new Image(), { src: `data:image/png;base64,${png}` }), canvas = document.createElement("canvas");
-  await image.decode();
-  canvas.width = Math.min(400, image.width);
-  canvas.height = Math.ceil(canvas.width * image.height / image.width);
-  canvas.getContext("2d").drawImage(image, 0, 0, canvas.width, canvas.height);
-  return canvas.toDataURL("image/jpeg", 0.85);
-};
-const find = async (file, recipe) => {
-  const [own, theirs] = await Promise.all([inspect(file), recipe && inspect(file, recipe)]), word = (answer) => answer.decision ?? "none";
+const find = async (file, other) => {
+  const word = ({ decision }) => decision ?? "none", named = Object.fromEntries(new URLSearchParams(other));
+  const [own, theirs] = await Promise.all([inspect(file, { heatmap: "overlay", overlay_px: 400 }),
+    other && inspect(file, { heatmap: "none", ...named })]);
   const differs = theirs && word(theirs) !== word(own) && "differs", isForeign = own.reject_reason === "image" && "foreign";
   const remarks = [...[differs, isForeign].filter(Boolean).map((name) => page.text(name)), ...own.warnings].join(" ");
   return { ...own, differs, remarks, decision: word(own), n_regions: own.regions.length, area: own.regions[0]?.area_mm2,
-    picture: await pictureOf(own.heatmap_png_base64), ...(theirs && { other_score: theirs.score, other_decision: word(theirs) }) };
+    picture: `data:image/png;base64,${own.heatmap_png_base64}`,
+    ...(theirs && { other_score: theirs.score, other_decision: word(theirs) }) };
 };
 const show = (found) => {
   const row = Object.assign(rows.insertRow(), { className: found.differs || "" }), button = document.createElement("button");
@@ -46,14 +41,15 @@ const sort = () => {
   if (by > 0) rows.append(...[...rows.rows].sort(compare));
 };
 const tryAll = async (files) => {
-  const mine = ++turn, other = drop.elements.other?.value, waiting = [...files], n = (which) => rows.querySelectorAll(which).length;
+  const mine = ++turn, [{ value: other, text: name }] = drop.elements.other.selectedOptions, waiting = [...files];
+  const n = (which) => rows.querySelectorAll(which).length;
   const work = async (file = waiting.shift()) => {
     const found = file && await find(file, other).catch((error) => ({ decision: "failed", remarks: error.message }));
     if (!file || mine !== turn) return;
     show({ ...found, name: file.name });
     bar.value = rows.rows.length / files.length;
     const counts = { n: rows.rows.length, all: files.length, ok: n("[data-key=decision].ok"), ng: n("[data-key=decision].ng") };
-    table.caption.textContent = page.text("counts", counts) + (other ? page.text("changes", { n: n(".differs"), name: other }) : "");
+    table.caption.textContent = page.text("counts", counts) + (other ? page.text("changes", { n: n(".differs"), name }) : "");
     await work();
   };
   rows.replaceChildren();
