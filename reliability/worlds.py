@@ -96,7 +96,9 @@ class World:
         """Return the next call: one that the service must answer with success, in any state of the ROI."""
         state, kinds = self.state, ["fit"] * 4 + ["replace", "upload", "upload"]
         if state.learned:
-            kinds += ["calibrate"] * 4 + ["activate"] * 3 + ["copy"] * bool(rng.random() < 0.2)
+            kinds += ["copy"] * bool(rng.random() < 0.2)
+            # Stored bad images set thresholds, which a single process then gives otherwise: never both at one ROI.
+            kinds += [] if state.ng else ["calibrate"] * 4 + ["activate"] * 3
         labels = [label for label, images in (("ok", state.ok), ("ng", state.ng)) if images]
         if labels:
             kinds += ["delete"] * 2 + ["clear"] * bool(rng.random() < 0.5)
@@ -107,7 +109,7 @@ class World:
             images = tuple(rng.sample(OK_POOL, rng.randint(2, 4)))
             return Call(kind=kind, images=images, after=_fitted(state, kind, images), as_job=rng.random() < 0.15)
         if kind == "upload":
-            label = rng.choice(["ok", "ng"])
+            label = rng.choice(["ok", "ng"]) if state.mark is None else "ok"
             images = tuple(rng.sample(OK_POOL if label == "ok" else NG_POOL, rng.randint(1, 3)))
             return Call(kind=kind, images=images, label=label, after=_with(state, label, _of(state, label) | {*images}))
         if kind == "calibrate":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -156,7 +157,9 @@ def test_a_changed_index_or_heat_map_changes_no_score_and_verify_finds_it(
 
 def test_a_changed_job_is_no_job(tmp_path: Path) -> None:
     jobs = Jobs(tmp_path)
-    job = jobs.start("fit_ok", lambda _: {"threshold": 0.25, "name": "größe"})
+    has_ended = threading.Event()
+    job = jobs.start("fit_ok", lambda _: {"threshold": 0.25, "name": "größe"}, ended=has_ended.set)
+    assert has_ended.wait(60)
     jobs.close()
     path = tmp_path / f"{job.job_id}.json"
     whole = path.read_bytes()
