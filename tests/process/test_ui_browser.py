@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shutil
 from collections.abc import Iterator
@@ -174,6 +175,97 @@ def test_a_folder_is_seen_stored_learned_and_sorted_out(browser: Any, server: Cl
         page.click("#fit button")
         page.get_by_text("The stored good images are learned.").wait_for()
         assert seen.serious_findings() == []
+
+
+def test_a_threshold_is_dragged_moved_by_keys_tried_and_applied(browser: Any, server: Client) -> None:
+    seen_roi = server.at("seen")
+    good = sorted(
+        image["scores"]["max"] for image in seen_roi.about("/scores").ok()["images"] if image["label"] == "ok"
+    )
+    with watched(browser, server) as seen:
+        page = seen.page
+        seen.open("/ui/threshold?role_id=Inspection&roi_id=seen")
+        page.get_by_role("radio", name="Maximum").check(force=True)
+        line = page.locator('.histogram[data-scores*=\'"mode": "max"\'] .u-over input[aria-valuetext]')
+        line.wait_for()
+        plot, thumb = page.locator(".u-over").bounding_box(), line.bounding_box()
+        low, high = (float(line.get_attribute(name)) for name in ("min", "max"))
+        row = plot["y"] + plot["height"] / 2
+
+        def place(score: float) -> float:
+            return float(plot["x"] + plot["width"] * (math.log2(score) - low) / (high - low))
+
+        page.mouse.move(place(float(line.get_attribute("aria-valuetext"))), row)
+        page.mouse.down()
+        page.mouse.move(place(good[0]), row, steps=4)
+        page.mouse.move(place(math.sqrt(good[-3] * good[-4])), row, steps=4)
+        page.mouse.up()
+        assert thumb["width"] > plot["width"]
+        value = float(page.input_value("[name=threshold]"))
+        n_above = sum(score > value for score in good)
+        assert 0 < n_above < len(good)
+        assert page.locator("[name=how][value=hand]").is_checked()
+        assert page.locator("[data-worth=good]").inner_text() == f"{n_above} of {len(good)}"
+
+        page.get_by_role("button", name="Dry run").click()
+        page.locator("#tried table").wait_for()
+        line.press("ArrowRight")
+        moved = float(page.input_value("[name=threshold]"))
+        assert moved > value
+        assert page.locator("#tried table").count() == 0, "it was about another threshold"
+        with page.expect_response(re.compile("/datasets/preview")):
+            page.mouse.move(place(good[0]), row)
+            page.mouse.move(place(good[-1]), row)
+        page.get_by_role("button", name="Dry run").click()
+        page.fill("[name=reason]", "A new lamp since Monday")
+        page.get_by_role("button", name="Apply").click()
+        page.locator("#notices .done").wait_for()
+        assert seen.serious_findings() == []
+    calib = seen_roi.about("/manifest").ok()["calib"]
+    assert (calib["threshold"], calib["method"], calib["score_mode"]) == (moved, "manual", "max")
+    assert calib["ok_rejected"] == sum(score > moved for score in good)
+
+
+def test_an_image_is_explained_reported_and_kept(browser: Any, server: Client, tmp_path: Path) -> None:
+    roi = server.at("why")
+    roi.upload("ok", GOOD).ok()
+    roi.fit(use_dataset=True).ok()
+    roi.calibrate().ok()
+    (tmp_path / "bad <b>.png").write_bytes(encoded(defective_image(77, image_hw=(96, 96))))
+    (tmp_path / "good.png").write_bytes(encoded(good_image(78, image_hw=(96, 96))))
+    with watched(browser, server, accept_downloads=True) as seen:
+        page = seen.page
+        seen.open("/ui/why?role_id=Inspection&roi_id=why")
+        page.set_input_files("#send input", tmp_path / "bad <b>.png")
+        page.locator(".layers").wait_for()
+        assert page.locator(".over").evaluate("(image) => image.naturalWidth") == 96
+        assert page.locator(".pair svg").count() == 2
+        page.locator(".opacity").fill("0.25")
+        assert page.locator(".over").evaluate("(image) => image.style.opacity") == "0.25"
+        assert seen.serious_findings() == []
+        with page.expect_download() as picture:
+            page.get_by_role("link", name="Download as PNG").click()
+        assert picture.value.path().read_bytes().startswith(b"\x89PNG")
+        with page.expect_download() as report:
+            page.get_by_role("button", name="Download as report").click()
+        text = report.value.path().read_text("utf-8")
+        assert re.findall(r'(?:src|href)="(?!data:image/)[^"]*"', text) == [], "it needs nothing else"
+        assert "<script" not in text
+        assert "<b>" not in text
+
+        page.get_by_role("button", name="Really bad").click()
+        page.get_by_role("button", name="Store as bad").click()
+        page.locator("#would .done").wait_for()
+        assert roi.about("/manifest").ok()["calib"]["n_ng"] == 1
+
+        page.set_input_files("#send input", tmp_path / "good.png")
+        page.locator("article[data-name='good.png']").wait_for()
+        page.get_by_role("button", name="Good after all").click()
+        page.get_by_role("button", name="Store as good").click()
+        page.get_by_role("button", name="Learn the stored images").click()
+        page.locator(".job[data-state=done]").wait_for()
+    manifest = roi.about("/manifest").ok()
+    assert (manifest["fit"]["n_ok_total"], manifest["calib"]["n_ok"]) == (len(GOOD) + 1, len(GOOD) + 1)
 
 
 def test_signing_in_and_out(browser: Any, tmp_path: Path) -> None:
