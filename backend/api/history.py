@@ -88,7 +88,7 @@ def find_stats(
     found = trends.trend(key, **query.model_dump())
     return StatsAnswer(
         **identity(request, key),
-        buckets=[BucketAnswer.of(bucket) for bucket in found.buckets],
+        buckets=[BucketAnswer.of(bucket, found.zone) for bucket in found.buckets],
         marks=[MarkAnswer.model_validate({**mark, "at": iso(mark["at"])}) for mark in found.marks],
         drift=DriftAnswer.of(found.drift),
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated, Any, Literal
+from zoneinfo import ZoneInfo
 
 from pydantic import AwareDatetime, BaseModel, Field
 
@@ -214,8 +215,8 @@ class BucketAnswer(BaseModel):
     )
 
     @classmethod
-    def of(cls, bucket: BucketOfTime) -> BucketAnswer:
-        """Return the answer about a bucket."""
+    def of(cls, bucket: BucketOfTime, zone: ZoneInfo) -> BucketAnswer:
+        """Return the answer about a bucket, with its time in a zone."""
         sketch = bucket.sketch
         medians = {name: sketch.quantile(name, 0.5) for name in IMAGE_SERIES}
         quantiles = {
@@ -224,7 +225,7 @@ class BucketAnswer(BaseModel):
         }
         return cls.model_validate(
             {
-                "start": bucket.start,
+                "start": datetime.fromtimestamp(bucket.start, zone),
                 "n": bucket.n,
                 "n_ng": bucket.n_ng,
                 "n_not_an_image_of_the_part": bucket.n_foreign,

@@ -61,22 +61,21 @@ def shifts_of(text: str) -> tuple[time, ...]:
     return tuple(found)
 
 
-def bucket_starts(bucket: Bucket, zone: ZoneInfo, shifts: Sequence[time]) -> Callable[[float], datetime]:
-    """Return what gives the beginning of the bucket that a time falls into, in the zone; times are s since 1970."""
+def bucket_starts(bucket: Bucket, zone: ZoneInfo, shifts: Sequence[time]) -> Callable[[float], float]:
+    """Return what gives the beginning of the bucket that a time falls into; both are s since 1970."""
     if bucket == "hour":
         return lambda at: _hour(at, zone)
     times = (time(0),) if bucket == "day" else tuple(shifts)
 
     @lru_cache(maxsize=1024)
-    def boundaries(ordinal: int) -> tuple[list[float], list[datetime]]:
-        """Return the boundaries of a day and of the ones beside it, as s since 1970 and as local times."""
+    def boundaries(ordinal: int) -> list[float]:
+        """Return the boundaries of a day and of the ones beside it."""
         days = [datetime.fromordinal(ordinal + n) for n in (-1, 0, 1)]
-        moments = sorted(datetime.combine(day, each, zone).timestamp() for day in days for each in times)
-        return moments, [datetime.fromtimestamp(moment, zone) for moment in moments]
+        return sorted(datetime.combine(day, each, zone).timestamp() for day in days for each in times)
 
-    def start(at: float) -> datetime:
-        moments, local = boundaries(datetime.fromtimestamp(at, zone).toordinal())
-        return local[bisect_right(moments, at) - 1]
+    def start(at: float) -> float:
+        moments = boundaries(datetime.fromtimestamp(at, zone).toordinal())
+        return moments[bisect_right(moments, at) - 1]
 
     return start
 
@@ -97,6 +96,6 @@ def iso(at: float) -> datetime:
     return datetime.fromtimestamp(at, UTC)
 
 
-def _hour(at: float, zone: ZoneInfo) -> datetime:
+def _hour(at: float, zone: ZoneInfo) -> float:
     local = datetime.fromtimestamp(at, zone)
-    return datetime.fromtimestamp(at - local.minute * 60 - local.second, zone)
+    return at - local.minute * 60 - local.second

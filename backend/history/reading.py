@@ -7,7 +7,6 @@ import sqlite3
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any, Final
 
 from backend.artifacts.model_key import ModelKey
@@ -27,14 +26,14 @@ class BucketOfTime:
     """What was counted in an hour, a shift or a day.
 
     Attributes:
-        start: When it began, in the time zone that was asked for.
+        start: When it began, s since 1970.
         n: Decisions on parts that the memory had not learned.
         n_ng: Of these ``ng``.
         n_foreign: Of these for an image that is none of the part.
         sketch: Scores, ratios and statistics of the images.
     """
 
-    start: datetime
+    start: float
     n: int
     n_ng: int
     n_foreign: int
@@ -94,10 +93,10 @@ def find_marks(connection: sqlite3.Connection, model: int, since: int, until: in
 
 
 def find_buckets(
-    connection: sqlite3.Connection, model: int, since: int, until: int, start_of: Callable[[float], datetime]
+    connection: sqlite3.Connection, model: int, since: int, until: int, start_of: Callable[[float], float]
 ) -> list[BucketOfTime]:
     """Return what was counted between two times, oldest first; buckets in which nothing was inspected are left out."""
-    buckets: dict[datetime, list[tuple[int, int, int, bytes]]] = defaultdict(list)
+    buckets: dict[float, list[tuple[int, int, int, bytes]]] = defaultdict(list)
     for at, *counted in connection.execute(
         "SELECT at, n, n_ng, n_foreign, sketch FROM periods WHERE model = ? AND at >= ? AND at < ? ORDER BY at",
         (model, since, until),

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
+from zoneinfo import ZoneInfo
 
 from backend.artifacts.model_key import ModelKey
 from backend.history.calendar import Bucket, bucket_starts, period_of, seconds_of, shifts_of, zone_of
@@ -27,13 +28,17 @@ from backend.history.recorder import History
 
 DEFAULT_DAYS: Final = 30
 
+_HALF_STEP_S: Final = 5e-7
+"""Times are answered in whole microseconds: what was answered finds its own row."""
+
 _NO_DRIFT: Final = Drift(state="too_few")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trend:
-    """What a model has decided over time."""
+    """What a model has decided over time; ``zone`` is the time zone of its buckets."""
 
+    zone: ZoneInfo
     buckets: Sequence[BucketOfTime]
     marks: Sequence[dict[str, Any]]
     drift: Drift
@@ -55,8 +60,8 @@ class Trends:
             HistoryUnavailable: If the history cannot be read now.
         """
         times = {
-            "since": None if since is None else seconds_of(since),
-            "until": None if until is None else seconds_of(until),
+            "since": None if since is None else seconds_of(since) - _HALF_STEP_S,
+            "until": None if until is None else seconds_of(until) - _HALF_STEP_S,
         }
 
         def ask(connection: sqlite3.Connection) -> list[dict[str, Any]]:
@@ -89,21 +94,24 @@ class Trends:
             InvalidInput: If ``shifts`` or ``tz`` is malformed.
             HistoryUnavailable: If the history cannot be read now.
         """
-        start_of = bucket_starts(bucket, zone_of(tz), shifts_of(shifts))
+        zone = zone_of(tz)
+        start_of = bucket_starts(bucket, zone, shifts_of(shifts))
+        nothing = Trend(zone=zone, buckets=[], marks=[], drift=_NO_DRIFT)
         last = int(time.time()) + 1 if until is None else -(-period_of(until) // PERIOD_S) * PERIOD_S
         first = last - DEFAULT_DAYS * 86_400 if since is None else period_of(since)
 
         def ask(connection: sqlite3.Connection) -> Trend:
             model = model_number(connection, key)
             if model is None:
-                return Trend(buckets=[], marks=[], drift=_NO_DRIFT)
+                return nothing
             return Trend(
+                zone=zone,
                 buckets=find_buckets(connection, model, first, last, start_of),
                 marks=find_marks(connection, model, first, last),
                 drift=self._drift(connection, key, model),
             )
 
-        return self._history.read(ask, empty=Trend(buckets=[], marks=[], drift=_NO_DRIFT))
+        return self._history.read(ask, empty=nothing)
 
     def recent(self, keys: Sequence[ModelKey]) -> dict[ModelKey, tuple[Recent, Drift]]:
         """Return what is new of each model, for those of which anything is kept.
