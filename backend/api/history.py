@@ -116,7 +116,7 @@ def _entry(model: ModelSummary, recent: Recent, drift: Drift) -> OverviewEntry:
         threshold=model.threshold,
         score_mode=model.score_mode,
         last=[
-            StripEntry(
+            StripEntry.model_construct(  # not validated: a recipe has thousands
                 at=iso(row["at"]),
                 decision=row["decision"],
                 score=row["score"],

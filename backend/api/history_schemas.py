@@ -217,12 +217,8 @@ class BucketAnswer(BaseModel):
     @classmethod
     def of(cls, bucket: BucketOfTime, zone: ZoneInfo) -> BucketAnswer:
         """Return the answer about a bucket, with its time in a zone."""
-        sketch = bucket.sketch
-        medians = {name: sketch.quantile(name, 0.5) for name in IMAGE_SERIES}
-        quantiles = {
-            name: {"median": sketch.quantile(name, 0.5), "p95": sketch.quantile(name, 0.95)}
-            for name in ("score", "ratio")
-        }
+        medians, p95s = bucket.sketch.quantiles(0.5), bucket.sketch.quantiles(0.95)
+        quantiles = {name: {"median": medians.get(name), "p95": p95s.get(name)} for name in ("score", "ratio")}
         return cls.model_validate(
             {
                 "start": datetime.fromtimestamp(bucket.start, zone),
@@ -231,7 +227,7 @@ class BucketAnswer(BaseModel):
                 "n_not_an_image_of_the_part": bucket.n_foreign,
                 "ng_rate": bucket.n_ng / bucket.n,
                 **quantiles,
-                "image_statistics": {name: value for name, value in medians.items() if value is not None},
+                "image_statistics": {name: medians[name] for name in IMAGE_SERIES if name in medians},
             }
         )
 

@@ -4,7 +4,8 @@ What is tested is the ratio of score and threshold, in batches of neighbouring d
 Statistics 28(2):126-135) finds the place where the batches before and after differ most by rank, and its p-value holds
 for the choice of that place. Batches of one day are alike, which makes a rank test too sure of itself: the statistic is
 divided by the square root of the variance inflation (1 + ρ) / (1 - ρ), where ρ is the correlation of neighbouring
-batches around the medians before and after. What is significant must also matter: at least 5 % of the threshold.
+batches around the medians before and after. What is significant must also matter: at least 5 % of the threshold, and
+three standard deviations of the batches.
 """
 
 from __future__ import annotations
@@ -23,6 +24,9 @@ METHOD: Final = "pettitt_batched"
 SIGNIFICANCE: Final = 0.001
 MIN_SHIFT: Final = 0.05
 """Least change of the median ratio of score and threshold that counts."""
+
+MIN_DEVIATIONS: Final = 3.0
+"""The same in standard deviations of the batches around the medians before and after: days differ a little."""
 
 MIN_BATCHES: Final = 20
 MIN_SIDE: Final = 5
@@ -59,10 +63,13 @@ class _Change:
     p_value: float
     before: float
     after: float
+    deviation: float
 
     @property
     def counts(self) -> bool:
-        return self.p_value < SIGNIFICANCE and abs(self.after - self.before) >= MIN_SHIFT
+        return self.p_value < SIGNIFICANCE and abs(self.after - self.before) >= max(
+            MIN_SHIFT, MIN_DEVIATIONS * self.deviation
+        )
 
 
 def find_drift(times: Sequence[float], counts: Sequence[int], medians: Sequence[float]) -> Drift:
@@ -141,6 +148,8 @@ def _change(values: NDArray[np.float64]) -> _Change:
     power = float(rest @ rest)
     rho = 0.0 if power == 0 else min(max(float(rest[:-1] @ rest[1:]) / power, 0.0), 0.95)
     inflation = (1 + rho) / (1 - rho)
+    residuals = np.concatenate([values[:place] - before, values[place:] - after])
+    deviation = 1.4826 * float(np.median(np.abs(residuals)))
     k = float(statistic[place - 1])
     p_value = min(1.0, 2 * float(np.exp(-6 * k * k / inflation / (n**3 + n**2))))
-    return _Change(at=place, p_value=p_value, before=before, after=after)
+    return _Change(at=place, p_value=p_value, before=before, after=after, deviation=deviation)

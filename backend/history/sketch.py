@@ -30,6 +30,7 @@ SERIES: Final[Mapping[str, int]] = {
 }  # fmt: skip
 """What is counted, by the number that it has in a file. New ones go to the end."""
 
+_NAMES: Final = tuple(SERIES)
 IMAGE_SERIES: Final = tuple(name for name in SERIES if name not in ("score", "ratio"))
 
 _ERRORS: Final = np.array([0.005 if name in ("score", "ratio") else 0.02 for name in SERIES])
@@ -75,9 +76,8 @@ class Sketch:
         bins, where = np.unique(
             np.concatenate([part.bins for part in parts] or [np.empty(0, np.int64)]), return_inverse=True
         )
-        counts = np.zeros(len(bins), np.int64)
-        np.add.at(counts, where, np.concatenate([part.counts for part in parts] or [np.empty(0, np.int64)]))
-        return cls(bins, counts)
+        counts = np.concatenate([part.counts for part in parts] or [np.empty(0, np.int64)])
+        return cls(bins, np.bincount(where, counts, len(bins)).astype(np.int64))
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Sketch:
@@ -98,25 +98,18 @@ class Sketch:
 
     def count(self, name: str) -> int:
         """Return how many values of a series were counted."""
-        first, last = self._range(SERIES[name])
+        first, last = np.searchsorted(self.bins, [SERIES[name] * 65536, (SERIES[name] + 1) * 65536])
         return int(self.counts[first:last].sum())
 
-    def quantile(self, name: str, q: float) -> float | None:
-        """Return the smallest value of a series that a share ``q`` of its values do not exceed; None without values."""
-        number = SERIES[name]
-        first, last = self._range(number)
-        if first == last:
-            return None
-        cumulative = np.cumsum(self.counts[first:last])
-        rank = max(int(np.ceil(q * cumulative[-1])), 1)
-        code = int(self.bins[first + int(np.searchsorted(cumulative, rank))]) - number * 65536 - _ZERO
-        if code == 0:
-            return 0.0
-        width = _LOG_WIDTHS[number]
-        # Between the edges of the bin, where the relative error is the same to both.
-        size = float(np.exp((abs(code) - _OFFSET) * width) * (1 - _ERRORS[number]))
-        return size if code > 0 else -size
-
-    def _range(self, number: int) -> tuple[int, int]:
-        first, last = np.searchsorted(self.bins, [number * 65536, (number + 1) * 65536])
-        return int(first), int(last)
+    def quantiles(self, q: float) -> dict[str, float]:
+        """Return of each series that has values the smallest that a share ``q`` of them do not exceed."""
+        edges = np.searchsorted(self.bins, np.arange(len(SERIES) + 1) * 65536)
+        cumulative = np.concatenate([[0], np.cumsum(self.counts)])
+        totals = np.diff(cumulative[edges])
+        ranks = cumulative[edges[:-1]] + np.maximum(np.ceil(q * totals), 1)
+        numbers = np.flatnonzero(totals)
+        codes = self.bins[np.searchsorted(cumulative[1:], ranks[numbers])] - numbers * 65536 - _ZERO
+        # Between the edges of a bin, where the relative error is the same to both.
+        sizes = np.exp((np.abs(codes) - _OFFSET) * _LOG_WIDTHS[numbers]) * (1 - _ERRORS[numbers])
+        values = np.where(codes == 0, 0.0, np.sign(codes) * sizes)
+        return {_NAMES[number]: float(value) for number, value in zip(numbers, values, strict=True)}

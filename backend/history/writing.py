@@ -97,7 +97,7 @@ class Writer:
                     n_ng + sum(each.decision == "ng" for each in found),
                     n_foreign + sum(each.is_foreign for each in found),
                     sketch.count("ratio"),
-                    sketch.quantile("ratio", 0.5),
+                    sketch.quantiles(0.5).get("ratio"),
                     sketch.to_bytes(),
                 ),
             )

@@ -26,6 +26,7 @@ from backend.artifacts.model_key import ModelKey
 from backend.artifacts.stored_image import StoredImage, facts_from_bytes
 from backend.artifacts.versions import version_from_bytes
 from backend.errors import InspectionError
+from backend.history.database import FILE_NAME, fault_of
 from backend.imaging.image_codec import decode_image, pixel_digest
 from backend.maintenance.verifying_versions import problems_of_versions
 from backend.memory_bank.coreset import Progress
@@ -155,6 +156,8 @@ def _finding(path: Path, artifact: ArtifactPath) -> Finding | None:
                 embeddings_from_bytes(path.read_bytes())
             case "heatmap":
                 decode_image(path.read_bytes(), max_pixels=_ANY_PIXELS)
+            case "history" if path.name == FILE_NAME and (fault := fault_of(path)) is not None:
+                return "damaged", f"{fault}; a service sets it aside and begins a new one; no inspection needs it"
             case "job":
                 if job_from_bytes(path.read_bytes()).job_id != path.stem:
                     return "mismatch", "the file of another job; delete it"
