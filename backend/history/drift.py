@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Final, Literal
 
 import numpy as np
@@ -83,26 +84,25 @@ def find_drift(times: Sequence[float], counts: Sequence[int], medians: Sequence[
     starts, values = _batches(np.asarray(times), np.asarray(counts), np.asarray(medians, dtype=np.float64))
     if len(values) < MIN_BATCHES:
         return Drift(state="too_few", n_batches=len(values))
-    levels: list[tuple[int, float, float]] = []  # where each level begins, its median, the p-value of the step to it
-    begin, change = 0, _change(values)
-    first_p, reference = change.p_value, change.before if change.counts else float(np.median(values))
-    while change.counts:
-        levels.append((begin + change.at, change.after, change.p_value))
-        begin += change.at
-        if len(values) - begin < MIN_BATCHES:
-            break
-        change = _change(values[begin:])
-        if change.counts:
-            levels[-1] = (levels[-1][0], change.before, levels[-1][2])
+    changes = _changes(values)
+    edges = [0, *(at for at, _ in changes), len(values)]
+    medians_of = [float(np.median(values[first:last])) for first, last in pairwise(edges)]
+    reference, after = medians_of[0], medians_of[-1]
+    levels = [(at, level, p_value) for (at, p_value), level in zip(changes, medians_of[1:], strict=True)]
     # The last of the levels may be the first one again; else it holds since the first that has stayed away from it.
     away = None
     for at, level, p_value in reversed(levels):
         if abs(level - reference) < MIN_SHIFT:
             break
         away = (at, p_value)
-    after = levels[-1][1] if levels else reference
     if away is None:
-        return Drift(state="none", before_median=reference, after_median=after, p_value=first_p, n_batches=len(values))
+        return Drift(
+            state="none",
+            before_median=reference,
+            after_median=after,
+            p_value=_change(values).p_value,
+            n_batches=len(values),
+        )
     return Drift(
         state="moved",
         since=float(starts[away[0]]),
@@ -132,6 +132,18 @@ def _batches(
         first.pop()  # what is left over goes to the one before
     weights = np.add.reduceat(counts, first)
     return times[first], np.add.reduceat(medians * counts, first) / weights
+
+
+def _changes(values: NDArray[np.float64], first: int = 0) -> list[tuple[int, float]]:
+    """Return the places of all changes that count, ascending, each with its p-value."""
+    if len(values) < MIN_BATCHES:
+        return []
+    change = _change(values)
+    if not change.counts:
+        return []
+    before, after = values[: change.at], values[change.at :]
+    place = first + change.at
+    return [*_changes(before, first), (place, change.p_value), *_changes(after, place)]
 
 
 def _change(values: NDArray[np.float64]) -> _Change:
