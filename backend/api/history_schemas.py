@@ -28,7 +28,6 @@ Ratio = Annotated[
     Score | None,
     Field(description="score ÷ threshold: above 1 is `ng`; null without a calibration.", examples=[0.84]),
 ]
-Number = Annotated[int, Field(json_schema_extra={"minimum": 1, "maximum": 2**53 - 1, "format": "int64"})]
 
 
 class DriftAnswer(BaseModel):
@@ -42,7 +41,7 @@ class DriftAnswer(BaseModel):
     after_median: Score | None = Field(description="Median ratio since.", examples=[0.71])
     p_value: Share | None = Field(description="Of the most likely change; `moved` is below 0.001.", examples=[0.4])
     n_batches: Count = Field(description="Batches of decisions that were compared.", examples=[120])
-    method: Literal["pettitt_batched"] = Field("pettitt_batched", description="The test.")
+    method: Literal["pettitt_batched"] = Field("pettitt_batched", description="The test.", examples=["pettitt_batched"])
 
     @classmethod
     def of(cls, drift: Drift) -> DriftAnswer:
@@ -123,7 +122,7 @@ class WorstRegion(BaseModel):
 class DecisionAnswer(BaseModel):
     """One decision, without its images."""
 
-    id: Number = Field(description="Number of the decision; a later one has a larger one.", examples=[4711])
+    id: Count = Field(description="Number of the decision; a later one has a larger one.", examples=[4711])
     at: datetime = Field(description="When it was given.", examples=["2026-03-14T09:26:53.589793Z"])
     decision: Decision | None = Field(description="null without a calibration.", examples=["ng"])
     score: Score = Field(description="As answered.", examples=[0.61])
@@ -140,7 +139,7 @@ class DecisionAnswer(BaseModel):
     learned: bool = Field(
         description="The memory had learned this image: it counts in no trend and no rate.", examples=[False]
     )
-    audit_entry_id: Number | None = Field(
+    audit_entry_id: Count | None = Field(
         description="The decision's number in the audit, for GET /audit/{entry_id}/image as long as its image is kept "
         "there; null where no audit was kept.",
         examples=[None],
@@ -164,7 +163,7 @@ class DecisionsAnswer(ModelReply):
     """Decisions, newest first."""
 
     decisions: list[DecisionAnswer] = Field(description="The decisions that fit.")
-    next_before_id: Number | None = Field(
+    next_before_id: Count | None = Field(
         description="Send it as before_id for the older ones; null when these were all.", examples=[None]
     )
 
