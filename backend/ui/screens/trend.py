@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta, tzinfo
+from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -33,7 +34,7 @@ async def show(page: Page) -> Response:
     query = page.request.query_params
     days = next((span for span in SPANS if str(span) == query.get("days")), 30)
     bucket = next((each for each in BUCKETS if each == query.get("bucket")), "day")
-    shifts, place = query.get("shifts") or SHIFTS, _zone(query.get("tz") or "UTC")
+    shifts, place = query.get("shifts") or SHIFTS, _zone(query["tz"]) if query.get("tz") else local_zone()
     zone = "UTC" if place is None else place.key
     statistic = next((name for name in STATISTICS if name == query.get("statistic")), STATISTICS[0])
     now = datetime.now(UTC)
@@ -61,7 +62,7 @@ async def show(page: Page) -> Response:
         p_value=_p_value(page, stats["drift"]["p_value"]),
         periods=periods,
         marks=[{**mark, "time": _shown(page, mark["at"], place)} for mark in stats["marks"]],
-        charts=_charts(page, periods, stats["marks"], place, statistic),
+        charts=_charts(page, periods, stats["marks"], now.astimezone(place), statistic),
         total=_total(periods),
         warnings=stats["warnings"],
     )
@@ -72,7 +73,7 @@ async def decisions(page: Page) -> Response:
     """Show the decisions of one period, newest first."""
     query = page.request.query_params
     wanted = {name: query[name] for name in ("from", "to", "decision", "before_id") if query.get(name)}
-    place = _zone(query.get("tz") or "UTC") or UTC
+    place = _zone(query.get("tz", "")) or UTC
     found = await page.calls.get("/decisions", **page.selection.roi, **wanted, limit=_LISTED)
     return page.fragment(
         "trend_decisions.html",
@@ -81,6 +82,18 @@ async def decisions(page: Page) -> Response:
         asked={name: query.get(name, "") for name in ("from", "to", "tz", "name")},
         only=query.get("decision", ""),
     )
+
+
+def local_zone() -> ZoneInfo:
+    """Return the time zone of this machine by a name; one of a fixed offset where the system does not say which."""
+    offset = datetime.now().astimezone().utcoffset() or timedelta(0)
+    hours, rest = divmod(offset, timedelta(hours=1))
+    _, _, name = str(Path("/etc/localtime").resolve()).partition("zoneinfo/")
+    for each in (name, "UTC" if not offset else f"Etc/GMT{-hours:+d}" if not rest else ""):
+        place = _zone(each) if each else None
+        if place is not None and datetime.now(place).utcoffset() == offset:
+            return place
+    return ZoneInfo("UTC")
 
 
 def _zone(name: str) -> ZoneInfo | None:
@@ -120,15 +133,16 @@ def _period(page: Page, bucket: dict[str, Any], by: str, statistic: str) -> dict
 
 
 def _charts(
-    page: Page, periods: list[dict[str, Any]], marks: list[dict[str, Any]], place: tzinfo, statistic: str
+    page: Page, periods: list[dict[str, Any]], marks: list[dict[str, Any]], now: datetime, statistic: str
 ) -> list[dict[str, Any]]:
     """Return a chart each of ratios, scores, rates and the statistic, as the script draws it."""
     t, at = page.words, [each["wall_s"] for each in periods]
-    shown = [{"at": _wall_s(datetime.fromisoformat(m["at"]).astimezone(place)), "kind": m["kind"]} for m in marks]
+    shown = [{"at": _wall_s(datetime.fromisoformat(m["at"]).astimezone(now.tzinfo)), "kind": m["kind"]} for m in marks]
+    times = [min([*at, *(mark["at"] for mark in shown)], default=0.0), _wall_s(now)]
 
     def chart(name: str, *lines: tuple[str, str, list[Any]], **how: Any) -> dict[str, Any]:
         named = [{"name": label, "colour": colour, "values": values} for label, colour, values in lines]
-        return {"title": name, "data": {"at": at, "marks": shown, "lines": named, **how}}
+        return {"title": name, "data": {"at": at, "range": times, "marks": shown, "lines": named, **how}}
 
     both = [(t("trend.median"), "accent", "median"), (t("trend.p95"), "warn", "p95")]
     of = {

@@ -3,6 +3,7 @@
 const drop = document.getElementById("drop"), results = document.getElementById("results"), table = results.querySelector("table");
 const progress = document.getElementById("progress"), [bar, cancel] = progress.children, [rows] = table.tBodies;
 const heads = [...table.querySelectorAll("th")], digits = { score: 4, threshold: 4, n_regions: 0, area: 2, other_score: 4 };
+const counted = results.querySelector("[role=status]");
 let turn = 0; // another drop, and the cancel button, end the one before
 const inspect = async (file, asked, tries = 0) => {
   const form = new FormData(), mm_per_px = drop.elements.mm_per_px.value.replace(",", ".");
@@ -49,7 +50,7 @@ const tryAll = async (files) => {
     show({ ...found, name: file.name });
     bar.value = rows.rows.length / files.length;
     const counts = { n: rows.rows.length, all: files.length, ok: n("[data-key=decision].ok"), ng: n("[data-key=decision].ng") };
-    table.caption.textContent = page.text("counts", counts) + (other ? page.text("changes", { n: n(".differs"), name }) : "");
+    counted.textContent = page.text("counts", counts) + (other ? page.text("changes", { n: n(".differs"), name }) : "");
     await work();
   };
   rows.replaceChildren();
@@ -66,7 +67,8 @@ const csv = () => { // a text that a spreadsheet would take for a formula begins
   return [...table.rows].map((row) => [...row.cells].filter(seen).map(written).join(point === "," ? ";" : ",")).join("\r\n");
 };
 const report = () => {
-  const copy = table.cloneNode(true);
+  const copy = document.createElement("main");
+  copy.append(counted.cloneNode(true), table.cloneNode(true));
   for (const button of copy.querySelectorAll("button")) button.replaceWith(...button.childNodes);
   return results.dataset.report + new XMLSerializer().serializeToString(copy);
 };
