@@ -290,6 +290,7 @@ ROI_FACTS: dict[str, Any] = {
         ({"fitted": False, "calibrated": False, "extractor": None, "fitted_at": None}, ["not learned yet"]),
         ({"drift": {"state": "moved", "since": "2026-03-14T09:26:53Z"}}, ["have moved since 14 Mar 2026"]),
         ({"drift": {"state": "too_few", "since": None}, "last": []}, ["too few decisions", "No decisions yet"]),
+        ({"fault": "The stored calibration is damaged."}, ["The stored calibration is damaged."]),
         ({"n_ng": None, "ng_rate_24h": None, "n_decisions_24h": 0}, ["30 good, 0 bad", "<dd>–</dd>"]),
     ],
 )
