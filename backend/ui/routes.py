@@ -40,7 +40,7 @@ SCREENS: tuple[Screen, ...] = (
 PARTS: tuple[Screen, ...] = (jobs.screen,)
 """Fragments that several screens show."""
 
-_NEXT = re.compile(r"/ui(/[a-z]+)?(\?[\w=&%.+-]*)?", re.ASCII)
+_NEXT = re.compile(r"/ui(/[a-z-]+)*(\?[\w=&%.+:,~-]*)?", re.ASCII)
 _METHODS = ["OPTIONS", "GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "TRACE"]  # those it lacks: 405, with a list
 _GET_ONLY = {"Allow": "GET, HEAD, OPTIONS"}
 _YEAR_S = 365 * 24 * 3600
