@@ -24,7 +24,9 @@ REQUEST_ID_HEADER = "X-Request-Id"
 RECIPE_ID_HEADER = "X-Recipe-Id"
 _USABLE_ID = re.compile(r"[!-~]{1,128}")
 
-_POLLED = frozenset({"/health", "/metrics"})
+_POLLED = frozenset(
+    {"/health", "/metrics", "/overview", "/jobs", "/ui/overview/cards", "/ui/system/jobs", "/ui/jobs/{job_id}"}
+)
 _STATIC = "/static-offline-docs/"
 _PAGES = ("/docs", "/redoc")
 _UI_STATIC = "/ui/static/"

@@ -310,7 +310,8 @@ def test_a_card_says_how_a_roi_is(
         assert each in text
     if ROI_FACTS | changes == ROI_FACTS:
         assert "The last 50 decisions, oldest first: 2 NG, 1 of them because of the image" in text
-        assert len(re.findall(r"<rect ", text)) == 50
+        strip = dict(re.findall(r'<path class="(\w+)" d="([^"]+)"/>', text))
+        assert {kind: bars.count("M") for kind, bars in strip.items()} == {"ok": 47, "ng": 1, "image": 1, "none": 1}
     assert "<html" not in api.client.get("/ui/overview/cards", headers={"HX-Request": "true"}).text
 
 

@@ -37,14 +37,14 @@ async def _found(page: Page) -> dict[str, Any]:
 
 def _card(page: Page, roi: dict[str, Any]) -> dict[str, Any]:
     """Return what a card shows: the ROI as answered, its state, its strip, and where it leads."""
-    bars = [_bar(decision, place) for place, decision in enumerate(roi["last"][-STRIP_LENGTH:])]
-    counts = {kind: sum(bar["kind"] == kind for bar in bars) for kind in _HEIGHTS}
+    kinds = [_kind(decision) for decision in roi["last"][-STRIP_LENGTH:]]
+    n_image = kinds.count("image")
     return {
         "roi": roi,
         "name": page.selection.of(roi),
         "state": _state(roi),
-        "bars": bars,
-        "counts": counts | {"n": len(bars), "ng": counts["ng"] + counts["image"]},
+        "strip": _strip(kinds),
+        "counts": {"n": len(kinds), "ng": kinds.count("ng") + n_image, "image": n_image},
     }
 
 
@@ -56,7 +56,14 @@ def _state(roi: dict[str, Any]) -> str:
     return "stale" if roi["calibration_stale"] else "uncalibrated"
 
 
-def _bar(decision: dict[str, Any], place: int) -> dict[str, Any]:
-    kind = "image" if decision.get("reject_reason") == "image" else decision["decision"] or "none"
-    height = _HEIGHTS[kind]
-    return {"kind": kind, "x": 4 * place, "y": 24 - height, "height": height}
+def _kind(decision: dict[str, Any]) -> str:
+    return "image" if decision["reject_reason"] == "image" else decision["decision"] or "none"
+
+
+def _strip(kinds: list[str]) -> list[tuple[str, str]]:
+    """Return the bars of each kind as one path of SVG, 4 units a bar and at most 24 high."""
+    return [
+        (kind, "".join(f"M{4 * place} 24v-{height}h3v{height}z" for place, each in enumerate(kinds) if each == kind))
+        for kind, height in _HEIGHTS.items()
+        if kind in kinds
+    ]
