@@ -239,3 +239,100 @@ def test_a_bad_image_of_a_roi_without_a_threshold_is_only_stored(api: Api) -> No
     )
     assert "x.png" in shown.text
     assert not answer_of(api.client.get("/state", params={**NAMED, "roi_id": "other"}))["calib_present"]
+
+
+# --- decisions --------------------------------------------------------------------------------------------------------
+
+
+def page_of(api: Api, **query: Any) -> str:
+    answer = api.client.get("/ui/why", params={**NAMED, **query})
+    assert answer.status_code == 200, answer.text
+    return html.unescape(answer.text)
+
+
+def decisions(api: Api, n: int) -> list[dict[str, Any]]:
+    """Return the decisions of the ROI, newest first, once there are n: they are written beside the answers."""
+    found: list[dict[str, Any]] = []
+    for _ in range(400):
+        found = answer_of(api.client.get("/decisions", params=NAMED))["decisions"]
+        if len(found) >= n:
+            break
+        time.sleep(0.05)
+    return found
+
+
+def test_decisions_are_listed_and_each_leads_to_itself(api: Api) -> None:
+    assert "No decisions yet" in page_of(api)
+    answer_of(api.infer(bad(101), serial=HOSTILE))
+    answer_of(api.infer(encoded(plate(50))))
+    newest, oldest = decisions(api, 2)
+    text = page_of(api)
+    for found in (newest, oldest):
+        assert f"decision={found['id']}" in text
+    assert "<script>alert" not in api.client.get("/ui/why", params=NAMED).text
+    only_ng = page_of(api, only="ng")
+    assert f"decision={oldest['id']}" in only_ng
+    assert f"decision={newest['id']}" not in only_ng
+    assert f"decision={newest['id']}" not in page_of(api, to=newest["at"])
+    assert f"decision={newest['id']}" not in page_of(api, before=newest["id"])
+
+
+def test_a_decision_is_shown_with_the_image_that_the_audit_keeps(api: Api) -> None:
+    found = answer_of(api.infer(bad(101), serial="SN-7", heatmap="none"))
+    (decision,) = decisions(api, 1)
+    text = page_of(api, decision=decision["id"])
+    assert f"{found['score']:.4f}" in text
+    assert "SN-7" in text
+    assert f"{found['regions'][0]['area_mm2']:.2f}" in text
+    assert 'data-mm-per-px="0.2"' in text
+    for view in ("image", "overlay"):
+        address = re.search(rf'data-view="{view}" src="([^"]+)"', text)
+        assert address
+        assert api.client.get(address[1]).status_code == 200
+
+
+def test_a_decision_without_its_image_is_shown_by_what_is_kept(models: Path, tmp_path: Path) -> None:
+    shutil.copytree(models, tmp_path / "models")
+    with running_app(tmp_path / "models") as api:
+        found = answer_of(api.infer(bad(101), heatmap="none"))
+        (decision,) = decisions(api, 1)
+        text = page_of(api, decision=decision["id"])
+    assert f"{found['score']:.4f}" in text
+    assert "The image is not kept" in text
+    assert f"{found['regions'][0]['area_mm2']:.3f}" in text
+    assert "data-act" not in text
+
+
+def test_whoever_may_only_inspect_sees_a_decision_and_not_its_image(models: Path, tmp_path: Path) -> None:
+    shutil.copytree(models, tmp_path / "models")
+    admin, inspect = "admin-0123456789abcdef", "inspect-0123456789abcdef"
+    keys = f"admin:{admin},inspect:{inspect}"
+    with running_app(tmp_path / "models", audit=True, audit_images_mb=20, api_keys=keys) as api:
+        shown = {}
+        for key in (admin, inspect):
+            api.client.headers["X-API-Key"] = key
+            answer_of(api.infer(bad(101), heatmap="none"))
+            shown[key] = page_of(api, decision=decisions(api, 1)[-1]["id"])
+    assert "data-act" in shown[admin]
+    assert "The image is not kept" in shown[inspect]
+    assert "data-act" not in shown[inspect]
+
+
+@pytest.mark.parametrize("decision", ["99", "0", "-1", "x", "9" * 30, "²"])
+def test_a_decision_that_is_not_kept_is_said_to_be_gone_or_passed_over(api: Api, decision: str) -> None:
+    text = page_of(api, decision=decision)
+    assert "data-name=" not in text
+    assert ("no longer kept" in text) == (decision in ("99", "0"))
+
+
+@pytest.mark.parametrize("query", [{"from": "yesterday"}, {"only": "maybe"}, {"before": "x"}])
+def test_a_time_that_is_none_is_refused_with_a_sentence(api: Api, query: dict[str, str]) -> None:
+    answer = api.client.get("/ui/why", params={**NAMED, **query})
+    assert answer.status_code == 422
+    assert "invalid_input" in answer.text
+
+
+def test_a_roi_that_has_learned_nothing_has_no_decisions(api: Api) -> None:
+    text = page_of(api, roi_id="other")
+    assert "No decisions yet" in text
+    assert 'id="send"' not in text

@@ -90,7 +90,7 @@ async def show(page: Page) -> Response:
     listed = await page.calls.get("/decisions", **roi, limit=_LISTED, **asked)
     chosen = query.get("decision", "")
     shown: dict[str, Any] = {"found": None}
-    if chosen.isdecimal() and int(chosen) < _LARGEST_ID:
+    if chosen.isascii() and chosen.isdecimal() and int(chosen) < _LARGEST_ID:
         near = await page.calls.get("/decisions", **roi, before_id=int(chosen) + 1, limit=1)
         shown = await _decision(page, next((each for each in near["decisions"] if each["id"] == int(chosen)), None))
     fit = (await page.calls.get("/manifest", **roi))["fit"]

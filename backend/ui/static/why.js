@@ -3,13 +3,11 @@
 const found = document.getElementById("found"), send = document.getElementById("send");
 let sent = null; // the file, where it came from here
 const swap = (address, target, values) => htmx.ajax("POST", address, { target, swap: "innerHTML", values });
-const asForm = (fields, name, file) => {
-  const form = new FormData();
-  for (const [key, value] of Object.entries({ ...page.roi(), ...fields })) form.append(key, value);
-  form.append(name, file, file.name);
+const asForm = (fields) => Object.entries({ ...page.roi(), ...fields }).reduce((form, [name, value]) => {
+  form.append(name, value);
   return form;
-};
-const infer = (file, scale, heatmap) => page.call("/infer", asForm({ mm_per_px: scale, heatmap, trial: true }, "image", file));
+}, new FormData());
+const infer = (file, scale, heatmap) => page.call("/infer", asForm({ mm_per_px: scale, heatmap, trial: true, image: file }));
 const dataUrl = (blob) => new Promise((done) => {
   Object.assign(new FileReader(), { onload: ({ target }) => done(target.result) }).readAsDataURL(blob);
 });
@@ -24,9 +22,8 @@ const acts = {
     answer.regions = answer.regions.slice(0, 50).map(({ contour, ...region }) => region);
     await swap(found.dataset.show, "#found", { answer: JSON.stringify(answer), name: file.name });
     sent = file;
-    for (const each of found.querySelectorAll("[data-view]")) {
-      each.setAttribute(attribute(each), each.dataset.view === "image" ? image : `data:image/png;base64,${overlay}`);
-    }
+    const views = { image, overlay: `data:image/png;base64,${overlay}` };
+    for (const each of found.querySelectorAll("[data-view]")) each.setAttribute(attribute(each), views[each.dataset.view]);
     document.getElementById("notices").replaceChildren();
   },
   async try(label) {
@@ -36,8 +33,8 @@ const acts = {
     await swap(found.dataset.would, "#would", { label, score, mode, digest });
   },
   async keep(label) {
-    const form = asForm({ metas: JSON.stringify({ mm_per_px: +found.firstElementChild.dataset.mmPerPx }) }, "images", await kept());
-    const { saved: [name] } = await page.call(`/datasets/${label}/upload`, form);
+    const metas = JSON.stringify({ mm_per_px: +found.firstElementChild.dataset.mmPerPx });
+    const { saved: [name] } = await page.call(`/datasets/${label}/upload`, asForm({ metas, images: await kept() }));
     await swap(found.dataset.kept, "#would", { label, name });
   },
   async report(download) {
