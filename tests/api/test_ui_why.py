@@ -130,7 +130,7 @@ def test_many_regions_fit_into_the_form(api: Api) -> None:
     found = inspected(api, bad(101))
     found["regions"] = [{**found["regions"][0], "contour": []}] * 300
     text = post(api, "found", answer=json.dumps(found), name="x").text
-    assert text.count(" px, x ") == 50
+    assert text.count(" px at x ") == 50
 
 
 # --- what keeping it would do -----------------------------------------------------------------------------------------
@@ -270,7 +270,7 @@ def test_decisions_are_listed_and_each_leads_to_itself(api: Api) -> None:
     for found in (newest, oldest):
         assert f"decision={found['id']}" in text
     assert "<script>alert" not in api.client.get("/ui/why", params=NAMED).text
-    only_ng = page_of(api, only="ng")
+    only_ng = page_of(api, verdict="ng")
     assert f"decision={oldest['id']}" in only_ng
     assert f"decision={newest['id']}" not in only_ng
     assert f"decision={newest['id']}" not in page_of(api, to=newest["at"])
@@ -325,7 +325,7 @@ def test_a_decision_that_is_not_kept_is_said_to_be_gone_or_passed_over(api: Api,
     assert ("no longer kept" in text) == (decision in ("99", "0"))
 
 
-@pytest.mark.parametrize("query", [{"from": "yesterday"}, {"only": "maybe"}, {"before": "x"}])
+@pytest.mark.parametrize("query", [{"from": "yesterday"}, {"verdict": "maybe"}, {"before": "x"}])
 def test_a_time_that_is_none_is_refused_with_a_sentence(api: Api, query: dict[str, str]) -> None:
     answer = api.client.get("/ui/why", params={**NAMED, **query})
     assert answer.status_code == 422

@@ -20,7 +20,7 @@ _LISTED = 25
 _SHOWN_REGIONS = 50
 _LARGEST_ID = 2**53 - 1
 _REASON_CHARS = 200
-_ASKED_AS = {"only": "decision", "before": "before_id"}
+_ASKED_AS = {"verdict": "decision", "before": "before_id"}
 """What the address calls the parameters of ``/decisions``."""
 _AROUND = 1.4
 """Edge of the patches that are shown, in edges of the region."""
@@ -85,7 +85,7 @@ async def show(page: Page) -> Response:
     if not await page.choose_roi():
         return await page.render("no_roi.html")
     query, roi = page.request.query_params, page.selection.roi
-    wanted = {name: query.get(name) or None for name in ("from", "to", "only", "before")}
+    wanted = {name: query.get(name) or None for name in ("from", "to", "verdict", "before")}
     asked = {_ASKED_AS.get(name, name): text for name, text in wanted.items()}
     listed = await page.calls.get("/decisions", **roi, limit=_LISTED, **asked)
     chosen = query.get("decision", "")

@@ -2,7 +2,7 @@
 // Why: an image that is sent from here or kept with a decision, what keeping it would do, and a report of it.
 const found = document.getElementById("found"), send = document.getElementById("send");
 let sent = null; // the file, where it came from here
-const swap = (address, target, values) => htmx.ajax("POST", address, { target, swap: "innerHTML", values });
+const swap = (address, target, values) => htmx.ajax("POST", address, { target, values });
 const asForm = (fields) => Object.entries({ ...page.roi(), ...fields }).reduce((form, [name, value]) => {
   form.append(name, value);
   return form;
