@@ -85,6 +85,7 @@ class RecoveryCheck:
             mark=None if facts["calib"] is None else int(facts["calib"]["area_mm2_thr"]),
             ok=parts.numbers(classes["ok"]["files"], OK_POOL),
             ng=parts.numbers(classes["ng"]["files"], NG_POOL),
+            threshold=None if facts["calib"] is None else facts["calib"]["threshold"],
         )
 
     def _inspect(self, world: World, state: RoiState, client: Client) -> None:
@@ -124,7 +125,7 @@ class RecoveryCheck:
         for version in listed:
             said = RoiState().with_version(version["reason"])
             generation = self._reference.generation(said.learned)
-            expected = (generation.checksum, None if said.mark is None else generation.threshold, None)
+            expected = (generation.checksum, said.threshold, None)
             if (version["memory_checksum"], version["threshold"], version["note"]) != expected:
                 wrong.append(f"version {version} does not hold what it says")
         with self._tally.lock:
@@ -155,7 +156,7 @@ def differences(answer: dict[str, object], state: RoiState, reference: Reference
     expected = {
         "memory_checksum": (params["memory_checksum"], generation.checksum),
         "score": (answer["score"], reference.score(state.learned)),
-        "threshold": (answer["threshold"], None if state.mark is None else generation.threshold),
+        "threshold": (answer["threshold"], None if state.mark is None else state.threshold or generation.threshold),
         "area_mm2_thr": (params["area_mm2_thr"], float(state.mark) if state.mark is not None else 1.0),
     }
     return [f"{name} {found}, expected {wanted}" for name, (found, wanted) in expected.items() if found != wanted]

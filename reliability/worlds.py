@@ -30,22 +30,24 @@ class RoiState:
         mark: What its calibration is recognised by: the ``area_mm2_thr`` that it was given; None when never calibrated.
         ok: The parts of its data set.
         ng: The bad ones.
+        threshold: Set by hand, so that no bad image that comes or goes moves it; None for that of the memory's scores.
     """
 
     learned: frozenset[int] = frozenset()
     mark: int | None = None
     ok: frozenset[int] = frozenset()
     ng: frozenset[int] = frozenset()
+    threshold: float | None = None
 
     @property
     def reason(self) -> str:
         """What the call that makes it the ROI's writes as its reason, so that each version says what it must hold."""
-        return json.dumps({"learned": sorted(self.learned), "mark": self.mark})
+        return json.dumps({"learned": sorted(self.learned), "mark": self.mark, "threshold": self.threshold})
 
     def with_version(self, reason: str) -> RoiState:
         """Return the state once a version with this reason is in force; images are no part of versions."""
         said = json.loads(reason)
-        return replace(self, learned=frozenset(said["learned"]), mark=said["mark"])
+        return replace(self, learned=frozenset(said["learned"]), mark=said["mark"], threshold=said["threshold"])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +116,7 @@ class World:
             return Call(kind=kind, images=images, label=label, after=_with(state, label, _of(state, label) | {*images}))
         if kind == "calibrate":
             self._marks += 1
-            return Call(kind=kind, after=replace(state, mark=self._marks))
+            return Call(kind=kind, after=replace(state, mark=self._marks, threshold=0.1 + self._marks / 1e4))
         if kind == "activate":
             versions = client.get("/versions", **self.roi).json["versions"]
             version = rng.choice(versions)
@@ -142,7 +144,8 @@ class World:
             return client.send(parts.upload(self.roi_id, call.label, call.images))
         if call.kind == "calibrate":
             body = {**self.roi, "mm_per_px": parts.MM_PER_PX, "area_mm2_thr": float(call.after.mark or 0)}
-            return client.post("/calibrate_ng", body | {"reason": call.after.reason})
+            by_hand = {"threshold": call.after.threshold, "reason": call.after.reason}
+            return client.post("/calibrate_ng", body | by_hand)
         if call.kind == "activate":
             return client.post("/versions/activate", {**self.roi, "version": call.version, "reason": call.after.reason})
         if call.kind == "copy":
@@ -184,8 +187,8 @@ def contradictions(before: RoiState, call: Call | None, found: RoiState) -> list
     """
     after = before if call is None else call.after
     wrong = []
-    models = {(before.learned, before.mark), (after.learned, after.mark)}
-    if (found.learned, found.mark) not in models:
+    models = {(each.learned, each.mark, each.threshold) for each in (before, after)}
+    if (found.learned, found.mark, found.threshold) not in models:
         wrong.append(f"memory and calibration are {_model(found)}; legal: {_model(before)} or {_model(after)}")
     for label in ("ok", "ng"):
         old, new, there = _of(before, label), _of(after, label), _of(found, label)
@@ -215,4 +218,4 @@ def _with(state: RoiState, label: str, images: frozenset[int]) -> RoiState:
 
 
 def _model(state: RoiState) -> str:
-    return f"parts {sorted(state.learned)} with calibration {state.mark}"
+    return f"parts {sorted(state.learned)} with calibration {state.mark} at {state.threshold}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any, Literal
+from typing import Literal
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
@@ -59,7 +59,7 @@ class VersionAnswer(BaseModel):
     def of(listed: ListedVersion) -> VersionAnswer:
         """Return what an answer says of a version."""
         version = listed.version
-        calibration: dict[str, Any] = dict(version.own_calibration or {})
+        calibration = listed.calibration
         return VersionAnswer(
             version=version.number,
             kind=version.kind,
@@ -71,11 +71,11 @@ class VersionAnswer(BaseModel):
             extractor=version.memory.extractor_id,
             n_ok_total=version.memory.n_images,
             n_parts=version.memory.n_parts,
-            calibrated=bool(calibration),
-            threshold=calibration.get("threshold"),
-            score_mode=calibration.get("score_mode"),
-            n_ok=calibration.get("n_ok"),
-            n_ng=calibration.get("n_ng"),
+            calibrated=calibration is not None,
+            threshold=None if calibration is None else calibration.threshold,
+            score_mode=None if calibration is None else calibration.score_mode,
+            n_ok=None if calibration is None else calibration.n_ok,
+            n_ng=None if calibration is None else calibration.n_ng,
             note=listed.note,
         )
 

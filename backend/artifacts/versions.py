@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
 from backend.artifacts.files import read_end
-from backend.artifacts.formats import FORMAT_VERSION, facts_of_damaged
+from backend.artifacts.formats import FORMAT_VERSION, calib_text, facts_of_damaged
 from backend.memory_bank.bank import MemoryBank
 from backend.utils import sealed_json, unsealed_json
 
@@ -130,6 +130,14 @@ class Version:
         """The fields of the calibration of its memory, of any format, or None."""
         return own_calibration(self.calib, self.memory.checksum)
 
+    @cached_property
+    def is_outdated(self) -> bool:
+        """Whether its memory or its calibrations are of another format than this program reads."""
+        formats = [self.memory.format_version]
+        if self.calib is not None:
+            formats.append(json.loads(self.calib).get("format_version"))
+        return any(each != FORMAT_VERSION for each in formats)
+
     def is_of(self, memory_digest: str, calib: str | None) -> bool:
         """Return whether this is what a memory and the text of a ``calib.json`` make."""
         is_same = memory_digest == self.memory.digest
@@ -187,6 +195,8 @@ def version_from_bytes(data: bytes) -> Version:
             and all(type(each) is int and each >= 0 for each in counts)
             and version.kind in get_args(VersionKind)
             and _DIGEST.fullmatch(memory.digest) is not None
+            and datetime.fromisoformat(version.at).tzinfo is not None
+            and (version.calib is None or calib_text(version.calib.encode()) is not None)
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError("not the record of a version") from error

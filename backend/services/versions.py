@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from backend.artifacts.formats import FORMAT_VERSION
+from backend.artifacts.formats import OutdatedFormat, calibrations_from_bytes
 from backend.artifacts.model_key import ModelKey
+from backend.artifacts.older_formats import older_calibrations
 from backend.artifacts.stored_version import StoredVersion
 from backend.artifacts.versions import Made, Version
+from backend.calib import Calibration
 from backend.errors import NotFound
 from backend.extractors.base import FeatureExtractor
 from backend.extractors.loader import ExtractorLoader
@@ -23,11 +25,13 @@ class ListedVersion:
     Attributes:
         version: Its record.
         in_force: Whether inspections are judged by it.
+        calibration: That of its memory, of any format.
         note: Why it cannot be activated, as far as that is known without reading its memory; None where nothing is.
     """
 
     version: Version
     in_force: bool
+    calibration: Calibration | None
     note: str | None
 
 
@@ -69,6 +73,7 @@ class Versions:
             ListedVersion(
                 version=version,
                 in_force=version.number == in_force,
+                calibration=_calibration(version),
                 note=None
                 if version.number == in_force
                 else _note(version, running, has_memory=store.has_memory(version)),
@@ -145,12 +150,22 @@ class Versions:
             )
 
 
+def _calibration(version: Version) -> Calibration | None:
+    if version.calib is None:
+        return None
+    try:
+        found = calibrations_from_bytes(version.calib.encode())
+    except OutdatedFormat:
+        found = older_calibrations(version.calib.encode())
+    return next((each for each in found if each.memory_checksum == version.memory.checksum), None)
+
+
 def _note(version: Version, running: FeatureExtractor | None, *, has_memory: bool) -> str | None:
     """Return why a version cannot be activated, or None."""
     memory = version.memory
     if not has_memory:
         return "Its memory is gone or damaged: it cannot be activated."
-    if memory.format_version != FORMAT_VERSION:
+    if version.is_outdated:
         return "An older version of this service wrote it: it cannot be activated. Fit the ROI again instead."
     if running is not None and memory.extractor_id != running.extractor_id:
         return (
