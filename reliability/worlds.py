@@ -17,6 +17,8 @@ from reliability import parts
 
 OK_POOL = range(24)
 NG_POOL = range(1000, 1010)
+_FITTED, _UPLOADED = OK_POOL[:16], OK_POOL[16:]
+"""Apart: a fit that replaces the memory keeps what was uploaded to the data set, and deletes what fits alone brought."""
 _MAX_LEARNED = 8
 _FINAL_STATES = {"done", "failed", "cancelled", "lost"}
 
@@ -98,9 +100,7 @@ class World:
         """Return the next call: one that the service must answer with success, in any state of the ROI."""
         state, kinds = self.state, ["fit"] * 4 + ["replace", "upload", "upload"]
         if state.learned:
-            kinds += ["copy"] * bool(rng.random() < 0.2)
-            # Stored bad images set thresholds, which a single process then gives otherwise: never both at one ROI.
-            kinds += [] if state.ng else ["calibrate"] * 4 + ["activate"] * 3
+            kinds += ["calibrate"] * 4 + ["activate"] * 3 + ["copy"] * bool(rng.random() < 0.2)
         labels = [label for label, images in (("ok", state.ok), ("ng", state.ng)) if images]
         if labels:
             kinds += ["delete"] * 2 + ["clear"] * bool(rng.random() < 0.5)
@@ -108,11 +108,11 @@ class World:
         if kind == "fit" and len(state.learned & state.ok) >= _MAX_LEARNED:
             kind = "replace"  # so that a fit stays as short as it is
         if kind in ("fit", "replace"):
-            images = tuple(rng.sample(OK_POOL, rng.randint(2, 4)))
+            images = tuple(rng.sample(_FITTED, rng.randint(2, 4)))
             return Call(kind=kind, images=images, after=_fitted(state, kind, images), as_job=rng.random() < 0.15)
         if kind == "upload":
-            label = rng.choice(["ok", "ng"]) if state.mark is None else "ok"
-            images = tuple(rng.sample(OK_POOL if label == "ok" else NG_POOL, rng.randint(1, 3)))
+            label = rng.choice(["ok", "ng"])
+            images = tuple(rng.sample(_UPLOADED if label == "ok" else NG_POOL, rng.randint(1, 3)))
             return Call(kind=kind, images=images, label=label, after=_with(state, label, _of(state, label) | {*images}))
         if kind == "calibrate":
             self._marks += 1
