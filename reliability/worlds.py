@@ -18,7 +18,7 @@ from reliability import parts
 OK_POOL = range(24)
 NG_POOL = range(1000, 1010)
 _FITTED, _UPLOADED = OK_POOL[:16], OK_POOL[16:]
-"""Apart: a fit that replaces the memory keeps what was uploaded to the data set, and deletes what fits alone brought."""
+"""Apart: a fit that replaces the memory keeps what was uploaded to the data set, and deletes what only fits brought."""
 _MAX_LEARNED = 8
 _FINAL_STATES = {"done", "failed", "cancelled", "lost"}
 
