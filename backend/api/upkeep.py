@@ -14,7 +14,7 @@ from pydantic import BaseModel, Field, WithJsonSchema
 from starlette.background import BackgroundTask
 
 from backend.api.dependencies import KeyOfQuery, NowOrLater, ServiceOf, SettingsOf
-from backend.api.fields import Count, Reply
+from backend.api.fields import Amount, Count, Reply
 from backend.api.own_threads import on_readers_threads, on_writers_threads
 from backend.api.routing import Route
 from backend.api.store_schemas import JobStarted
@@ -31,17 +31,16 @@ router = APIRouter(tags=["upkeep"], route_class=Route)
 
 _ZIP: dict[str, Any] = {"type": "string", "format": "binary", "contentMediaType": "application/zip"}
 _COPY_BYTES = 1 << 20
-
-Bytes = Annotated[int, Field(json_schema_extra={"minimum": 0, "format": "int64"})]
+_GB = 1e9
 
 
 class StorageAnswer(Reply):
-    """How much is stored, and how much there is room for."""
+    """How much is stored, and how much there is room for; GB are 10⁹ bytes."""
 
-    used_bytes: Bytes = Field(description="What the models folder holds.", examples=[734003200])
-    free_bytes: Bytes = Field(description="Free on its disk.", examples=[256000000000])
-    disk_bytes: Bytes = Field(description="Size of its disk.", examples=[512000000000])
-    max_bytes: Bytes | None = Field(
+    used_gb: Amount = Field(description="What the models folder holds.", examples=[0.734])
+    free_gb: Amount = Field(description="Free on its disk.", examples=[256.1])
+    disk_gb: Amount = Field(description="Size of its disk.", examples=[512.2])
+    max_gb: Amount | None = Field(
         description="Most that it may hold, BDI_MAX_DISK_GB; null: no limit.", examples=[None]
     )
 
@@ -51,13 +50,15 @@ class StorageAnswer(Reply):
 def storage(request: Request, service: ServiceOf, settings: SettingsOf) -> StorageAnswer:
     """Tell how much the models folder holds, as of the last look over it, and how much its disk has room for."""
     folder = settings.models_dir.absolute()
-    used = service.store.disk.used_bytes
+    used_bytes = service.store.disk.used_bytes
+    if used_bytes is None:
+        used_bytes = sum(entry.n_bytes for entry in walk(settings.models_dir))
     disk = shutil.disk_usage(next(each for each in (folder, *folder.parents) if each.exists()))
     return StorageAnswer(
-        used_bytes=sum(entry.n_bytes for entry in walk(settings.models_dir)) if used is None else used,
-        free_bytes=disk.free,
-        disk_bytes=disk.total,
-        max_bytes=int(settings.max_disk_gb * 1e9) or None,
+        used_gb=used_bytes / _GB,
+        free_gb=disk.free / _GB,
+        disk_gb=disk.total / _GB,
+        max_gb=settings.max_disk_gb or None,
         request_id=request.state.request_id,
     )
 

@@ -103,7 +103,7 @@ def test_options_needs_nothing_that_is_right_but_the_path(server: Client) -> Non
     assert server.send("OPTIONS", "/state?role_id=x").status == 204
     assert server.send("OPTIONS", "/fit_ok", b"body", {"Content-Type": "text/plain"}).status == 204
     assert server.at(recipe="last").send("OPTIONS", "/infer").status == 204
-    for path in ("/nothing", "/datasets", "/datasets/ok", "/fit", "/jobs"):
+    for path in ("/nothing", "/datasets", "/datasets/ok", "/fit", "/job"):
         assert server.send("OPTIONS", path).status == 404
 
 

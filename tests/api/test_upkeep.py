@@ -84,15 +84,15 @@ def test_jobs_of_an_earlier_process_are_listed_too(tmp_path: Path) -> None:
 
 def test_storage_tells_what_is_used_and_free(api: Api) -> None:
     told = answer_of(api.client.get("/storage"))
-    assert 0 < told["used_bytes"] < told["disk_bytes"]
-    assert 0 < told["free_bytes"] < told["disk_bytes"]
-    assert told["max_bytes"] is None
+    assert 0 < told["used_gb"] < told["disk_gb"]
+    assert 0 < told["free_gb"] < told["disk_gb"]
+    assert told["max_gb"] is None
 
 
 def test_storage_tells_the_limit_also_before_anything_is_stored(tmp_path: Path) -> None:
     with running_app(tmp_path / "not" / "there", max_disk_gb=1.5) as api:
         told = answer_of(api.client.get("/storage"))
-        assert (told["used_bytes"], told["max_bytes"]) == (0, 1_500_000_000)
+        assert (told["used_gb"], told["max_gb"]) == (0, 1.5)
 
 
 def test_verify_finds_nothing_in_what_is_sound(api: Api) -> None:
