@@ -43,7 +43,7 @@ const showHistogram = (box) => {
     show();
   };
   line.addEventListener("input", change);
-  box.closest("#scores").addEventListener("change", (event) => event.target !== line && change(event));
+  form.querySelector(".columns").addEventListener("change", change);
   fields.score_mode.value = data.mode;
   show();
 };
