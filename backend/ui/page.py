@@ -40,6 +40,11 @@ class Selection:
         return named | {"model_key": self.model_key} if self.model_key not in ("", self.roi_id) else named
 
     @property
+    def fields(self) -> dict[str, str]:
+        """Recipe and ROI, as the public calls take them in a form."""
+        return {"recipe_id": self.recipe, **self.roi}
+
+    @property
     def label(self) -> str:
         """The ROI, as a reader knows it."""
         return " / ".join(self.roi.values())

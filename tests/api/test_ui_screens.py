@@ -73,7 +73,7 @@ def test_the_stored_images_are_learned_as_a_job_and_then_sorted_by_their_scores(
     before = api.client.get("/ui/learn", params=MODEL).text
     assert len(names_in(before)) == 7
     assert "not learned yet: 6." in before
-    assert "data-map" not in before
+    assert "/scores/map" not in before
     text = job_ended(api, act(api, "learn/fit", mm_per_px="0,2"))
     assert 'data-state="done"' in text
     after = api.client.get("/ui/learn/body", params=MODEL, headers={"HX-Request": "true"}).text
@@ -91,7 +91,7 @@ def test_the_stored_images_are_learned_as_a_job_and_then_sorted_by_their_scores(
 def test_every_picture_of_the_screen_is_there(api: Api) -> None:
     job_ended(api, act(api, "learn/fit", mm_per_px="0.2"))
     text = api.client.get("/ui/learn", params=MODEL).text
-    addresses = re.findall(r'(?:src|data-map)="(/(?:datasets/preview|scores/map)[^"]+)"', text)
+    addresses = re.findall(r'src="(/(?:datasets/preview|scores/map)[^"]+)"', text)
     assert len(addresses) == 14
     for address in addresses:
         assert api.client.get(html.unescape(address)).headers["Content-Type"] == "image/png"

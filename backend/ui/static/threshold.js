@@ -1,6 +1,4 @@
-"use strict";
-// Threshold: a histogram of the stored images' scores, a line across it (a range input), and what a threshold there is worth.
-// Places are logarithms of scores, for scores compare by ratios.
+// Threshold: the stored images' scores by their logarithms, a line across them (a range input), and what a threshold there is worth.
 const showHistogram = (box) => {
   const data = JSON.parse(box.dataset.scores), form = box.closest("form"), fields = form.elements;
   const [line] = box.children, [picture, caption] = form.querySelector(".at-cursor").children;

@@ -1,4 +1,3 @@
-"use strict";
 // Trend: a chart for each figure, of what the table below says too; a click leads where the row of that time leads.
 const links = [...document.querySelectorAll("#periods tbody a")].reverse();
 const language = document.documentElement.lang.replace("en", "en-GB"), days = { day: "numeric", month: "short" };

@@ -1,4 +1,3 @@
-"use strict";
 // Try: dropped images are inspected, two at a time, and stored nowhere; the table can be sorted, and saved as CSV or as a report.
 const drop = document.getElementById("drop"), results = document.getElementById("results"), table = results.querySelector("table");
 const progress = document.getElementById("progress"), [bar, cancel] = progress.children, [rows] = table.tBodies;
@@ -6,9 +5,7 @@ const heads = [...table.querySelectorAll("th")], digits = { score: 4, threshold:
 const counted = results.querySelector("[role=status]");
 let turn = 0; // another drop, and the cancel button, end the one before
 const inspect = async (file, asked, tries = 0) => {
-  const form = new FormData(), mm_per_px = drop.elements.mm_per_px.value.replace(",", ".");
-  const fields = { ...page.roi(), mm_per_px, trial: true, ...asked, image: file };
-  for (const [name, value] of Object.entries(fields)) form.set(name, value);
+  const mm_per_px = drop.elements.mm_per_px.value.replace(",", "."), form = page.form({ mm_per_px, trial: true, ...asked, image: file });
   return page.call("/infer", form).catch(async (error) => {
     if (![429, 503].includes(error.status) || tries > 5) throw error;
     await new Promise((done) => setTimeout(done, 1000 * 2 ** tries)); // the line goes first
@@ -17,18 +14,17 @@ const inspect = async (file, asked, tries = 0) => {
 };
 const find = async (file, other) => {
   const word = ({ decision }) => decision ?? "none", named = Object.fromEntries(new URLSearchParams(other));
-  const [own, theirs] = await Promise.all([inspect(file, { heatmap: "overlay", overlay_px: 400 }),
-    other && inspect(file, { heatmap: "none", ...named })]);
+  const asked = [inspect(file, { heatmap: "overlay", overlay_px: 400 }), other && inspect(file, { heatmap: "none", ...named })];
+  const [own, theirs] = await Promise.all(asked);
   const differs = theirs && word(theirs) !== word(own) && "differs", isForeign = own.reject_reason === "image" && "foreign";
   const remarks = [...[differs, isForeign].filter(Boolean).map((name) => page.text(name)), ...own.warnings].join(" ");
   return { ...own, differs, remarks, decision: word(own), n_regions: own.regions.length, area: own.regions[0]?.area_mm2,
-    picture: `data:image/png;base64,${own.heatmap_png_base64}`,
-    ...(theirs && { other_score: theirs.score, other_decision: word(theirs) }) };
+    other_score: theirs?.score, picture: `data:image/png;base64,${own.heatmap_png_base64}`, other_decision: theirs && word(theirs) };
 };
 const show = (found) => {
   const row = Object.assign(rows.insertRow(), { className: found.differs || "" }), button = document.createElement("button");
   if (found.picture) button.append(Object.assign(new Image(), { src: found.picture, alt: found.name }));
-  row.insertCell().append(Object.assign(button, { type: "button", className: "thumb", ariaPressed: false, disabled: !found.picture }));
+  row.insertCell().append(Object.assign(button, { type: "button", className: "thumb", disabled: !found.picture }));
   for (const { dataset: { key } } of heads.slice(1)) {
     const value = found[key] ?? "", isNumber = key in digits && value !== "", isWord = /decision$/.test(key);
     const textContent = isNumber ? page.number(value, digits[key]) : isWord ? page.text(value) : value;
@@ -61,9 +57,8 @@ const tryAll = async (files) => {
 };
 const csv = () => { // a text that a spreadsheet would take for a formula begins with an apostrophe
   const point = page.number(0.5, 1)[1], risky = /^(?=\s*[=+\-@|%\uFF0B\uFF0D\uFF1D\uFF20])/;
-  const seen = (cell) => cell.dataset.key && cell.offsetParent;
-  const quoted = (text) => `"${text.trim().replace(risky, "'").replaceAll('"', '""')}"`;
-  const written = (cell) => (cell.matches("td.number") ? cell.dataset.value.replace(".", point) : quoted(cell.textContent));
+  const seen = (cell) => cell.dataset.key && cell.offsetParent, safe = (text) => text.trim().replace(risky, "'").replaceAll('"', '""');
+  const written = (cell) => (cell.matches("td.number") ? cell.dataset.value.replace(".", point) : `"${safe(cell.textContent)}"`);
   return [...table.rows].map((row) => [...row.cells].filter(seen).map(written).join(point === "," ? ";" : ",")).join("\r\n");
 };
 const report = () => {
@@ -75,13 +70,9 @@ const report = () => {
 page.takesImages(drop, tryAll);
 cancel.addEventListener("click", () => { [turn, progress.hidden] = [turn + 1, true]; });
 results.addEventListener("click", ({ target }) => {
-  const head = target.closest("th"), picture = target.closest(".thumb"), way = head?.ariaSort === "ascending" ? "descending" : "ascending";
-  if (picture) picture.ariaPressed = picture.ariaPressed !== "true";
+  const head = target.closest("th"), way = head?.ariaSort === "ascending" ? "descending" : "ascending";
   if (head) heads.forEach((each) => { each.ariaSort = each === head ? way : null; });
   if (head) sort();
-  if (!target.dataset.save) return;
-  const { save: type, name: download } = target.dataset, text = type === "text/csv" ? csv() : report();
-  const href = URL.createObjectURL(new Blob(["\ufeff", text], { type }));
-  Object.assign(document.createElement("a"), { href, download }).click();
-  setTimeout(() => URL.revokeObjectURL(href), 60000);
+  const { save: type, name } = target.dataset;
+  if (type) page.save(name, type, `\ufeff${type === "text/csv" ? csv() : report()}`);
 });

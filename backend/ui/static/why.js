@@ -1,20 +1,13 @@
-"use strict";
 // Why: an image that is sent from here or kept with a decision, what keeping it would do, and a report of it.
 const found = document.getElementById("found"), send = document.getElementById("send");
 let sent = null; // the file, where it came from here
 const swap = (address, target, values) => htmx.ajax("POST", address, { target, values });
-const asForm = (fields) => Object.entries({ ...page.roi(), ...fields }).reduce((form, [name, value]) => {
-  form.append(name, value);
-  return form;
-}, new FormData());
-const infer = (file, scale, heatmap) => page.call("/infer", asForm({ mm_per_px: scale, heatmap, trial: true, image: file }));
-const dataUrl = (blob) => new Promise((done) => {
-  Object.assign(new FileReader(), { onload: ({ target }) => done(target.result) }).readAsDataURL(blob);
-});
+const infer = (file, scale, heatmap) => page.call("/infer", page.form({ mm_per_px: scale, heatmap, trial: true, image: file }));
+const dataUrl = (blob) => new Promise((done) =>
+  Object.assign(new FileReader(), { onload: ({ target }) => done(target.result) }).readAsDataURL(blob));
 const fetched = async (address) => (await fetch(address)).blob();
 const attribute = (element) => (element.localName === "img" ? "src" : "href");
 const kept = async () => sent ?? new File([await fetched(found.querySelector("img").src)], found.firstElementChild.dataset.name);
-
 const acts = {
   async inspect([file]) {
     page.notice(page.text("inspecting"), "");
@@ -34,7 +27,7 @@ const acts = {
   },
   async keep(label) {
     const metas = JSON.stringify({ mm_per_px: +found.firstElementChild.dataset.mmPerPx });
-    const { saved: [name] } = await page.call(`/datasets/${label}/upload`, asForm({ metas, images: await kept() }));
+    const { saved: [name] } = await page.call(`/datasets/${label}/upload`, page.form({ metas, images: await kept() }));
     await swap(found.dataset.kept, "#would", { label, name });
   },
   async report(download) {
@@ -47,7 +40,7 @@ const acts = {
     }
     const head = `<!doctype html><html lang="${document.documentElement.lang}"><meta charset="utf-8"><title>${document.title}</title>`;
     const text = `${head}<style>${style}</style><body class="report">${new XMLSerializer().serializeToString(copy)}`;
-    Object.assign(document.createElement("a"), { href: URL.createObjectURL(new Blob([text], { type: "text/html" })), download }).click();
+    page.save(download, "text/html", text);
   },
 };
 const act = (name, value) => acts[name](value).catch((error) => page.notice(error.message));
