@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,62 +14,23 @@ import pytest
 from backend.settings import Settings
 from backend.ui.routes import SCREENS
 from tests.testkit.app import SMALL_INPUT_PX
+from tests.testkit.browser import CHROMIUM, Watched, chromium
+from tests.testkit.browser import watched as watched_page
 from tests.testkit.client import Client
 from tests.testkit.fakes import defective_image, encoded, good_image
 from tests.testkit.server import running
 
-playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed; see requirements-dev.txt")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+pytest.importorskip("playwright.sync_api", reason="Playwright is not installed; see requirements-dev.txt")
 pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine"),
     pytest.mark.slow,
 ]
 
-AXE = (Path(__file__).parents[1] / "testkit" / "axe" / "axe-4.14.1.min.js").read_text("utf-8")
 PATHS = ["/ui" if screen.name == "overview" else f"/ui/{screen.name}" for screen in SCREENS]
 SIZES = [(1280, "light"), (1280, "dark"), (640, "light"), (390, "light"), (390, "dark")]
 """640 px are 1280 px at 200 %."""
 MODEL = {"role_id": "Inspection", "roi_id": "seen"}
 GOOD = [encoded(good_image(seed, image_hw=(96, 96))) for seed in range(12)]
-
-
-@dataclass
-class Watched:
-    """A page of the browser, and what went wrong on it."""
-
-    page: Any
-    base: str
-    offences: list[str] = field(default_factory=list)
-
-    def watch(self) -> None:
-        self.page.on("console", self._console)
-        self.page.on("pageerror", lambda error: self.offences.append(f"script: {error}"))
-        self.page.on("request", self._request)
-
-    def open(self, path: str) -> None:
-        self.page.goto(self.base + path)
-        self.page.wait_for_load_state("networkidle")
-
-    def serious_findings(self) -> list[str]:
-        """Return what axe-core finds that is serious or critical."""
-        session = self.page.context.new_cdp_session(self.page)
-        session.send("Runtime.evaluate", {"expression": f"{AXE};0"})  # the page's policy lets no script in
-        found = self.page.evaluate(
-            "async () => (await axe.run()).violations.map((v) => "
-            "[v.impact, v.id, v.nodes.map((n) => n.html).join(' ')])"
-        )
-        return [f"{name}: {where[:300]}" for impact, name, where in found if impact in ("serious", "critical")]
-
-    def is_too_wide(self) -> bool:
-        return bool(self.page.evaluate("document.documentElement.scrollWidth > document.documentElement.clientWidth"))
-
-    def _console(self, message: Any) -> None:
-        if message.type in ("error", "warning"):
-            self.offences.append(f"console: {message.text}")
-
-    def _request(self, request: Any) -> None:
-        if not request.url.startswith((f"{self.base}/", "data:", f"blob:{self.base}/")):
-            self.offences.append(f"asked elsewhere: {request.url}")
 
 
 @pytest.fixture(scope="module")
@@ -92,20 +51,14 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    with playwright.sync_playwright() as started:
-        launched = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+    with chromium() as launched:
         yield launched
-        launched.close()
 
 
 @contextmanager
 def watched(browser: Any, server: Client, width: int = 1280, scheme: str = "light", **more: Any) -> Iterator[Watched]:
-    context = browser.new_context(viewport={"width": width, "height": 860}, color_scheme=scheme, **more)
-    page = Watched(context.new_page(), f"http://127.0.0.1:{server.port}")
-    page.watch()
-    yield page
-    context.close()
-    assert page.offences == []
+    with watched_page(browser, f"http://127.0.0.1:{server.port}", width, scheme, **more) as page:
+        yield page
 
 
 @pytest.mark.parametrize(("width", "scheme"), SIZES)

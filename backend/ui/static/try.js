@@ -23,13 +23,14 @@ const find = async (file, other) => {
 };
 const show = (found) => {
   const row = Object.assign(rows.insertRow(), { className: found.differs || "" }), button = document.createElement("button");
-  if (found.picture) button.append(Object.assign(new Image(), { src: found.picture, alt: found.name }));
-  row.insertCell().append(Object.assign(button, { type: "button", className: "thumb", disabled: !found.picture }));
+  const picture = Object.assign(new Image(), { src: found.picture ?? "", alt: found.name }), cell = row.insertCell();
+  if (found.picture) cell.append(Object.assign(button, { type: "button", className: "thumb" }));
+  button.append(picture);
   for (const { dataset: { key } } of heads.slice(1)) {
     const value = found[key] ?? "", isNumber = key in digits && value !== "", isWord = /decision$/.test(key);
     const textContent = isNumber ? page.number(value, digits[key]) : isWord ? page.text(value) : value;
-    const cell = Object.assign(row.insertCell(), { textContent, className: key in digits ? "number" : isWord ? value : key });
-    Object.assign(cell.dataset, { key, value: isNumber ? value.toFixed(digits[key]) : textContent });
+    const shown = Object.assign(row.insertCell(), { textContent, className: key in digits ? "number" : isWord ? value : key });
+    Object.assign(shown.dataset, { key, value: isNumber ? value.toFixed(digits[key]) : textContent });
   }
 };
 const sort = () => {
