@@ -141,7 +141,7 @@ def to_fourth(service: InspectionService) -> None:
 
 
 # Every which call fails; all of them take ten minutes, and were run, too.
-STRIDES = {"power cut": 3, "ENOSPC": 7}
+STRIDES = {"power cut": 4, "ENOSPC": 9}
 ACTIONS = (recalibrate, refit, to_first, to_second, to_fourth)
 
 
@@ -162,7 +162,7 @@ def test_a_switch_that_is_cut_off_anywhere_was_made_or_was_not_and_loses_no_vers
         action(service)
     after, n_calls = answer(service), len(disk.calls)
     service.close()
-    stride = STRIDES.get(fault, 9)
+    stride = STRIDES.get(fault, 11)
     seen = set()
     for at in range(0, n_calls, stride):
         models = fresh(template, tmp_path)
