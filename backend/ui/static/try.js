@@ -22,10 +22,9 @@ const find = async (file, other) => {
     other_score: theirs?.score, picture: `data:image/png;base64,${own.heatmap_png_base64}`, other_decision: theirs && word(theirs) };
 };
 const show = (found) => {
-  const row = Object.assign(rows.insertRow(), { className: found.differs || "" }), button = document.createElement("button");
-  const picture = Object.assign(new Image(), { src: found.picture ?? "", alt: found.name }), cell = row.insertCell();
-  if (found.picture) cell.append(Object.assign(button, { type: "button", className: "thumb" }));
-  button.append(picture);
+  const row = Object.assign(rows.insertRow(), { className: found.differs || "" }), cell = row.insertCell();
+  const button = Object.assign(document.createElement("button"), { type: "button", className: "thumb" });
+  if (found.picture) cell.appendChild(button).append(Object.assign(new Image(), { src: found.picture, alt: found.name }));
   for (const { dataset: { key } } of heads.slice(1)) {
     const value = found[key] ?? "", isNumber = key in digits && value !== "", isWord = /decision$/.test(key);
     const textContent = isNumber ? page.number(value, digits[key]) : isWord ? page.text(value) : value;
