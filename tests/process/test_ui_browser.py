@@ -89,7 +89,7 @@ def test_everything_can_be_reached_and_seen_with_the_keyboard(browser: Any, serv
                 seen.page.evaluate(
                     "() => { const it = document.activeElement;"
                     " const style = getComputedStyle(it.closest('label.button') ?? it);"
-                    " return (it.textContent.trim() || it.name || it.type || it.alt || it.className).slice(0, 24)"
+                    " return (it.textContent.trim() || it.name || it.className || it.type).slice(0, 24)"
                     " + '|' + style.outlineStyle; }"
                 )
             )
