@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DATA ?=
 SEED ?=
+SERVE ?=
 OUT ?= demo_output
 MINUTES ?= 30
 KILLS ?= 200
@@ -27,7 +28,7 @@ $(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.txt
 	@touch $@
 
 demo: $(VENV)/.installed
-	$(BIN)/roi-inspector demo --out "$(OUT)" $(if $(DATA),--data "$(DATA)") $(if $(SEED),--seed $(SEED))
+	$(BIN)/roi-inspector demo --out "$(OUT)" $(if $(DATA),--data "$(DATA)") $(if $(SEED),--seed $(SEED)) $(if $(SERVE),--serve)
 
 serve: $(VENV)/.installed
 	$(BIN)/roi-inspector serve

@@ -49,6 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--n-good", type=int, default=30, help="good images to render (%(default)s)")
     demo.add_argument("--mm-per-px", type=float, default=0.2, help="scale of the images (%(default)s)")
     demo.add_argument("--keep-models", action="store_true", help="keep the fitted artefacts in the output folder")
+    demo.add_argument("--serve", action="store_true", help="keep the server running, with its page to look at")
     demo.set_defaults(run=_demo)
 
     samples = commands.add_parser("samples", help="write rendered parts as a data set for benchmarks.accuracy")
@@ -115,6 +116,7 @@ def _demo(arguments: argparse.Namespace) -> int:
         n_good=arguments.n_good,
         mm_per_px=arguments.mm_per_px,
         keep_models=arguments.keep_models,
+        serves=arguments.serve,
     )
 
 

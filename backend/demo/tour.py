@@ -7,7 +7,6 @@ public benchmarks: ``train/good``, ``test/good``, ``test/<defect>``, and ``groun
 from __future__ import annotations
 
 import io
-import json
 import os
 import sys
 import tempfile
@@ -21,16 +20,14 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from backend.demo.client import CallFailed, Client, form
-from backend.demo.demo_parts import Part, PartSet, folder_parts, rendered_parts
+from backend.demo.api import Api
+from backend.demo.client import CallFailed
+from backend.demo.demo_parts import PartSet, folder_parts, rendered_parts
 from backend.demo.inspected import Inspected, tally
 from backend.demo.report import Report, render_report
 from backend.demo.service_process import PLAIN_UVICORN, ServiceFailed, ServiceProcess, environment_with
 from backend.errors import InspectionError
-from backend.imaging.image_codec import encode_png
-from backend.roi_mask import shape_fields
 
-_ROLE_ID, _ROI_ID = "Demo", "part-1"
 _N_NG_FOR_CALIBRATION = 2
 _CALL_S = 900.0
 
@@ -53,13 +50,23 @@ class Findings:
 
 
 def run_demo(
-    *, data: Path | None, out: Path, n_good: int, mm_per_px: float, keep_models: bool, seed: int | None = None
+    *,
+    data: Path | None,
+    out: Path,
+    n_good: int,
+    mm_per_px: float,
+    keep_models: bool,
+    seed: int | None = None,
+    serves: bool = False,
 ) -> int:
-    """Run the demo with the options of the command line; return the exit code: 0, or 1 when something failed."""
+    """Run the demo with the options of the command line; return the exit code: 0, or 1 when something failed.
+
+    With ``serves`` the server then runs on, with the ROI, its decisions and their images, until it is interrupted.
+    """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # A code page without × must not end the demo.
     console = Console(width=None if sys.stdout.isatty() else 110)  # A file has room for the whole table.
-    page, log = out / "index.html", out / "server.log"
+    page, log, is_done = out / "index.html", out / "server.log", False
     extractor = os.environ.get("BDI_EXTRACTOR", "auto")
     try:
         if data is not None and seed is not None:
@@ -68,7 +75,8 @@ def run_demo(
         log.unlink(missing_ok=True)
         with tempfile.TemporaryDirectory(prefix="roi-inspector-", ignore_cleanup_errors=True) as passing:
             models_dir = (out / "models").resolve() if keep_models else Path(passing)
-            environment = {**os.environ, **environment_with({"models_dir": models_dir, "extractor": extractor})}
+            settings: dict[str, object] = {"models_dir": models_dir, "extractor": extractor}
+            environment = {**os.environ, **environment_with(settings | ({"audit": True} if serves else {}))}
             with ServiceProcess(log, environment, command=PLAIN_UVICORN) as server:
                 with _progress(console) as progress:
                     progress.add_task("preparing images, starting the server", total=None)
@@ -82,20 +90,30 @@ def run_demo(
                 if parts.remark:
                     _say(console, parts.remark)
                 with server.client(timeout_s=_CALL_S) as client, _progress(console) as progress:
-                    findings = take_tour(Api(client, parts), _tick(progress))
-        page.write_text(render_report(_report(findings, health)), encoding="utf-8", newline="\n")
+                    findings = take_tour(Api(client, parts), _tick(progress), keeps_bad=serves)
+                page.write_text(render_report(_report(findings, health)), encoding="utf-8", newline="\n")
+                _show(console, findings, page)
+                is_done = True
+                if serves:
+                    _say(console, f"The engineer's page: http://127.0.0.1:{server.port}/ui", style="bold")
+                    _say(console, "It is there until you press Ctrl-C.")
+                    server.process.wait()
+                    raise ServiceFailed("the server ended by itself")
     except KeyboardInterrupt:
-        _say(console, "Interrupted. The server was stopped.")
-        return 1
+        _say(console, "The server was stopped." if is_done else "Interrupted. The server was stopped.")
+        return 0 if is_done else 1
     except (ServiceFailed, CallFailed, InspectionError, OSError, ValueError) as error:
         _say(console, f"The demo failed: {error}", style="bold red")
         _say(console, f"The server's log: {log}")
         return 1
+    return 0
+
+
+def _show(console: Console, findings: Findings, page: Path) -> None:
     console.print(result_table(findings.items))
     _say(console, settings_line(findings))
     _say(console, summary_line(findings.items), style="bold")
     _say(console, f"Page: {page.resolve()}")
-    return 0
 
 
 def extractor_line(health: Mapping[str, Any], chosen: str) -> str:
@@ -169,43 +187,15 @@ def result_table(items: Sequence[Inspected]) -> Table:
     return table
 
 
-class Api:
-    """The three calls of the tour, as any client would make them; each raises as ``Client.ask`` and ``Answer.ok``.
-
-    None of them names a setting, so what is seen is what the service does by default.
-    """
-
-    def __init__(self, client: Client, parts: PartSet, *, roi_id: str = _ROI_ID) -> None:
-        self.parts = parts
-        self._client = client
-        self._roi: dict[str, object] = {"role_id": _ROLE_ID, "roi_id": roi_id, "mm_per_px": parts.mm_per_px}
-        self._shape = None if parts.ring is None else json.dumps(shape_fields(parts.ring))
-
-    def fit(self) -> dict[str, Any]:
-        """Learn the good parts, in place of whatever was learned before."""
-        return self._send("/fit_ok", "images", self.parts.fit, mode="replace")
-
-    def calibrate(self, ng_scores: Sequence[float]) -> dict[str, Any]:
-        """Set the threshold, from the service's own leave-one-image-out scores of the good parts."""
-        body = {**self._roi, "ng_scores": list(ng_scores) or None}
-        return dict(self._client.post("/calibrate_ng", body).ok())
-
-    def infer(self, part: Part) -> dict[str, Any]:
-        """Inspect one part."""
-        return self._send("/infer", "image", [part])
-
-    def _send(self, path: str, field_name: str, parts: Sequence[Part], **fields: str) -> dict[str, Any]:
-        images = [(part.name, encode_png(part.image_bgr)) for part in parts]
-        request = form(path, {**self._roi, "shape": self._shape, **fields}, field_name, images)
-        return dict(self._client.send(request).ok())
-
-
-def take_tour(api: Api, tick: Callable[[str, int, int], None] = lambda *_: None) -> Findings:
+def take_tour(
+    api: Api, tick: Callable[[str, int, int], None] = lambda *_: None, *, keeps_bad: bool = False
+) -> Findings:
     """Fit, calibrate without and with NG, inspect everything; prints nothing.
 
     Args:
         api: The calls, and the parts. Its ROI has no calibration yet, or one that the tour made.
         tick: Called with what is done, how many images it was done to, and how many there are.
+        keeps_bad: Store the bad parts that set the threshold, for the engineer's page to show.
 
     Raises:
         CallCutOff, CallFailed: If a call was not answered as it should be.
@@ -226,6 +216,8 @@ def take_tour(api: Api, tick: Callable[[str, int, int], None] = lambda *_: None)
         note = "Its score helped to set the threshold, so it is not counted." if part in for_calibration else ""
         items.append(Inspected.from_answer(api.infer(part), part, note))
         tick(inspecting, len(items), len(shown))
+    if keeps_bad:
+        api.keep_bad(for_calibration)
     return Findings(parts=parts, fit=fit, calibrations=calibrations, items=items)
 
 

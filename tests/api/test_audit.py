@@ -138,7 +138,7 @@ def test_without_the_setting_nothing_is_written_and_a_question_says_how_to_have_
         answer_of(api.fit(plates(range(3))))
         answer_of(api.infer(plates([9])[0]))
         assert "BDI_AUDIT=1" in error_of(api.client.get("/audit"), 404, "audit_off")["error"]
-    assert not list(tmp_path.rglob("*.sqlite3*"))
+    assert not list(tmp_path.rglob("audit.sqlite3*"))
 
 
 def test_the_file_lies_where_the_setting_says_and_outlives_the_service(tmp_path: Path) -> None:

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 import pytest
 
+from backend.demo.api import Api
 from backend.demo.demo_parts import rendered_parts
 from backend.demo.inspected import Tally, tally
 from backend.demo.service_process import PLAIN_UVICORN, ServiceProcess, environment_with
-from backend.demo.tour import Api, take_tour
+from backend.demo.tour import take_tour
 
 
 @dataclass(frozen=True, kw_only=True)

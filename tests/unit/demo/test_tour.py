@@ -3,21 +3,24 @@ import io
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from email.message import Message
 from functools import cache
 
 import cv2
+import httpx
 import numpy as np
 import pytest
 from rich.console import Console
 
 from backend.cli import main
 from backend.demo import tour
+from backend.demo.api import Api
 from backend.demo.client import Answer
 from backend.demo.demo_parts import rendered_parts
-from backend.demo.tour import Api, aligned_text, extractor_line, result_table, run_demo, score_text, summary_line
+from backend.demo.tour import aligned_text, extractor_line, result_table, run_demo, score_text, summary_line
 from tests.testkit.fakes import inspected
 
 
@@ -244,3 +247,29 @@ def test_the_demo_finds_defects_with_the_real_server_and_leaves_a_page(tmp_path)
     )
     assert not (out / "models").exists()
     assert "Finished server process" in (out / "server.log").read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="Ctrl-C cannot be sent to one process there")
+def test_the_demo_keeps_the_page_of_its_service_there_until_it_is_interrupted(tmp_path):
+    command = (
+        "import sys; from backend.cli import main; "
+        "sys.exit(main(['demo', '--n-good', '10', '--serve', '--out', sys.argv[1]]))"
+    )
+    environment = {**os.environ, "BDI_EXTRACTOR": "filter-bank", "PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(
+        [sys.executable, "-c", command, str(tmp_path)], env=environment, stdout=subprocess.PIPE, text=True
+    ) as demo:
+        try:
+            line = next(line for line in demo.stdout if line.startswith("The engineer's page"))
+            address = re.search(r"http://127\.0\.0\.1:\d+", line)[0]
+            next(demo.stdout)
+            roi = {"role_id": "Demo", "roi_id": "part-1"}
+            assert "Demo / part-1" in httpx.get(f"{address}/ui").text
+            decisions = httpx.get(f"{address}/decisions", params=roi).json()["decisions"]
+            assert len(decisions) == 12, "ten, and the two that set the threshold once more"
+            assert all(each["audit_entry_id"] for each in decisions), "Why shows their images"
+            assert len(httpx.get(f"{address}/datasets/list", params=roi).json()["classes"]["ng"]["files"]) == 2
+        finally:
+            demo.send_signal(signal.SIGINT)
+        assert demo.wait(60) == 0
