@@ -380,7 +380,7 @@ def test_a_fault_of_the_program_fails_one_model_alone(many, monkeypatch, caplog)
     def save_bank(key, *arguments, **others):
         if key == KEYS[0]:
             raise RuntimeError("a fault")
-        save(key, *arguments, **others)
+        return save(key, *arguments, **others)
 
     monkeypatch.setattr(many.store, "save_bank", save_bank)
     items = [*refit_models(many.refitter, KEYS)]
