@@ -97,7 +97,7 @@ def open_to_read(path: Path) -> sqlite3.Connection:
     """Return a connection that changes nothing.
 
     Raises:
-        FileNotFoundError: If there is no file.
+        FileNotFoundError: If there is no file, or one that is only just begun.
         sqlite3.Error: If it cannot be read; see ``is_unusable``.
     """
     if not path.is_file():
@@ -107,6 +107,8 @@ def open_to_read(path: Path) -> sqlite3.Connection:
         connection.row_factory = sqlite3.Row
         connection.execute("PRAGMA query_only = 1")
         (version,) = connection.execute("PRAGMA user_version").fetchone()
+        if version == 0 and connection.execute("SELECT 1 FROM sqlite_master").fetchone() is None:
+            raise FileNotFoundError(path)
         if version != VERSION:
             raise OtherVersion(f"the history has version {version}, this service knows {VERSION}")
     except BaseException:

@@ -23,6 +23,7 @@ from backend.app import create_app
 from backend.demo.service_process import environment_with
 from backend.extractors.base import FeatureExtractor
 from backend.extractors.loader import ExtractorLoader
+from backend.history.database import FILE_NAME
 from backend.settings import Settings
 from backend.wiring import build_service
 from tests.testkit.client import ROI, ROLE, strict_json
@@ -116,8 +117,12 @@ def heatmap_of(answer: Mapping[str, Any]) -> NDArray[np.uint8]:
 
 
 def files_below(folder: Path) -> dict[str, bytes | None]:
-    """Return every file below a folder with its bytes, and every folder (None)."""
+    """Return every file below a folder with its bytes, and every folder (None).
+
+    Without the history, which a thread of its own writes behind the calls.
+    """
     return {
         path.relative_to(folder).as_posix(): path.read_bytes() if path.is_file() else None
         for path in sorted(folder.rglob("*"))
+        if not path.name.startswith(FILE_NAME)
     }
