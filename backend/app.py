@@ -156,7 +156,7 @@ async def _running(app: FastAPI, settings: Settings, service: InspectionService 
     state.recipes = build_recipes(settings, state.service.store)
     state.audit = build_audit(settings, state.service.store)
     state.storage_health = StorageHealth(state.service.store, state.audit)
-    state.history = build_history(settings)
+    state.history = build_history(settings, state.service.store)
     state.trends = Trends(state.history)
     state.overview = Overview(state.service.store, state.recipes)
     state.jobs = build_jobs(settings, state.service.store)

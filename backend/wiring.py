@@ -109,9 +109,9 @@ def build_audit(settings: Settings, store: ArtefactStore) -> Audit:
     return Audit(path, keeps=settings.audit, images_mb=settings.audit_images_mb, models=store.folder)
 
 
-def build_history(settings: Settings) -> History:
+def build_history(settings: Settings, store: ArtefactStore) -> History:
     """Return where the last decisions are kept; no file is made yet."""
-    return History(settings.models_dir / FILE_NAME, kept=settings.history)
+    return History(settings.models_dir / FILE_NAME, kept=settings.history, models=store.folder)
 
 
 def check_requirements(settings: Settings) -> None:

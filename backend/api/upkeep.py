@@ -49,6 +49,7 @@ class StorageAnswer(Reply):
 @on_readers_threads
 def storage(request: Request, service: ServiceOf, settings: SettingsOf) -> StorageAnswer:
     """Tell how much the models folder holds, as of the last look over it, and how much its disk has room for."""
+    service.store.folder.check()
     folder = settings.models_dir.absolute()
     used_bytes = service.store.disk.used_bytes
     if used_bytes is None:
@@ -86,7 +87,9 @@ class VerifyAnswer(Reply):
     **ADMIN,
 )
 @on_writers_threads
-def verify(request: Request, settings: SettingsOf, now_or_later: NowOrLater) -> VerifyAnswer | JSONResponse:
+def verify(
+    request: Request, service: ServiceOf, settings: SettingsOf, now_or_later: NowOrLater
+) -> VerifyAnswer | JSONResponse:
     """Read every file and compare it with its digest and with what it belongs to. Changes nothing."""
     request_id = request.state.request_id
 
@@ -98,6 +101,7 @@ def verify(request: Request, settings: SettingsOf, now_or_later: NowOrLater) -> 
             n_files = total
             progress(done, total)
 
+        service.store.folder.check()
         try:
             problems = verify_folder(settings.models_dir, progress=noted)
         except OSError as error:
@@ -169,6 +173,7 @@ def restore_archive(
     ] = False,
 ) -> RestoreAnswer:
     """Check an archive in every point, then bring its ROIs back; one that is not sound changes nothing."""
+    service.store.folder.ensure()
     service.store.disk.check(archive.size or 0)
     with writing(), scratch_folder(settings.models_dir) as scratch:
         path = scratch / "archive.zip"

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from backend.artifacts.model_key import ModelKey
+from backend.artifacts.models_folder import ModelsFolder
 from backend.calib import Calibration
 from backend.errors import HistoryUnavailable
 from backend.history.database import fault_of, is_unusable, open_to_read, open_to_write, set_aside
@@ -41,10 +42,12 @@ class History:
     Args:
         path: The file; made with the first decision.
         kept: Decisions that are kept of each model; 0 records nothing.
+        models: The models folder that the file lies in: nothing is written where that has vanished.
     """
 
-    def __init__(self, path: Path, *, kept: int) -> None:
+    def __init__(self, path: Path, *, kept: int, models: ModelsFolder | None = None) -> None:
         self.kept = kept
+        self._models = models
         self._path = path
         self._waiting: deque[Decision | Mark] = deque()
         self._changed = threading.Condition()
@@ -140,7 +143,10 @@ class History:
 
         Raises:
             HistoryUnavailable: If it cannot be read now.
+            StorageFailed: If the models folder has vanished.
         """
+        if self._models is not None:
+            self._models.check()
         self.flush()
         try:
             return self._read(ask)
@@ -240,6 +246,8 @@ class History:
         return False
 
     def _connected(self) -> Writer:
+        if self._models is not None:
+            self._models.ensure()
         if self._writer is not None and self._file != _identity(self._path):
             self._disconnect()  # moved, or deleted: what is written to it nobody will read
         if self._writer is None:

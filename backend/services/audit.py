@@ -48,7 +48,8 @@ class Audit:
 
     def __init__(self, path: Path, *, keeps: bool, images_mb: float = 0.0, models: ModelsFolder | None = None) -> None:
         self.keeps = keeps
-        self.images = AuditImages(path.with_name(AUDIT_IMAGES), max_bytes=int(images_mb * 1e6) if keeps else 0)
+        max_bytes = int(images_mb * 1e6) if keeps else 0
+        self.images = AuditImages(path.with_name(AUDIT_IMAGES), max_bytes=max_bytes, models=models)
         self._path = path
         self._file = AuditFile(path, models)
         self._failure: str | None = None

@@ -25,6 +25,7 @@ from typing import Any, Final
 
 from backend.artifacts.files import names_in, read_file, remove, stamp, write_atomic
 from backend.artifacts.model_key import ModelKey
+from backend.artifacts.models_folder import ModelsFolder
 from backend.errors import ArtefactCorrupt, NotFound
 from backend.imaging.image_codec import encode_png
 from backend.scoring.inspection import Inspection
@@ -63,13 +64,15 @@ class AuditImages:
     Args:
         folder: Where; it is made with the first image.
         max_bytes: Most that they take together; 0 keeps none.
+        models: The models folder, if the folder lies in it: nothing is written where that has vanished.
 
     Attributes:
         dropped: Images that were not kept: more came than the disk takes, or it takes none.
     """
 
-    def __init__(self, folder: Path, *, max_bytes: int) -> None:
+    def __init__(self, folder: Path, *, max_bytes: int, models: ModelsFolder | None = None) -> None:
         self.dropped = 0
+        self._models = models if models is not None and folder.is_relative_to(models.path) else None
         self._folder, self._max_bytes = folder, max_bytes
         self._waiting: queue.Queue[tuple[Path, Callable[[], bytes], int] | None] = queue.Queue(_WAITING)
         self._waiting_bytes = 0
@@ -157,6 +160,8 @@ class AuditImages:
         kept = self._kept = self._listed() if self._kept is None else self._kept
         if len(data) > self._max_bytes:
             raise ValueError(f"the image takes {len(data)} bytes, more than all together may")
+        if self._models is not None:
+            self._models.check()
         # First room, then the file: what is kept never passes the limit.
         sizes = {group: sum(n_bytes for _, n_bytes in files.values()) for group, files in kept.items()}
         while sum(sizes.values()) + len(data) > self._max_bytes:

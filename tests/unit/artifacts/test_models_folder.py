@@ -66,6 +66,13 @@ def every_call(api: Api) -> dict[str, Any]:
         "job": lambda: get(f"/jobs/{'0' * 32}"),
         "a new job": lambda: post("/infer_dataset", json=ROI, headers={"Prefer": "respond-async"}),
         "audit": lambda: get("/audit"),
+        "overview": lambda: get("/overview"),
+        "decisions": lambda: get("/decisions", params=ROI),
+        "stats": lambda: get("/stats", params=ROI),
+        "scores": lambda: get("/scores", params=ROI),
+        "storage": lambda: get("/storage"),
+        "verify": lambda: post("/verify"),
+        "backup": lambda: get("/backup", params=ROI),
         "health": lambda: get("/health"),
     }
 
@@ -110,6 +117,7 @@ def test_every_call_says_that_the_folder_has_vanished_and_makes_no_other(
     api.models.with_name("away").rename(api.models)
     answer_of(api.infer(plates([9])[0]))
     assert answer_of(api.fit(plates([4])))["n_ok_total"] == 4
+    api.client.app.state.history.flush(60)  # type: ignore[attr-defined]
     told = answer_of(api.client.get("/health"))
     assert told["status"] == "ok" or (vanish is emptied and "audit file was moved" in told["reason"]), told
     assert len(answer_of(api.client.get("/audit"))["entries"]) == 2
