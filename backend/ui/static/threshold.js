@@ -45,4 +45,4 @@ const showHistogram = (box) => {
   fields.score_mode.value = data.mode;
   show();
 };
-document.body.addEventListener("htmx:load", ({ target }) => target.querySelectorAll(".histogram").forEach(showHistogram));
+document.body.addEventListener("htmx:load", ({ target }) => target.querySelectorAll(".histogram:not(:has(.uplot))").forEach(showHistogram));
