@@ -213,3 +213,7 @@ def _named(field: str, value: object) -> str:
     """Return the name of a setting and its value, unless that is a secret."""
     shown = field != "api_keys" and isinstance(value, str | int | float)
     return f"BDI_{field.upper()} {f'is {value!r}, which' if shown else 'has a value that'}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
