@@ -253,7 +253,8 @@ def test_the_demo_finds_defects_with_the_real_server_and_leaves_a_page(tmp_path)
 @pytest.mark.skipif(sys.platform == "win32", reason="Ctrl-C cannot be sent to one process there")
 def test_the_demo_keeps_the_page_of_its_service_there_until_it_is_interrupted(tmp_path):
     command = (
-        "import sys; from backend.cli import main; "
+        "import signal, sys; from backend.cli import main; "
+        "signal.signal(signal.SIGINT, signal.default_int_handler); "  # ignored where the tests run in the background
         "sys.exit(main(['demo', '--n-good', '10', '--serve', '--out', sys.argv[1]]))"
     )
     environment = {**os.environ, "BDI_EXTRACTOR": "filter-bank", "PYTHONUNBUFFERED": "1"}
