@@ -9,11 +9,13 @@ behind the answer: it costs an inspection nothing, and may fail without one fail
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import logging
 import queue
 import re
+import shutil
 import threading
 import time
 import zipfile
@@ -37,6 +39,9 @@ _WAITING: Final = 32
 _WAITING_BYTES: Final = 256_000_000
 _LOOK_AGAIN: Final = 64
 """Files after which the folder is listed again: another process may write to it as well."""
+
+_RESERVE_BYTES: Final = 1_000_000_000
+"""What images leave free of the disk at least; a tenth of it where that is less."""
 
 _DIGITS: Final = 16
 _NAME: Final = re.compile(rf"[0-9]{{1,19}}-[0-9a-f]{{{_DIGITS}}}\.zip")
@@ -164,13 +169,21 @@ class AuditImages:
             self._models.check()
         # First room, then the file: what is kept never passes the limit.
         sizes = {group: sum(n_bytes for _, n_bytes in files.values()) for group, files in kept.items()}
-        while sum(sizes.values()) + len(data) > self._max_bytes:
+        most = min(self._max_bytes, sum(sizes.values()) + self._free_bytes())
+        while sum(sizes.values()) + len(data) > most:
+            if not any(sizes.values()):
+                raise OSError(errno.ENOSPC, "what is left of the disk is for what is more important than images")
             group = max(sizes, key=lambda name: sizes[name])
             oldest = min(kept[group], key=lambda name: kept[group][name])
             remove(self._folder / group / oldest)
             sizes[group] -= kept[group].pop(oldest)[1]
         write_atomic(path, data)
         kept[path.parent.name][path.name] = (time.time_ns(), len(data))
+
+    def _free_bytes(self) -> int:
+        """Return what images may still take of the disk; negative where they must give way to what goes before them."""
+        disk = shutil.disk_usage(next(each for each in (self._folder, *self._folder.parents) if each.exists()))
+        return disk.free - min(_RESERVE_BYTES, disk.total // 10)
 
     def _listed(self) -> dict[str, dict[str, tuple[int, int]]]:
         kept: dict[str, dict[str, tuple[int, int]]] = defaultdict(dict)

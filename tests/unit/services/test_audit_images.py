@@ -90,6 +90,27 @@ def test_a_flood_of_good_parts_does_not_push_out_the_bad_ones(folder: Path) -> N
     assert images.dropped == 0
 
 
+def test_images_leave_room_on_the_disk_for_what_is_more_important(folder: Path, monkeypatch: Any) -> None:
+    taken = 0
+
+    def disk(_: Path) -> SimpleNamespace:
+        used = sum(path.stat().st_size for path in files(folder))
+        return SimpleNamespace(total=100_000, free=100_000 - used - taken)
+
+    monkeypatch.setattr(audit_images.shutil, "disk_usage", disk)
+    images = AuditImages(folder, max_bytes=1_000_000)
+    for number in range(1, 60):
+        keep(images, number)
+        while images._waiting_bytes:
+            threading.Event().wait(0.001)
+    assert 60_000 < sum(path.stat().st_size for path in files(folder)) <= 90_000
+    assert images.dropped == 0
+    taken = 200_000
+    keep(images, 60)
+    images.close()
+    assert (files(folder), images.dropped) == ([], 1), "the oldest make room, and none is kept where there is none"
+
+
 def test_the_limit_holds_after_a_restart_too_and_with_another_process(folder: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr(audit_images, "_LOOK_AGAIN", 4)
     first, second = (AuditImages(folder, max_bytes=30_000) for _ in range(2))
