@@ -18,6 +18,7 @@ from backend.api.fields import Amount, Count, Reply
 from backend.api.own_threads import on_readers_threads, on_writers_threads
 from backend.api.routing import Route
 from backend.api.store_schemas import JobStarted
+from backend.artifacts.disk_limit import disk_space
 from backend.artifacts.files import TEMP_PREFIX, make_folder, scratch_folder, writing
 from backend.artifacts.layout import walk
 from backend.errors import ArchiveRefused, NotFound, StorageFailed
@@ -50,11 +51,10 @@ class StorageAnswer(Reply):
 def storage(request: Request, service: ServiceOf, settings: SettingsOf) -> StorageAnswer:
     """Tell how much the models folder holds, as of the last look over it, and how much its disk has room for."""
     service.store.folder.check()
-    folder = settings.models_dir.absolute()
     used_bytes = service.store.disk.used_bytes
     if used_bytes is None:
         used_bytes = sum(entry.n_bytes for entry in walk(settings.models_dir))
-    disk = shutil.disk_usage(next(each for each in (folder, *folder.parents) if each.exists()))
+    disk = disk_space(settings.models_dir.absolute())
     return StorageAnswer(
         used_gb=used_bytes / _GB,
         free_gb=disk.free / _GB,

@@ -5,12 +5,26 @@ from __future__ import annotations
 import shutil
 import threading
 from pathlib import Path
+from typing import NamedTuple
 
 from backend.artifacts.files import stamp, writing
 from backend.artifacts.layout import walk
 from backend.errors import StorageFull
 
 _GB = 1_000_000_000
+
+
+class DiskSpace(NamedTuple):
+    """Room on a disk, bytes."""
+
+    total: int
+    free: int
+
+
+def disk_space(folder: Path) -> DiskSpace:
+    """Return the room on the disk that a folder lies on, or would lie on."""
+    found = shutil.disk_usage(next(each for each in (folder, *folder.parents) if each.exists()))
+    return DiskSpace(found.total, found.free)
 
 
 class DiskLimit:

@@ -15,6 +15,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
+from backend.artifacts.files import identity
 from backend.artifacts.model_key import ModelKey
 from backend.artifacts.models_folder import ModelsFolder
 from backend.calib import Calibration
@@ -248,11 +249,11 @@ class History:
     def _connected(self) -> Writer:
         if self._models is not None:
             self._models.ensure()
-        if self._writer is not None and self._file != _identity(self._path):
+        if self._writer is not None and self._file != identity(self._path):
             self._disconnect()  # moved, or deleted: what is written to it nobody will read
         if self._writer is None:
             self._writer = Writer(open_to_write(self._path), self.kept)
-            self._file = _identity(self._path)
+            self._file = identity(self._path)
         return self._writer
 
     def _disconnect(self) -> None:
@@ -276,11 +277,3 @@ class History:
         with self._changed:
             self._is_suspect = False
             self._changed.notify_all()
-
-
-def _identity(path: Path) -> tuple[int, int] | None:
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino

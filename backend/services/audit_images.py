@@ -15,7 +15,6 @@ import json
 import logging
 import queue
 import re
-import shutil
 import threading
 import time
 import zipfile
@@ -25,6 +24,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from backend.artifacts.disk_limit import disk_space
 from backend.artifacts.files import names_in, read_file, remove, stamp, write_atomic
 from backend.artifacts.model_key import ModelKey
 from backend.artifacts.models_folder import ModelsFolder
@@ -182,7 +182,7 @@ class AuditImages:
 
     def _free_bytes(self) -> int:
         """Return what images may still take of the disk; negative where they must give way to what goes before them."""
-        disk = shutil.disk_usage(next(each for each in (self._folder, *self._folder.parents) if each.exists()))
+        disk = disk_space(self._folder)
         return disk.free - min(_RESERVE_BYTES, disk.total // 10)
 
     def _listed(self) -> dict[str, dict[str, tuple[int, int]]]:

@@ -148,7 +148,7 @@ class Page:
 
     def call_address(self, path: str, **query: Any) -> str:
         """Return the address of a public call about the ROI, for an image or a download that the browser asks for."""
-        return self.address(path, recipe_id=self.selection.recipe, **self.selection.roi, **query)
+        return self.address(path, **self.selection.fields, **query)
 
     async def form(self) -> Mapping[str, str]:
         """Return the fields of a form; files are sent to the public calls, never through the page.

@@ -10,19 +10,10 @@ from typing import Any
 import pytest
 
 from tests.testkit.app import Api, answer_of, error_of, running_app
-from tests.testkit.client import ROI, ROLE
+from tests.testkit.client import JSON_ROUTES, ROI, ROLE
 from tests.testkit.fakes import plates
 
 FORM = {"role_id": ROLE, "roi_id": ROI}
-JSON_ROUTES = [
-    "/calibrate_ng",
-    "/calibrate_dataset",
-    "/infer_dataset",
-    "/refit",
-    "/recipes/copy",
-    "/versions/activate",
-    "/versions/compare",
-]
 
 
 @pytest.fixture(scope="module")

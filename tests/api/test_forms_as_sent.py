@@ -11,7 +11,7 @@ import pytest
 
 from backend.serving.file_names import MAX_NAME_CHARS, decoded_words, extended_name, safe_name
 from tests.testkit.app import Api, answer_of, error_of, running_app
-from tests.testkit.client import ROI, ROLE
+from tests.testkit.client import JSON_ROUTES, ROI, ROLE
 from tests.testkit.fakes import encoded, good_image
 
 MODEL = {"role_id": ROLE, "roi_id": ROI}
@@ -19,15 +19,6 @@ INSPECTION = {**MODEL, "mm_per_px": "0.2"}
 PNG = encoded(good_image(9, image_hw=(64, 64)))
 BOUNDARY = b"a-boundary"
 FORM_ROUTES = ("/infer", "/fit_ok", "/datasets/ok/upload", "/datasets/ng/upload")
-JSON_ROUTES = (
-    "/calibrate_ng",
-    "/calibrate_dataset",
-    "/infer_dataset",
-    "/refit",
-    "/recipes/copy",
-    "/versions/activate",
-    "/versions/compare",
-)
 
 
 @pytest.fixture(scope="module")

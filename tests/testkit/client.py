@@ -18,6 +18,17 @@ from backend.demo.client import Client as Connection
 from tests.testkit.fakes import encoded, good_image
 
 ROLE, ROI = "Inspection", "inspection-1"
+JSON_ROUTES = (
+    "/calibrate_ng",
+    "/calibrate_dataset",
+    "/infer_dataset",
+    "/refit",
+    "/recipes/copy",
+    "/versions/activate",
+    "/versions/compare",
+)
+"""All calls that take a JSON body."""
+
 FINAL_STATES = {"done", "failed", "cancelled", "lost"}
 DEADLINE_S = 120.0
 

@@ -97,7 +97,7 @@ def test_images_leave_room_on_the_disk_for_what_is_more_important(folder: Path, 
         used = sum(path.stat().st_size for path in files(folder))
         return SimpleNamespace(total=100_000, free=100_000 - used - taken)
 
-    monkeypatch.setattr(audit_images.shutil, "disk_usage", disk)
+    monkeypatch.setattr(audit_images, "disk_space", disk)
     images = AuditImages(folder, max_bytes=1_000_000)
     for number in range(1, 60):
         keep(images, number)
