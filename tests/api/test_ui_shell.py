@@ -258,7 +258,7 @@ def test_no_template_has_anything_inline(template: str) -> None:
     assert not re.search(r"https?://|[\"'(]//", text)
 
 
-HOSTILE = "\"><script>alert(1)</script>'&{{7*7}}"
+HOSTILE = "\"><script>alert(1)</script>'&{{7777*7777}}"
 
 
 @pytest.mark.parametrize("path", PAGES)
@@ -267,7 +267,7 @@ def test_what_an_address_holds_is_escaped(open_api: Api, path: str, field: str) 
     answer = open_api.client.get(path, params={"role_id": "Inspection", "roi_id": "a", field: HOSTILE})
     assert answer.headers["Content-Type"].startswith("text/html")
     assert "<script>alert" not in answer.text
-    assert "49" not in re.sub(r'"[0-9a-f]{64}"|/static/[0-9a-f]+/', "", answer.text)
+    assert "60481729" not in answer.text, "a template in an address is text"
     _Inline().feed(answer.text)
 
 
